@@ -1,0 +1,67 @@
+// Catalog: an open store with its models (layer: catalog/read). The one object that handlers, mount and write share.
+//
+// Thread-safe. Models are read through here; catalog/write changes them under writer_mutex() and then calls
+// NotifyChanged.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "catalog/read/read_engine.h"
+#include "catalog/read/worker_pool.h"
+#include "catalog/schema/records.h"
+#include "catalog/store/kv_store.h"
+
+namespace modelstore {
+
+struct CatalogOptions {
+  bool create_if_missing = false;
+  bool read_only = false;
+  uint64_t memory_budget_bytes = 1ull << 30;     // hard, all of it: RocksDB's share, block cache, buffers of a push
+  unsigned threads = 0;                          // 0: one a core
+  std::function<Status(uint64_t)> before_write;  // StoreOptions::before_write
+};
+
+class Catalog {
+ public:
+  // Errors: as OpenRocksStore.
+  static Result<std::unique_ptr<Catalog>> Open(const std::string& dir, const CatalogOptions& options);
+  // Over a store of the caller's (tests).
+  static Result<std::unique_ptr<Catalog>> OverStore(std::unique_ptr<KvStore> store, std::string dir,
+                                                    const CatalogOptions& options);
+  ~Catalog();
+
+  const std::string& dir() const;
+  KvStore& store();
+  ReadEngine& reader();
+  WorkerPool& pool();
+  // Budget for a push's own buffers.
+  uint64_t write_budget_bytes() const;
+
+  Result<ModelRecord> FindModel(std::string_view name) const;  // Errors: NotFound
+  // All models, sorted by name.
+  Result<std::vector<ModelRecord>> ListModels() const;
+  Result<CatalogMeta> Meta() const;
+
+  // Pushes hold it shared for their whole length, prune and rm exclusive: nothing is collected under a push.
+  std::shared_mutex& collect_mutex();
+  // Held for the moment of publishing (read meta and models, write one batch).
+  std::mutex& publish_mutex();
+
+  // Called (outside all locks) after models appeared, vanished or changed name. `names`: top-level names affected.
+  void SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed);
+  void NotifyChanged(const std::vector<std::string>& names);
+
+ private:
+  struct Impl;
+  explicit Catalog(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace modelstore

@@ -1,0 +1,106 @@
+// ReadEngine: (file, offset, length) -> bytes (layer: catalog/read; never sees catalog/write).
+//
+// Thread-safe, any number of readers. Decoded blocks live in one cache; a block that many readers want is decoded once
+// (single flight) and no lock is held while anything is decoded or read from the store. Everything the engine holds
+// (cached blocks, blocks being decoded, predictions, coded bytes) counts against one hard budget. Opened files and
+// tensors are immutable snapshots: they stay readable while the object lives, whatever is removed from the catalog,
+// until prune collects; prune asks PinnedTensors() what must stay.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "catalog/read/worker_pool.h"
+#include "catalog/schema/records.h"
+#include "catalog/store/kv_store.h"
+#include "codec/decode/frame.h"
+
+namespace modelstore {
+
+struct ReadOptions {
+  uint64_t memory_budget_bytes = 1ull << 30;  // at least kMinReadBudgetBytes
+  uint64_t prefetch_bytes = 16ull << 20;      // ahead of a sequential reader; 0: none
+};
+inline constexpr uint64_t kMinReadBudgetBytes = 16ull << 20;
+
+// A parsed tensor record. Immutable.
+struct OpenTensor {
+  TensorId id;
+  TensorRecord record;
+  Frame frame;
+};
+using TensorRef = std::shared_ptr<const OpenTensor>;
+
+// A decoded block, alive as long as someone holds it.
+class BlockRef {
+ public:
+  BlockRef() = default;
+  explicit BlockRef(std::shared_ptr<const Bytes> bytes) : bytes_(std::move(bytes)) {}
+  ByteSpan bytes() const { return bytes_ ? ByteSpan(*bytes_) : ByteSpan(); }
+
+ private:
+  std::shared_ptr<const Bytes> bytes_;
+};
+
+// A file ready for reading: its extents with their offsets. Holds what the sequential-access detector knows.
+class OpenFile;
+using FileRef = std::shared_ptr<OpenFile>;
+
+struct ReadStats {
+  uint64_t cache_bytes = 0, cache_capacity_bytes = 0, peak_bytes = 0;
+  uint64_t hits = 0, misses = 0, waits = 0;  // waits: joined somebody else's decode
+  uint64_t decoded_blocks = 0, decoded_bytes = 0, prefetched_blocks = 0;
+};
+
+class ReadEngine {
+ public:
+  // `store` and `pool` outlive the engine.
+  ReadEngine(const KvStore& store, WorkerPool& pool, const ReadOptions& options);
+  ~ReadEngine();  // waits for prefetches under way
+
+  // Errors: NotFound, Corruption, Unsupported, Io.
+  Result<FileRef> OpenFileByHash(const Sha256Digest& sha256);
+  Result<TensorRef> OpenTensorById(const TensorId& id);
+
+  // Copies up to out.size() bytes from `offset`; fewer only at the end of the file. Errors: Corruption, Io: `out` is
+  // then undefined and no byte of it may be used.
+  Result<size_t> Read(const FileRef& file, uint64_t offset, MutableByteSpan out);
+  // The decoded block of a tensor, from the cache or decoded now. `keep`: leave it in the cache.
+  Result<BlockRef> ReadBlock(const TensorRef& tensor, uint32_t index, bool keep = true);
+  // Bytes [offset, offset + out.size()) of a tensor.
+  Status ReadTensor(const TensorRef& tensor, uint64_t offset_bytes, MutableByteSpan out);
+  // Elements [begin, begin + elems) of `view` converted to `coded_dtype`: a delta's prediction. Used by decoding and by
+  // push, so that both see the same bits.
+  Status ReadPrediction(const std::vector<ViewSegment>& view, DType coded_dtype, uint64_t begin_elems,
+                        MutableByteSpan out);
+  // Decodes the file's blocks of [offset, offset + bytes) into the cache, in the background.
+  void Prefetch(const FileRef& file, uint64_t offset, uint64_t bytes);
+
+  // Tensors reachable from files that are open now (with their bases).
+  std::vector<TensorId> PinnedTensors() const;
+  ReadStats stats() const;
+  // Forgets cached blocks and parsed tensors (tests, benchmarks, after prune).
+  void DropCaches();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+class OpenFile {
+ public:
+  uint64_t bytes() const;
+  const FileRecord& record() const;
+
+ private:
+  friend class ReadEngine;
+  struct Impl;
+  explicit OpenFile(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+
+ public:
+  ~OpenFile();
+};
+
+}  // namespace modelstore

@@ -1,0 +1,167 @@
+// What each key and value of the catalog means (layer: catalog/schema). docs/format.md is the specification.
+//
+// Records are plain values; Serialize and Parse are inverse; Parse takes untrusted bytes: sizes are bounded before
+// anything is allocated, an unknown record version or kind is Unsupported, trailing or missing bytes are Corruption.
+// Field numbers, kinds and key layouts are on disk: never renumber.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "codec/support/bytes.h"
+#include "codec/support/hash.h"
+#include "codec/support/status.h"
+#include "codec/tensor/dtype.h"
+
+namespace modelstore {
+
+inline constexpr uint32_t kFormatVersion = 1;
+inline constexpr uint32_t kMaxRank = 64;           // dimensions of a tensor
+inline constexpr uint32_t kMaxInlineLiteral = 64;  // bytes of a literal extent
+
+using ModelId = uint64_t;  // never reused; survives a rename
+using PushId = uint64_t;   // never reused; names the blocks one push wrote
+
+// Identity of stored content: hash of dtype, shape and bytes, and an ordinal among contents with the same hash (0
+// unless somebody made a collision).
+struct TensorId {
+  Hash128 hash;
+  uint16_t ordinal = 0;
+  auto operator<=>(const TensorId&) const = default;
+};
+
+// How a run of consecutive elements of a delta sees its base. A view is a list of segments that tile the tensor.
+struct ViewSegment {
+  enum class Kind : uint8_t {
+    kIdentity = 0,  // element i of the segment is predicted by element base_offset_elems + i of `base`, converted to
+                    // the frame's coded dtype
+    kNone = 1,               // no base: predicted as zero (rows that a base with a smaller vocabulary lacks)
+  } kind = Kind::kIdentity;  // 2.. reserved: row permutation, transpose, row range
+  uint64_t elems = 0;
+  TensorId base;
+  uint64_t base_offset_elems = 0;
+};
+
+// families: tensors, key TensorKey(id)
+struct TensorRecord {
+  DType dtype = DType::kOpaque;
+  std::vector<uint64_t> shape;
+  uint64_t bytes = 0;        // logical
+  uint64_t coded_bytes = 0;  // sum of the block values' sizes
+  PushId push = 0;
+  uint32_t first_block = 0;
+  uint32_t block_count = 0;
+  uint8_t depth = 0;              // 0: no base; 1: its base has depth 0; …
+  Bytes frame;                    // codec/decode/frame.h
+  std::vector<ViewSegment> view;  // empty unless the frame is a delta
+};
+
+// A file is the concatenation of its extents.
+struct Extent {
+  enum class Kind : uint8_t {
+    kLiteral = 0,     // `literal` holds the bytes (at most kMaxInlineLiteral)
+    kTensor = 1,      // all bytes of `tensor`
+    kTensorPart = 2,  // bytes [offset_bytes, offset_bytes + bytes) of `tensor` (derived files)
+  } kind = Kind::kTensor;
+  uint64_t bytes = 0;
+  TensorId tensor;
+  uint64_t offset_bytes = 0;
+  Bytes literal;
+  std::string name;  // the tensor's name in its container; "" for headers, padding and content
+};
+
+enum class FileKind : uint8_t { kContent = 0, kSafetensors = 1 };
+
+// family files, key FileKey(sha256)
+struct FileRecord {
+  FileKind kind = FileKind::kContent;
+  uint64_t bytes = 0;
+  std::vector<Extent> extents;
+};
+
+struct ModelFile {
+  std::string path;  // relative, '/'-separated, no empty, '.' or '..' component
+  Sha256Digest sha256{};
+  uint64_t bytes = 0;
+  uint32_t mode = 0444;  // permission bits of the source & 0444
+  int64_t mtime_ns = 0;
+};
+
+enum class Fidelity : uint8_t { kExact = 0, kCompact = 1 };
+
+// family models, key = name
+struct ModelRecord {
+  ModelId id = 0;
+  std::string name;
+  Fidelity fidelity = Fidelity::kExact;
+  int64_t created_ns = 0;
+  PushId push = 0;
+  uint64_t logical_bytes = 0;
+  uint64_t pushed_stored_bytes = 0;  // what its push added, as push reported it
+  ModelId base = 0;                  // the model that gives most base bytes; 0: none
+  std::vector<ModelFile> files;      // sorted by path
+};
+
+// family meta, key "catalog"
+struct CatalogMeta {
+  uint32_t format_version = kFormatVersion;
+  std::vector<std::string> features;  // unknown ones: refuse to open
+  ModelId next_model = 1;
+  PushId next_push = 1;
+  uint64_t model_count = 0;
+  uint64_t model_digest = 0;  // XOR over models of ModelDigest(record): notices a vanished model
+};
+inline constexpr std::string_view kCatalogMetaKey = "catalog";
+
+// A sampled fingerprint of a tensor of at least kSketchMinElems elements (family sketches, key TensorKey(id)): `values`
+// are the bfloat16 bit patterns (truncated) of elements at fixed fractional positions, so that a finetune's sketch is
+// near its base's.
+inline constexpr uint64_t kSketchMinElems = 64 * 1024;
+inline constexpr size_t kSketchValues = 64;
+struct SketchRecord {
+  DType dtype = DType::kOpaque;
+  std::vector<uint64_t> shape;
+  std::vector<uint16_t> values;
+};
+
+Bytes Serialize(const TensorRecord& record);
+Bytes Serialize(const FileRecord& record);
+Bytes Serialize(const ModelRecord& record);
+Bytes Serialize(const CatalogMeta& record);
+Bytes Serialize(const SketchRecord& record);
+Result<TensorRecord> ParseTensorRecord(ByteSpan bytes);
+Result<FileRecord> ParseFileRecord(ByteSpan bytes);
+Result<ModelRecord> ParseModelRecord(ByteSpan bytes);
+Result<CatalogMeta> ParseCatalogMeta(ByteSpan bytes);
+Result<SketchRecord> ParseSketchRecord(ByteSpan bytes);
+uint64_t ModelDigest(const ModelRecord& record);
+
+// Keys. Numbers are big-endian so that byte order is numeric order.
+std::string TensorKey(const TensorId& id);  // 18 bytes: hash high, low, ordinal
+Result<TensorId> ParseTensorKey(std::string_view key);
+std::string TensorKeyPrefix(const Hash128& hash);                      // 16 bytes: all ordinals of a hash
+std::string BlockKey(PushId push, uint32_t index);                     // 12 bytes
+std::string BlockKeyPrefix(PushId push);                               // 8 bytes
+std::string FileKey(const Sha256Digest& sha256);                       // 32 bytes
+std::string EdgeKey(const TensorId& base, const TensorId& dependent);  // 36 bytes, value empty
+Result<TensorId> ParseEdgeDependent(std::string_view key);
+
+// Hash that identifies a tensor: dtype, rank and dimensions, then the bytes.
+Hasher128 StartTensorHash(DType dtype, const std::vector<uint64_t>& shape);
+
+// A block's value: 8 bytes Checksum64 of the rest, then the coded bytes.
+inline constexpr size_t kBlockHeaderBytes = 8;
+Bytes SealBlock(ByteSpan coded);
+// The coded bytes. Errors: Corruption when the checksum disagrees.
+Result<ByteSpan> OpenBlock(ByteSpan value);
+
+// A model's name: components separated by '/', each 1-255 bytes of UTF-8 without control characters, not '.' or '..',
+// not starting with '-'; at most 1024 bytes. Errors: InvalidArgument naming the rule.
+Status CheckModelName(std::string_view name);
+// A file's path within a model, same rules for components but a leading '-' is allowed, at most 4096 bytes.
+Status CheckFilePath(std::string_view path);
+
+}  // namespace modelstore

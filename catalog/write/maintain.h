@@ -1,0 +1,55 @@
+// Everything that changes or checks stored models besides push (layer: catalog/write).
+//
+// Thread-safe through the catalog's mutexes. Deleting publishes first and collects later: Remove only takes names away,
+// Prune frees.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "catalog/read/catalog.h"
+#include "codec/support/job_control.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+struct RemoveReport {
+  std::vector<std::string> models;
+  uint64_t freed_bytes = 0;  // what prune will give back because of it (coded bytes and records)
+};
+// Errors: NotFound; HasDependents listing the models stored against it.
+Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run);
+
+// Errors: NotFound, AlreadyExists (also `a` against `a/b`), InvalidArgument.
+Status Rename(Catalog& catalog, const std::string& from, const std::string& to);
+
+struct PruneReport {
+  uint64_t freed_bytes = 0;  // of records and blocks that nothing refers to
+  uint64_t tensors = 0, files = 0, blocks = 0;
+  uint64_t disk_bytes_before = 0, disk_bytes_after = 0;
+};
+// Removes what no model needs (removed models, unfinished pushes) and gives the space back. Keeps what open files need.
+Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job);
+
+struct VerifyFailure {
+  std::string model, file, reason;
+};
+struct VerifyReport {
+  uint64_t checked = 0;  // files
+  uint64_t checked_bytes = 0;
+  std::vector<VerifyFailure> failed;
+};
+// Decodes every file of the named models (all when empty), compares its SHA-256, and every tensor's hash; with all
+// models also the store's own checksums and that no record refers to a missing one. Errors only when it cannot run at
+// all (NotFound, Io).
+Result<VerifyReport> Verify(Catalog& catalog, const std::vector<std::string>& names, JobControl& job);
+
+struct ExportReport {
+  uint64_t files = 0, bytes = 0;
+};
+// Writes the model's files below `dir` (created; a file that exists is refused), with mode and mtime; each is written
+// under a temporary name, synced and renamed; hash compared. Errors: NotFound, AlreadyExists, NoSpace, Io, Cancelled.
+Result<ExportReport> Export(Catalog& catalog, const std::string& name, const std::string& dir, JobControl& job);
+
+}  // namespace modelstore

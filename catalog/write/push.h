@@ -1,0 +1,74 @@
+// Push: store a file or folder as a model (layer: catalog/write).
+//
+// Source bytes are read with pread from files opened once; a source that changes or vanishes while it is read is an
+// error and nothing is published. What is reported as stored has been decoded again from the store and compared.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "catalog/read/catalog.h"
+#include "codec/support/job_control.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+// One file to store. Opened by the caller with its own rights (the daemon's clients pass descriptors).
+struct SourceFile {
+  std::string path;      // within the model
+  std::string shown_as;  // for messages: the path as the user knows it
+  int fd = -1;           // read-only, regular; owned by SourceTree
+  uint64_t bytes = 0;
+  uint32_t mode = 0;
+  int64_t mtime_ns = 0;
+};
+
+// The files below a path, opened. Closes them when destroyed.
+class SourceTree {
+ public:
+  SourceTree() = default;
+  SourceTree(SourceTree&& other) noexcept;
+  SourceTree& operator=(SourceTree&& other) noexcept;
+  ~SourceTree();
+
+  // `path`: a file, a folder, or a link to one. Links to files inside are followed; links to folders, sockets, devices
+  // and FIFOs are refused by name, as are files under `refused_prefix` (our own mount; "" for none). Files are sorted
+  // by path. Opening is lazy when there are more files than descriptors allow: see EnsureOpen. Errors: NotFound,
+  // PermissionDenied, InvalidArgument, Io.
+  static Result<SourceTree> Scan(const std::string& path);
+
+  const std::string& default_name() const { return default_name_; }  // PATH's last component
+  const std::vector<SourceFile>& files() const { return files_; }
+  uint64_t total_bytes() const;
+
+ private:
+  std::string default_name_;
+  std::vector<SourceFile> files_;
+};
+
+struct PushOptions {
+  std::string name;
+  enum class Base { kAuto, kNone, kNamed } base = Base::kAuto;
+  std::string base_name;  // kNamed
+};
+
+struct PushReport {
+  std::string name;
+  std::string base;  // "" for none
+  uint64_t logical_bytes = 0;
+  uint64_t stored_bytes = 0;  // all bytes this push added: keys, values, records, blocks
+  double seconds = 0;
+  bool verified = false;
+  // Logical bytes by how they are stored.
+  uint64_t identical_file_bytes = 0, identical_tensor_bytes = 0, self_bytes = 0, delta_bytes = 0, raw_bytes = 0,
+           content_bytes = 0;
+};
+
+// Errors: AlreadyExists (name taken, or `a` against `a/b`), NotFound (--base), InvalidArgument (name), NoSpace (says
+// how much is missing; checked before and while writing), Io (source changed), Cancelled, ResourceExhausted. On any
+// error nothing is published and what was written is removed (or left for prune when even that fails).
+Result<PushReport> Push(Catalog& catalog, const SourceTree& source, const PushOptions& options, JobControl& job);
+
+}  // namespace modelstore

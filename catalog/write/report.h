@@ -1,0 +1,64 @@
+// What is stored and what it costs (layer: catalog/write; read-only).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "catalog/read/catalog.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+// Logical bytes by the way they are stored; a byte is counted once, at the first model (by creation) that holds it.
+struct LevelBytes {
+  uint64_t identical_file = 0, identical_tensor = 0, self = 0, delta = 0, raw = 0, content = 0, compact = 0;
+};
+
+struct ModelUsage {
+  std::string name;
+  std::string
+      kind;  // "base" (others are stored against it), "finetune" (has a base), "files" (no tensors), else "model"
+  std::string fidelity;  // "exact"
+  std::string base;      // "" for none
+  uint64_t logical_bytes = 0;
+  uint64_t stored_bytes = 0;  // its exclusive share
+  uint64_t shared_bytes = 0;  // coded bytes of content that other models hold too
+  LevelBytes levels;          // of its own logical bytes
+  int64_t created_ns = 0;
+  uint64_t files = 0;
+};
+
+struct StoreReport {
+  uint64_t logical_bytes = 0, stored_bytes = 0, disk_bytes = 0;
+  double saved_fraction = 0;  // 1 - stored / logical; 0 when empty
+  LevelBytes levels;
+  uint64_t prunable_bytes = 0;
+  std::vector<ModelUsage> models;  // sorted by name
+};
+Result<StoreReport> MakeReport(Catalog& catalog);
+
+struct TensorUsage {
+  std::string name, dtype, encoding, base_model, base_tensor;
+  std::vector<uint64_t> shape;
+  uint64_t logical_bytes = 0, stored_bytes = 0;
+};
+struct FileUsage {
+  std::string path, sha256, kind;  // "safetensors", "content"
+  uint64_t logical_bytes = 0, stored_bytes = 0;
+  std::vector<TensorUsage> tensors;  // named tensors in file order
+};
+struct ModelDetail {
+  ModelUsage usage;
+  std::vector<FileUsage> files;
+};
+// Errors: NotFound.
+Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name);
+
+// Logical and stored bytes of one file (du's st_blocks, the mount's xattr). Cheap: reads records only.
+struct FileCost {
+  uint64_t stored_bytes = 0;
+  std::string base;  // model name, "" for none
+};
+
+}  // namespace modelstore

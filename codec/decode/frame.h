@@ -1,0 +1,50 @@
+// Frame: how one tensor is coded, everything a decoder needs besides the blocks (layer: codec/decode).
+//
+// A tensor is cut into blocks of block_elems elements (the last may be shorter); each decodes independently. A block
+// whose coded bytes are exactly as many as its elements' bytes is stored raw, whatever the frame's encoding.
+// docs/format.md, "Frames". Immutable after parsing; safe to share between threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "codec/kernels/rans_tables.h"
+#include "codec/support/bytes.h"
+#include "codec/support/status.h"
+#include "codec/tensor/dtype.h"
+
+namespace modelstore {
+
+enum class Encoding : uint8_t {
+  kRaw = 0,
+  kZstd = 1,   // each block a zstd frame
+  kSelf = 2,   // entropy-coded by itself
+  kDelta = 3,  // entropy-coded difference to a prediction made from the base
+};
+
+inline constexpr uint32_t kBlockBytes = 256 * 1024;  // of a block in the tensor's dtype, as written by this build
+inline constexpr uint32_t kMaxBlockElems = 1u << 20;
+
+struct Frame {
+  Encoding encoding = Encoding::kRaw;
+  DType dtype = DType::kOpaque;
+  // The dtype that is entropy-coded: `dtype`, or kBF16 for a kF32 tensor whose low 16 bits are all zero. A delta's
+  // prediction is given in this dtype.
+  DType coded_dtype = DType::kOpaque;
+  uint64_t elems = 0;
+  uint32_t block_elems = 0;
+  RansModel model;  // kSelf and kDelta
+
+  uint32_t BlockCount() const;
+  // Elements of block `index` (< BlockCount()).
+  uint32_t BlockElems(uint32_t index) const;
+  uint64_t BlockBegin(uint32_t index) const { return uint64_t{index} * block_elems; }
+};
+
+Bytes SerializeFrame(const Frame& frame);
+// Errors: Corruption, Unsupported.
+Result<Frame> ParseFrame(ByteSpan bytes);
+// Raw (or zstd) frame for `elems` elements.
+Frame PlainFrame(Encoding encoding, DType dtype, uint64_t elems);
+
+}  // namespace modelstore
