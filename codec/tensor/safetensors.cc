@@ -1,0 +1,315 @@
+// A streaming (SAX) parse: a hostile header of 100 MB costs its tensors' entries and never a JSON tree, and nesting is
+// bounded by the grammar itself, since an object or array is refused wherever the format has none.
+#include "codec/tensor/safetensors.h"
+
+#include <algorithm>
+#include <exception>
+#include <new>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <string_view>
+#include <utility>
+
+#include "codec/support/hash.h"
+
+namespace modelstore {
+namespace {
+
+constexpr std::string_view kMetadataKey = "__metadata__";
+constexpr size_t kMaxNameBytes = 65535;
+constexpr size_t kMaxRank = 64;
+constexpr size_t kMaxShownBytes = 96;
+
+// For messages: printable ASCII stays, everything else (terminal escapes, newlines, non-ASCII) becomes \xNN.
+std::string Quoted(std::string_view s) {
+  std::string out = "\"";
+  for (const char c : s.substr(0, kMaxShownBytes)) {
+    if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
+      out.push_back(c);
+    } else {
+      out += "\\x" + ToHex(AsBytes({&c, 1}));
+    }
+  }
+  return out + (s.size() > kMaxShownBytes ? "\"…" : "\"");
+}
+
+Status BadHeader(std::string detail) { return Corruption("safetensors header: " + std::move(detail)); }
+Status BadTensor(std::string_view name, std::string_view detail) {
+  return BadHeader("tensor " + Quoted(name) + ": " + std::string(detail));
+}
+
+bool Multiply(uint64_t a, uint64_t b, uint64_t* product) { return !__builtin_mul_overflow(a, b, product); }
+
+// Receives nlohmann's events; the first broken rule ends the parse and stays in status().
+class HeaderSax {
+ public:
+  HeaderSax(uint64_t header_bytes, uint64_t file_bytes) : header_bytes_(header_bytes), file_bytes_(file_bytes) {}
+
+  const Status& status() const { return status_; }
+  std::vector<TensorEntry> TakeTensors() { return std::move(tensors_); }
+  // No two keys of __metadata__ alike. Hashes stand for the keys: a header of 14 million keys fits in memory.
+  bool MetadataKeysAreUnique() {
+    std::sort(metadata_keys_.begin(), metadata_keys_.end());
+    return std::adjacent_find(metadata_keys_.begin(), metadata_keys_.end()) == metadata_keys_.end();
+  }
+
+  bool null() { return Unexpected("null"); }
+  bool boolean(bool) { return Unexpected("a boolean"); }
+  bool number_integer(int64_t value) { return Unexpected("the negative number " + std::to_string(value)); }
+  bool number_float(double, const std::string&) { return Unexpected("a fraction or a number beyond 2^64 - 1"); }
+  bool binary(std::vector<uint8_t>&) { return Unexpected("binary data"); }
+
+  bool number_unsigned(uint64_t value) {
+    if (place_ == Place::kShape) {
+      if (entry_.shape.size() == kMaxRank) return FailTensor("shape has more than 64 dimensions");
+      entry_.shape.push_back(value);
+      return true;
+    }
+    if (place_ == Place::kOffsets) {
+      if (offset_count_ == 2) return FailTensor("data_offsets has more than two numbers");
+      offsets_[offset_count_++] = value;
+      return true;
+    }
+    return Unexpected("the number " + std::to_string(value));
+  }
+
+  bool string(std::string& value) {
+    if (place_ == Place::kMetadata) return true;
+    if (place_ == Place::kTensor && field_ == Field::kDType) {
+      entry_.dtype = DTypeFromName(value);
+      return true;
+    }
+    return Unexpected("the string " + Quoted(value));
+  }
+
+  bool start_object(size_t) {
+    if (place_ == Place::kTop) {
+      place_ = Place::kRoot;
+      return true;
+    }
+    if (place_ != Place::kRoot) return Unexpected("an object");
+    if (key_is_metadata_) {
+      place_ = Place::kMetadata;
+      return true;
+    }
+    place_ = Place::kTensor;
+    field_ = Field::kNone;
+    seen_ = 0;
+    offset_count_ = 0;
+    return true;
+  }
+
+  bool key(std::string& key) {
+    switch (place_) {
+      case Place::kRoot:
+        return RootKey(key);
+      case Place::kMetadata:
+        metadata_keys_.push_back(HashBytes(AsBytes(key)));
+        return true;
+      default:
+        return TensorKey(key);
+    }
+  }
+
+  bool end_object() {
+    if (place_ == Place::kRoot) {
+      place_ = Place::kTop;
+      return true;
+    }
+    if (place_ == Place::kTensor && !FinishTensor()) return false;
+    place_ = Place::kRoot;
+    return true;
+  }
+
+  bool start_array(size_t) {
+    if (place_ == Place::kTensor && field_ == Field::kShape) {
+      place_ = Place::kShape;
+      return true;
+    }
+    if (place_ == Place::kTensor && field_ == Field::kOffsets) {
+      place_ = Place::kOffsets;
+      return true;
+    }
+    return Unexpected("an array");
+  }
+
+  bool end_array() {
+    place_ = Place::kTensor;
+    return true;
+  }
+
+  bool parse_error(size_t position, const std::string&, const nlohmann::json::exception&) {
+    return Fail(BadHeader("not JSON at byte " + std::to_string(position) + " of " +
+                          std::to_string(header_bytes_ - kSafetensorsLengthBytes)));
+  }
+
+ private:
+  enum class Place { kTop, kRoot, kMetadata, kTensor, kShape, kOffsets };
+  enum class Field : unsigned { kNone = 0, kDType = 1, kShape = 2, kOffsets = 4 };
+  static constexpr unsigned kAllFields = 7;
+
+  bool Fail(Status status) {
+    if (status_.ok()) status_ = std::move(status);
+    return false;
+  }
+  bool FailTensor(std::string_view detail) { return Fail(BadTensor(entry_.name, detail)); }
+
+  bool Unexpected(const std::string& found) {
+    switch (place_) {
+      case Place::kTop:
+        return Fail(BadHeader("expected an object, found " + found));
+      case Place::kMetadata:
+        return Fail(BadHeader("__metadata__ must hold only strings, found " + found));
+      case Place::kRoot:
+        if (key_is_metadata_) return Fail(BadHeader("__metadata__ must be an object, found " + found));
+        return FailTensor("expected an object, found " + found);
+      case Place::kShape:
+        return FailTensor("shape must hold non-negative integers, found " + found);
+      case Place::kOffsets:
+        return FailTensor("data_offsets must hold non-negative integers, found " + found);
+      case Place::kTensor:
+        if (field_ == Field::kDType) return FailTensor("dtype must be a string, found " + found);
+        if (field_ == Field::kShape) return FailTensor("shape must be an array, found " + found);
+        return FailTensor("data_offsets must be an array, found " + found);
+    }
+    return false;
+  }
+
+  bool RootKey(std::string& key) {
+    key_is_metadata_ = key == kMetadataKey;
+    if (key_is_metadata_) {
+      if (std::exchange(has_metadata_, true)) return Fail(BadHeader("__metadata__ appears twice"));
+      return true;
+    }
+    entry_ = {};
+    entry_.name = std::move(key);
+    if (entry_.name.find('\0') != std::string::npos) return FailTensor("the name holds a NUL");
+    if (entry_.name.size() > kMaxNameBytes) return FailTensor("the name is longer than 65535 bytes");
+    return true;
+  }
+
+  bool TensorKey(const std::string& key) {
+    field_ = key == "dtype"          ? Field::kDType
+             : key == "shape"        ? Field::kShape
+             : key == "data_offsets" ? Field::kOffsets
+                                     : Field::kNone;
+    if (field_ == Field::kNone) return FailTensor("unknown field " + Quoted(key));
+    const auto bit = static_cast<unsigned>(field_);
+    if (seen_ & bit) return FailTensor(key + " appears twice");
+    seen_ |= bit;
+    return true;
+  }
+
+  bool FinishTensor() {
+    if (seen_ != kAllFields) return FailTensor("dtype, shape and data_offsets must all be present");
+    if (offset_count_ != 2) return FailTensor("data_offsets must be two numbers");
+    const uint64_t data_bytes = file_bytes_ - header_bytes_;
+    const auto [begin, end] = offsets_;
+    if (begin > end || end > data_bytes) {
+      return FailTensor("data_offsets [" + std::to_string(begin) + ", " + std::to_string(end) +
+                        ") lie outside the data section of " + std::to_string(data_bytes) + " bytes");
+    }
+    uint64_t elems = 1;
+    for (const uint64_t dim : entry_.shape)
+      if (!Multiply(elems, dim, &elems)) return FailTensor("the product of the shape overflows 64 bits");
+    if (entry_.dtype == DType::kOpaque) {
+      entry_.shape = {end - begin};
+    } else {
+      uint64_t bytes = 0;
+      if (!Multiply(elems, DTypeBytes(entry_.dtype), &bytes)) return FailTensor("its size overflows 64 bits");
+      if (bytes != end - begin) {
+        return FailTensor("shape and dtype need " + std::to_string(bytes) + " bytes, data_offsets give " +
+                          std::to_string(end - begin));
+      }
+    }
+    entry_.begin = header_bytes_ + begin;
+    entry_.end = header_bytes_ + end;
+    tensors_.push_back(std::move(entry_));
+    return true;
+  }
+
+  const uint64_t header_bytes_;
+  const uint64_t file_bytes_;
+  Place place_ = Place::kTop;
+  Field field_ = Field::kNone;
+  unsigned seen_ = 0;
+  bool key_is_metadata_ = false;
+  bool has_metadata_ = false;
+  TensorEntry entry_;
+  uint64_t offsets_[2] = {0, 0};
+  unsigned offset_count_ = 0;
+  std::vector<TensorEntry> tensors_;
+  std::vector<Hash128> metadata_keys_;
+  Status status_;
+};
+
+Status CheckNamesUnique(const std::vector<TensorEntry>& tensors) {
+  std::vector<uint32_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return tensors[a].name < tensors[b].name; });
+  const auto twin = std::adjacent_find(order.begin(), order.end(),
+                                       [&](uint32_t a, uint32_t b) { return tensors[a].name == tensors[b].name; });
+  return twin == order.end() ? OkStatus() : BadTensor(tensors[*twin].name, "the name appears twice");
+}
+
+Status SortAndCheckOverlap(std::vector<TensorEntry>& tensors) {
+  std::sort(tensors.begin(), tensors.end(), [](const TensorEntry& a, const TensorEntry& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
+  for (size_t i = 1; i < tensors.size(); ++i)
+    if (tensors[i].begin < tensors[i - 1].end)
+      return BadTensor(tensors[i].name, "its data overlaps that of tensor " + Quoted(tensors[i - 1].name));
+  return OkStatus();
+}
+
+Result<TensorIndex> Parse(std::string_view json, uint64_t header_bytes, uint64_t file_bytes) {
+  HeaderSax sax(header_bytes, file_bytes);
+  const bool parsed = nlohmann::json::sax_parse(json.begin(), json.end(), &sax);
+  RETURN_IF_ERROR(sax.status());
+  if (!parsed) return BadHeader("not JSON");
+  if (!sax.MetadataKeysAreUnique()) return BadHeader("a key of __metadata__ appears twice");
+  TensorIndex index{header_bytes, sax.TakeTensors()};
+  RETURN_IF_ERROR(CheckNamesUnique(index.tensors));
+  RETURN_IF_ERROR(SortAndCheckOverlap(index.tensors));
+  return index;
+}
+
+}  // namespace
+
+Result<uint64_t> SafetensorsHeaderBytes(ByteSpan first_bytes, uint64_t file_bytes) {
+  ByteReader reader(first_bytes);
+  const uint64_t json_bytes = reader.U64();
+  if (!reader.ok() || file_bytes < kSafetensorsLengthBytes) {
+    return BadHeader("the file has " + std::to_string(file_bytes) + " bytes, too few for the 8 bytes of its length");
+  }
+  if (json_bytes > kSafetensorsMaxHeaderBytes) {
+    return BadHeader("its length of " + std::to_string(json_bytes) + " bytes exceeds the format's limit of " +
+                     std::to_string(kSafetensorsMaxHeaderBytes));
+  }
+  if (json_bytes > file_bytes - kSafetensorsLengthBytes) {
+    return BadHeader("its length of " + std::to_string(json_bytes) + " bytes exceeds the file of " +
+                     std::to_string(file_bytes) + " bytes");
+  }
+  return kSafetensorsLengthBytes + json_bytes;
+}
+
+Result<TensorIndex> ParseSafetensorsHeader(ByteSpan header, uint64_t file_bytes) {
+  ASSIGN_OR_RETURN(const uint64_t header_bytes, SafetensorsHeaderBytes(header, file_bytes));
+  if (header.size() != header_bytes) {
+    return BadHeader("expected " + std::to_string(header_bytes) + " bytes, got " + std::to_string(header.size()));
+  }
+  const std::string_view json = AsChars(header.subspan(kSafetensorsLengthBytes));
+  if (json.empty() || json.front() != '{') return BadHeader("does not begin with '{'");
+  // The JSON lexer takes a NUL for the end of its input; what follows one would go unread.
+  if (json.find('\0') != std::string_view::npos) return BadHeader("holds a NUL byte");
+  try {
+    return Parse(json, header_bytes, file_bytes);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("safetensors header: no memory for a header of " + std::to_string(header_bytes) +
+                             " bytes");
+  } catch (const std::exception& e) {
+    return BadHeader(std::string("not JSON: ") + e.what());
+  }
+}
+
+}  // namespace modelstore
