@@ -1,0 +1,45 @@
+#include <nlohmann/json.hpp>
+
+#include "catalog/write/maintain.h"
+#include "daemon/handler_groups.h"
+#include "daemon/parameters.h"
+
+namespace modelstore {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+}  // namespace
+
+Result<std::string> HandleRename(Catalog& catalog, const Request& request) {
+  ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"from", "to"}));
+  ASSIGN_OR_RETURN(const std::string from, parameters.String("from"));
+  ASSIGN_OR_RETURN(const std::string to, parameters.String("to"));
+  RETURN_IF_ERROR(Rename(catalog, from, to));
+  return Dump({{"name", to}, {"previous_name", from}});
+}
+
+Result<std::string> HandleRm(Catalog& catalog, const Request& request) {
+  ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"name", "dry_run"}));
+  ASSIGN_OR_RETURN(const std::string name, parameters.String("name"));
+  ASSIGN_OR_RETURN(const bool dry_run, parameters.Bool("dry_run", false));
+  ASSIGN_OR_RETURN(const RemoveReport report, Remove(catalog, name, dry_run));
+  return Dump({{"models", report.models}, {"freed_bytes", report.freed_bytes}, {"dry_run", dry_run}});
+}
+
+Result<std::string> HandlePrune(Catalog& catalog, const Request& request) {
+  ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"dry_run"}));
+  ASSIGN_OR_RETURN(const bool dry_run, parameters.Bool("dry_run", false));
+  ASSIGN_OR_RETURN(const PruneReport report, Prune(catalog, dry_run, *request.job));
+  return Dump({{"freed_bytes", report.freed_bytes},
+               {"tensors", report.tensors},
+               {"files", report.files},
+               {"blocks", report.blocks},
+               {"disk_bytes_before", report.disk_bytes_before},
+               {"disk_bytes_after", report.disk_bytes_after},
+               {"dry_run", dry_run}});
+}
+
+}  // namespace modelstore

@@ -1,0 +1,27 @@
+// The handlers behind the table in handlers.h, by group (layer: daemon; private to it).
+#pragma once
+
+#include <string>
+
+#include "daemon/handlers.h"
+
+namespace modelstore {
+
+// push_handler.cc. {path (absolute), name?, base? ("auto", "none" or a model), fidelity? ("exact")}
+Result<std::string> HandlePush(Catalog& catalog, const Request& request);
+
+// list_handlers.cc. {}, {name}, {}
+Result<std::string> HandleLs(Catalog& catalog, const Request& request);
+Result<std::string> HandleShow(Catalog& catalog, const Request& request);
+Result<std::string> HandleReport(Catalog& catalog, const Request& request);
+
+// change_handlers.cc. {from, to}, {name, dry_run?}, {dry_run?}
+Result<std::string> HandleRename(Catalog& catalog, const Request& request);
+Result<std::string> HandleRm(Catalog& catalog, const Request& request);
+Result<std::string> HandlePrune(Catalog& catalog, const Request& request);
+
+// check_handlers.cc. {names?}, {name, dir (absolute)}
+Result<std::string> HandleVerify(Catalog& catalog, const Request& request);
+Result<std::string> HandleExport(Catalog& catalog, const Request& request);
+
+}  // namespace modelstore

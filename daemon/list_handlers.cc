@@ -1,0 +1,111 @@
+#include <ctime>
+#include <nlohmann/json.hpp>
+
+#include "catalog/write/report.h"
+#include "daemon/handler_groups.h"
+#include "daemon/parameters.h"
+
+namespace modelstore {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+Json NullIfEmpty(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
+Json Levels(const LevelBytes& levels) {
+  return {{"identical_file", levels.identical_file},
+          {"identical_tensor", levels.identical_tensor},
+          {"self", levels.self},
+          {"delta", levels.delta},
+          {"raw", levels.raw},
+          {"content", levels.content},
+          {"compact", levels.compact}};
+}
+
+// RFC 3339 in UTC.
+std::string Timestamp(int64_t ns) {
+  const std::time_t seconds = static_cast<std::time_t>(ns / 1'000'000'000);
+  std::tm utc{};
+  char text[40];
+  if (gmtime_r(&seconds, &utc) == nullptr) return "";
+  return std::string(text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc));
+}
+
+Json Usage(const ModelUsage& model) {
+  Json out;
+  out["name"] = model.name;
+  out["kind"] = model.kind;
+  out["fidelity"] = model.fidelity;
+  out["base"] = NullIfEmpty(model.base);
+  out["files"] = model.files;
+  out["logical_bytes"] = model.logical_bytes;
+  out["stored_bytes"] = model.stored_bytes;
+  out["shared_bytes"] = model.shared_bytes;
+  out["created"] = Timestamp(model.created_ns);
+  return out;
+}
+
+}  // namespace
+
+Result<std::string> HandleLs(Catalog& catalog, const Request& request) {
+  RETURN_IF_ERROR(Parameters::Parse(request.parameters, {}).status());
+  ASSIGN_OR_RETURN(const StoreReport report, MakeReport(catalog));
+  Json models = Json::array();
+  for (const ModelUsage& model : report.models) models.push_back(Usage(model));
+  Json out;
+  out["models"] = std::move(models);
+  return Dump(out);
+}
+
+Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
+  ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"name"}));
+  ASSIGN_OR_RETURN(const std::string name, parameters.String("name"));
+  ASSIGN_OR_RETURN(const ModelDetail detail, DescribeModel(catalog, name));
+  Json out = Usage(detail.usage);
+  out["levels"] = Levels(detail.usage.levels);
+  Json files = Json::array();
+  for (const FileUsage& file : detail.files) {
+    Json tensors = Json::array();
+    for (const TensorUsage& tensor : file.tensors) {
+      tensors.push_back({{"name", tensor.name},
+                         {"dtype", tensor.dtype},
+                         {"shape", tensor.shape},
+                         {"encoding", tensor.encoding},
+                         {"base", NullIfEmpty(tensor.base_model)},
+                         {"base_tensor", NullIfEmpty(tensor.base_tensor)},
+                         {"logical_bytes", tensor.logical_bytes},
+                         {"stored_bytes", tensor.stored_bytes}});
+    }
+    files.push_back({{"path", file.path},
+                     {"kind", file.kind},
+                     {"sha256", file.sha256},
+                     {"logical_bytes", file.logical_bytes},
+                     {"stored_bytes", file.stored_bytes},
+                     {"tensors", std::move(tensors)}});
+  }
+  out["files"] = std::move(files);
+  return Dump(out);
+}
+
+Result<std::string> HandleReport(Catalog& catalog, const Request& request) {
+  RETURN_IF_ERROR(Parameters::Parse(request.parameters, {}).status());
+  ASSIGN_OR_RETURN(const StoreReport report, MakeReport(catalog));
+  Json out;
+  out["logical_bytes"] = report.logical_bytes;
+  out["stored_bytes"] = report.stored_bytes;
+  out["disk_bytes"] = report.disk_bytes;
+  out["saved_fraction"] = report.saved_fraction;
+  out["prunable_bytes"] = report.prunable_bytes;
+  out["levels"] = Levels(report.levels);
+  Json models = Json::array();
+  for (const ModelUsage& model : report.models) {
+    models.push_back(Usage(model));
+    models.back()["levels"] = Levels(model.levels);
+  }
+  out["models"] = std::move(models);
+  return Dump(out);
+}
+
+}  // namespace modelstore
