@@ -80,9 +80,14 @@ class KvStore {
   // (return Cancelled to stop early). Views passed to `visit` die with the call. Sees one snapshot.
   virtual Status Scan(Family family, std::string_view prefix,
                       const std::function<Status(std::string_view key, ByteSpan value)>& visit) const = 0;
-  // Like Scan, but without reading values (large values stay on disk); value_bytes is not known.
+  // Like Scan, but hands out keys only. Errors also: Unsupported for kBlocks, because RocksDB's iterators read every
+  // large value they pass; use ScanPrefixes, or what the records say.
   virtual Status ScanKeys(Family family, std::string_view prefix,
                           const std::function<Status(std::string_view key)>& visit) const = 0;
+  // Calls `visit` with each distinct prefix of `prefix_bytes` bytes that occurs, in order (kBlocks and 8: the pushes
+  // that have blocks). Shorter keys are passed whole. Costs one seek and one value a prefix.
+  virtual Status ScanPrefixes(Family family, size_t prefix_bytes,
+                              const std::function<Status(std::string_view prefix)>& visit) const = 0;
   // Gives the space of deleted keys back to the file system (compaction with blob garbage collection forced).
   // `cancelled` is polled; on cancellation what is done stays done.
   virtual Status CollectGarbage(const std::function<bool()>& cancelled) = 0;

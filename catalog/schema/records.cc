@@ -1,0 +1,479 @@
+#include "catalog/schema/records.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace modelstore {
+namespace {
+
+constexpr uint8_t kRecordVersion = 1;  // first byte of every record
+constexpr size_t kMaxFeatures = 256;
+
+void PutTensorId(ByteWriter& out, const TensorId& id) {
+  out.U64(id.hash.low);
+  out.U64(id.hash.high);
+  out.U16(id.ordinal);
+}
+
+TensorId TakeTensorId(ByteReader& in) {
+  TensorId id;
+  id.hash.low = in.U64();
+  id.hash.high = in.U64();
+  id.ordinal = in.U16();
+  return id;
+}
+
+void PutShape(ByteWriter& out, const std::vector<uint64_t>& shape) {
+  out.Varint(shape.size());
+  for (const uint64_t dim : shape) out.Varint(dim);
+}
+
+Status Malformed(std::string_view what, std::string_view why) {
+  return Corruption(std::string(what) + " record: " + std::string(why));
+}
+
+// Every record ends here: nothing missing, nothing left over.
+Status CheckEnd(const ByteReader& in, std::string_view what) {
+  if (!in.ok()) return Malformed(what, "cut short or a malformed number");
+  if (!in.AtEnd()) return Malformed(what, std::to_string(in.remaining()) + " bytes left over");
+  return OkStatus();
+}
+
+Status TakeVersion(ByteReader& in, std::string_view what) {
+  const uint8_t version = in.U8();
+  if (!in.ok()) return Malformed(what, "empty");
+  if (version != kRecordVersion)
+    return Unsupported(std::string(what) + " record: version " + std::to_string(version) + ", this build reads " +
+                       std::to_string(kRecordVersion) + "; use a newer modelstore");
+  return OkStatus();
+}
+
+Status TakeDType(ByteReader& in, std::string_view what, DType* dtype) {
+  const uint8_t number = in.U8();
+  if (in.ok() && !DTypeIsKnown(number))
+    return Unsupported(std::string(what) + " record: dtype " + std::to_string(number) +
+                       " is unknown to this build; use a newer modelstore");
+  *dtype = static_cast<DType>(number);
+  return OkStatus();
+}
+
+Status TakeShape(ByteReader& in, std::string_view what, std::vector<uint64_t>* shape) {
+  const uint64_t rank = in.Varint();
+  if (rank > kMaxRank) return Malformed(what, "rank " + std::to_string(rank) + " exceeds " + std::to_string(kMaxRank));
+  for (uint64_t i = 0; i < rank; ++i) shape->push_back(in.Varint());
+  return OkStatus();
+}
+
+// Counts that drive allocations: `count` items of at least `min_bytes` each must fit into what is left.
+bool Fits(const ByteReader& in, uint64_t count, size_t min_bytes) { return count <= in.remaining() / min_bytes; }
+
+bool AddOverflows(uint64_t a, uint64_t b) { return a > std::numeric_limits<uint64_t>::max() - b; }
+
+// Bytes of `shape` elements of `dtype`; false on overflow.
+bool ShapeBytes(DType dtype, const std::vector<uint64_t>& shape, uint64_t* bytes) {
+  *bytes = DTypeBytes(dtype);
+  bool empty = false;
+  bool fits = true;
+  for (const uint64_t dim : shape) {
+    empty |= dim == 0;
+    fits = fits && !__builtin_mul_overflow(*bytes, dim, bytes);
+  }
+  if (empty) *bytes = 0;
+  return empty || fits;
+}
+
+Status ParseViewSegment(ByteReader& in, ViewSegment* segment) {
+  const uint8_t kind = in.U8();
+  if (in.ok() && kind > static_cast<uint8_t>(ViewSegment::Kind::kNone))
+    return Unsupported("tensor record: view kind " + std::to_string(kind) +
+                       " is unknown to this build; use a newer modelstore");
+  segment->kind = static_cast<ViewSegment::Kind>(kind);
+  segment->elems = in.Varint();
+  if (segment->kind == ViewSegment::Kind::kIdentity) {
+    segment->base = TakeTensorId(in);
+    segment->base_offset_elems = in.Varint();
+    if (AddOverflows(segment->base_offset_elems, segment->elems)) return Malformed("tensor", "view out of range");
+  }
+  if (in.ok() && segment->elems == 0) return Malformed("tensor", "empty view segment");
+  return OkStatus();
+}
+
+Status ParseExtent(ByteReader& in, Extent* extent) {
+  const uint8_t kind = in.U8();
+  if (in.ok() && kind > static_cast<uint8_t>(Extent::Kind::kTensorPart))
+    return Unsupported("file record: extent kind " + std::to_string(kind) +
+                       " is unknown to this build; use a newer modelstore");
+  extent->kind = static_cast<Extent::Kind>(kind);
+  extent->name = in.String();
+  extent->bytes = in.Varint();
+  switch (extent->kind) {
+    case Extent::Kind::kLiteral: {
+      if (extent->bytes > kMaxInlineLiteral)
+        return Malformed("file", "literal of " + std::to_string(extent->bytes) + " bytes");
+      const ByteSpan literal = in.Take(extent->bytes);
+      extent->literal.assign(literal.begin(), literal.end());
+      break;
+    }
+    case Extent::Kind::kTensor:
+      extent->tensor = TakeTensorId(in);
+      break;
+    case Extent::Kind::kTensorPart:
+      extent->tensor = TakeTensorId(in);
+      extent->offset_bytes = in.Varint();
+      if (AddOverflows(extent->offset_bytes, extent->bytes)) return Malformed("file", "extent out of range");
+      break;
+  }
+  return OkStatus();
+}
+
+template <typename T>
+T BigEndian(T v) {
+  if constexpr (sizeof(T) == 8) return static_cast<T>(__builtin_bswap64(v));
+  if constexpr (sizeof(T) == 4) return static_cast<T>(__builtin_bswap32(v));
+  if constexpr (sizeof(T) == 2) return static_cast<T>(__builtin_bswap16(v));
+}
+
+template <typename T>
+void AppendBigEndian(std::string& key, T v) {
+  v = BigEndian(v);
+  key.append(reinterpret_cast<const char*>(&v), sizeof(T));
+}
+
+template <typename T>
+T ReadBigEndian(std::string_view key, size_t at) {
+  T v;
+  std::memcpy(&v, key.data() + at, sizeof(T));
+  return BigEndian(v);
+}
+
+constexpr size_t kTensorKeyBytes = 18;
+
+TensorId TensorIdAt(std::string_view key, size_t at) {
+  TensorId id;
+  id.hash.high = ReadBigEndian<uint64_t>(key, at);
+  id.hash.low = ReadBigEndian<uint64_t>(key, at + 8);
+  id.ordinal = ReadBigEndian<uint16_t>(key, at + 16);
+  return id;
+}
+
+}  // namespace
+
+Bytes Serialize(const TensorRecord& record) {
+  ByteWriter out;
+  out.U8(kRecordVersion);
+  out.U8(static_cast<uint8_t>(record.dtype));
+  PutShape(out, record.shape);
+  out.Varint(record.bytes);
+  out.Varint(record.coded_bytes);
+  out.Varint(record.push);
+  out.Varint(record.first_block);
+  out.Varint(record.block_count);
+  out.U8(record.depth);
+  out.LengthPrefixed(record.frame);
+  out.Varint(record.view.size());
+  for (const ViewSegment& segment : record.view) {
+    out.U8(static_cast<uint8_t>(segment.kind));
+    out.Varint(segment.elems);
+    if (segment.kind != ViewSegment::Kind::kIdentity) continue;
+    PutTensorId(out, segment.base);
+    out.Varint(segment.base_offset_elems);
+  }
+  return out.Release();
+}
+
+Result<TensorRecord> ParseTensorRecord(ByteSpan bytes) {
+  constexpr std::string_view kWhat = "tensor";
+  ByteReader in(bytes);
+  TensorRecord record;
+  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  RETURN_IF_ERROR(TakeDType(in, kWhat, &record.dtype));
+  RETURN_IF_ERROR(TakeShape(in, kWhat, &record.shape));
+  record.bytes = in.Varint();
+  record.coded_bytes = in.Varint();
+  record.push = in.Varint();
+  const uint64_t first_block = in.Varint();
+  const uint64_t block_count = in.Varint();
+  constexpr uint64_t kMaxBlocks = std::numeric_limits<uint32_t>::max();
+  if (first_block > kMaxBlocks || block_count > kMaxBlocks - first_block)
+    return Malformed(kWhat, "blocks out of range");
+  record.first_block = static_cast<uint32_t>(first_block);
+  record.block_count = static_cast<uint32_t>(block_count);
+  record.depth = in.U8();
+  const ByteSpan frame = in.LengthPrefixed();
+  record.frame.assign(frame.begin(), frame.end());
+  const uint64_t segments = in.Varint();
+  if (!Fits(in, segments, 2)) return Malformed(kWhat, std::to_string(segments) + " view segments do not fit");
+  record.view.reserve(segments);
+  uint64_t view_elems = 0;
+  for (uint64_t i = 0; i < segments && in.ok(); ++i) {
+    ViewSegment& segment = record.view.emplace_back();
+    RETURN_IF_ERROR(ParseViewSegment(in, &segment));
+    if (AddOverflows(view_elems, segment.elems)) return Malformed(kWhat, "view out of range");
+    view_elems += segment.elems;
+  }
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  // An opaque type's shape is text of its container; only its bytes are known here.
+  uint64_t shape_bytes = 0;
+  if (record.dtype != DType::kOpaque &&
+      (!ShapeBytes(record.dtype, record.shape, &shape_bytes) || shape_bytes != record.bytes))
+    return Malformed(kWhat, "its shape does not make " + std::to_string(record.bytes) + " bytes");
+  if (!record.view.empty() && view_elems != record.bytes / DTypeBytes(record.dtype))
+    return Malformed(kWhat, "its view covers " + std::to_string(view_elems) + " elements of " +
+                                std::to_string(record.bytes / DTypeBytes(record.dtype)));
+  return record;
+}
+
+Bytes Serialize(const FileRecord& record) {
+  ByteWriter out;
+  out.U8(kRecordVersion);
+  out.U8(static_cast<uint8_t>(record.kind));
+  out.Varint(record.bytes);
+  out.Varint(record.extents.size());
+  for (const Extent& extent : record.extents) {
+    out.U8(static_cast<uint8_t>(extent.kind));
+    out.String(extent.name);
+    out.Varint(extent.bytes);
+    switch (extent.kind) {
+      case Extent::Kind::kLiteral:
+        out.Append(extent.literal);
+        break;
+      case Extent::Kind::kTensor:
+        PutTensorId(out, extent.tensor);
+        break;
+      case Extent::Kind::kTensorPart:
+        PutTensorId(out, extent.tensor);
+        out.Varint(extent.offset_bytes);
+        break;
+    }
+  }
+  return out.Release();
+}
+
+Result<FileRecord> ParseFileRecord(ByteSpan bytes) {
+  constexpr std::string_view kWhat = "file";
+  ByteReader in(bytes);
+  FileRecord record;
+  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  const uint8_t kind = in.U8();
+  if (in.ok() && kind > static_cast<uint8_t>(FileKind::kSafetensors))
+    return Unsupported("file record: kind " + std::to_string(kind) +
+                       " is unknown to this build; use a newer modelstore");
+  record.kind = static_cast<FileKind>(kind);
+  record.bytes = in.Varint();
+  const uint64_t extents = in.Varint();
+  if (!Fits(in, extents, 3)) return Malformed(kWhat, std::to_string(extents) + " extents do not fit");
+  // Grown by push_back: an extent in memory is larger than its smallest encoding.
+  uint64_t covered = 0;
+  for (uint64_t i = 0; i < extents && in.ok(); ++i) {
+    Extent extent;
+    RETURN_IF_ERROR(ParseExtent(in, &extent));
+    if (AddOverflows(covered, extent.bytes)) return Malformed(kWhat, "extents out of range");
+    covered += extent.bytes;
+    record.extents.push_back(std::move(extent));
+  }
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  if (covered != record.bytes)
+    return Malformed(kWhat,
+                     "its extents cover " + std::to_string(covered) + " bytes of " + std::to_string(record.bytes));
+  return record;
+}
+
+Bytes Serialize(const ModelRecord& record) {
+  ByteWriter out;
+  out.U8(kRecordVersion);
+  out.Varint(record.id);
+  out.String(record.name);
+  out.U8(static_cast<uint8_t>(record.fidelity));
+  out.U64(static_cast<uint64_t>(record.created_ns));
+  out.Varint(record.push);
+  out.Varint(record.logical_bytes);
+  out.Varint(record.pushed_stored_bytes);
+  out.Varint(record.base);
+  out.Varint(record.files.size());
+  for (const ModelFile& file : record.files) {
+    out.String(file.path);
+    out.Append(file.sha256);
+    out.Varint(file.bytes);
+    out.Varint(file.mode);
+    out.U64(static_cast<uint64_t>(file.mtime_ns));
+  }
+  return out.Release();
+}
+
+Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
+  constexpr std::string_view kWhat = "model";
+  constexpr uint32_t kModeBits = 0444;
+  ByteReader in(bytes);
+  ModelRecord record;
+  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  record.id = in.Varint();
+  record.name = in.String();
+  const uint8_t fidelity = in.U8();
+  if (in.ok() && fidelity > static_cast<uint8_t>(Fidelity::kCompact))
+    return Unsupported("model record: fidelity " + std::to_string(fidelity) +
+                       " is unknown to this build; use a newer modelstore");
+  record.fidelity = static_cast<Fidelity>(fidelity);
+  record.created_ns = static_cast<int64_t>(in.U64());
+  record.push = in.Varint();
+  record.logical_bytes = in.Varint();
+  record.pushed_stored_bytes = in.Varint();
+  record.base = in.Varint();
+  const uint64_t files = in.Varint();
+  constexpr size_t kMinFileBytes = 1 + 32 + 1 + 1 + 8;
+  if (!Fits(in, files, kMinFileBytes)) return Malformed(kWhat, std::to_string(files) + " files do not fit");
+  record.files.reserve(files);
+  for (uint64_t i = 0; i < files && in.ok(); ++i) {
+    ModelFile file;
+    file.path = in.String();
+    const ByteSpan sha256 = in.Take(file.sha256.size());
+    std::copy(sha256.begin(), sha256.end(), file.sha256.begin());
+    file.bytes = in.Varint();
+    const uint64_t mode = in.Varint();
+    file.mtime_ns = static_cast<int64_t>(in.U64());
+    if (!in.ok()) break;
+    if ((mode & ~uint64_t{kModeBits}) != 0) return Malformed(kWhat, "file mode " + std::to_string(mode));
+    file.mode = static_cast<uint32_t>(mode);
+    if (const Status status = CheckFilePath(file.path); !status.ok()) return Malformed(kWhat, status.message());
+    if (!record.files.empty() && record.files.back().path >= file.path)
+      return Malformed(kWhat, "files out of order at " + file.path);
+    record.files.push_back(std::move(file));
+  }
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  if (const Status status = CheckModelName(record.name); !status.ok()) return Malformed(kWhat, status.message());
+  return record;
+}
+
+Bytes Serialize(const CatalogMeta& record) {
+  ByteWriter out;
+  out.U8(kRecordVersion);
+  out.Varint(record.format_version);
+  out.Varint(record.features.size());
+  for (const std::string& feature : record.features) out.String(feature);
+  out.Varint(record.next_model);
+  out.Varint(record.next_push);
+  out.Varint(record.model_count);
+  out.U64(record.model_digest);
+  return out.Release();
+}
+
+Result<CatalogMeta> ParseCatalogMeta(ByteSpan bytes) {
+  constexpr std::string_view kWhat = "catalog";
+  ByteReader in(bytes);
+  CatalogMeta record;
+  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  const uint64_t format_version = in.Varint();
+  if (in.ok() && format_version != kFormatVersion)
+    return Unsupported("the store has format version " + std::to_string(format_version) + ", this build reads " +
+                       std::to_string(kFormatVersion) + "; use a newer modelstore");
+  const uint64_t features = in.Varint();
+  if (features > kMaxFeatures) return Malformed(kWhat, std::to_string(features) + " features");
+  for (uint64_t i = 0; i < features && in.ok(); ++i) record.features.push_back(in.String());
+  record.next_model = in.Varint();
+  record.next_push = in.Varint();
+  record.model_count = in.Varint();
+  record.model_digest = in.U64();
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  return record;
+}
+
+Bytes Serialize(const SketchRecord& record) {
+  ByteWriter out;
+  out.U8(kRecordVersion);
+  out.U8(static_cast<uint8_t>(record.dtype));
+  PutShape(out, record.shape);
+  out.Varint(record.values.size());
+  for (const uint16_t value : record.values) out.U16(value);
+  return out.Release();
+}
+
+Result<SketchRecord> ParseSketchRecord(ByteSpan bytes) {
+  constexpr std::string_view kWhat = "sketch";
+  ByteReader in(bytes);
+  SketchRecord record;
+  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  RETURN_IF_ERROR(TakeDType(in, kWhat, &record.dtype));
+  RETURN_IF_ERROR(TakeShape(in, kWhat, &record.shape));
+  const uint64_t values = in.Varint();
+  if (values > kSketchValues) return Malformed(kWhat, std::to_string(values) + " values");
+  for (uint64_t i = 0; i < values && in.ok(); ++i) record.values.push_back(in.U16());
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  return record;
+}
+
+uint64_t ModelDigest(const ModelRecord& record) { return Checksum64(Serialize(record)); }
+
+std::string TensorKey(const TensorId& id) {
+  std::string key = TensorKeyPrefix(id.hash);
+  AppendBigEndian(key, id.ordinal);
+  return key;
+}
+
+Result<TensorId> ParseTensorKey(std::string_view key) {
+  if (key.size() != kTensorKeyBytes)
+    return Corruption("tensor key of " + std::to_string(key.size()) + " bytes, expected " +
+                      std::to_string(kTensorKeyBytes));
+  return TensorIdAt(key, 0);
+}
+
+std::string TensorKeyPrefix(const Hash128& hash) {
+  std::string key;
+  AppendBigEndian(key, hash.high);
+  AppendBigEndian(key, hash.low);
+  return key;
+}
+
+std::string BlockKey(PushId push, uint32_t index) {
+  std::string key = BlockKeyPrefix(push);
+  AppendBigEndian(key, index);
+  return key;
+}
+
+std::string BlockKeyPrefix(PushId push) {
+  std::string key;
+  AppendBigEndian(key, push);
+  return key;
+}
+
+std::string FileKey(const Sha256Digest& sha256) { return std::string(AsChars(sha256)); }
+
+std::string EdgeKey(const TensorId& base, const TensorId& dependent) { return TensorKey(base) + TensorKey(dependent); }
+
+Result<TensorId> ParseEdgeDependent(std::string_view key) {
+  if (key.size() != 2 * kTensorKeyBytes)
+    return Corruption("edge key of " + std::to_string(key.size()) + " bytes, expected " +
+                      std::to_string(2 * kTensorKeyBytes));
+  return TensorIdAt(key, kTensorKeyBytes);
+}
+
+Hasher128 StartTensorHash(DType dtype, const std::vector<uint64_t>& shape) {
+  ByteWriter header;
+  header.U8(static_cast<uint8_t>(dtype));
+  header.U32(static_cast<uint32_t>(shape.size()));
+  for (const uint64_t dim : shape) header.U64(dim);
+  Hasher128 hasher;
+  hasher.Update(header.view());
+  return hasher;
+}
+
+Bytes SealBlock(ByteSpan coded) {
+  Bytes value(kBlockHeaderBytes + coded.size());
+  const uint64_t checksum = Checksum64(coded);
+  std::memcpy(value.data(), &checksum, kBlockHeaderBytes);
+  if (!coded.empty()) std::memcpy(value.data() + kBlockHeaderBytes, coded.data(), coded.size());
+  return value;
+}
+
+Result<ByteSpan> OpenBlock(ByteSpan value) {
+  if (value.size() < kBlockHeaderBytes)
+    return Corruption("block of " + std::to_string(value.size()) + " bytes has no checksum");
+  uint64_t expected = 0;
+  std::memcpy(&expected, value.data(), kBlockHeaderBytes);
+  const ByteSpan coded = value.subspan(kBlockHeaderBytes);
+  if (const uint64_t found = Checksum64(coded); found != expected)
+    return Corruption("block of " + std::to_string(coded.size()) + " bytes: checksum " +
+                      ToHex(std::as_bytes(std::span(&found, 1))) + ", expected " +
+                      ToHex(std::as_bytes(std::span(&expected, 1))));
+  return coded;
+}
+
+}  // namespace modelstore

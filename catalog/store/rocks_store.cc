@@ -1,0 +1,414 @@
+// KvStore on RocksDB 7.8 with integrated BlobDB. docs/format.md, "Folder", says what its files mean.
+#include <rocksdb/cache.h>
+#include <rocksdb/convenience.h>
+#include <rocksdb/db.h>
+#include <rocksdb/env.h>
+#include <rocksdb/file_checksum.h>
+#include <rocksdb/filter_policy.h>
+#include <rocksdb/metadata.h>
+#include <rocksdb/options.h>
+#include <rocksdb/table.h>
+#include <rocksdb/write_batch.h>
+#include <rocksdb/write_buffer_manager.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <system_error>
+
+#include "catalog/store/hooked_file_system.h"
+#include "catalog/store/kv_store.h"
+#include "catalog/store/store_folder.h"
+#include "codec/support/hash.h"
+
+namespace modelstore {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+
+rocksdb::Slice ToSlice(std::string_view s) { return {s.data(), s.size()}; }
+ByteSpan ToSpan(const rocksdb::Slice& s) { return AsBytes({s.data(), s.size()}); }
+std::string_view ToView(const rocksdb::Slice& s) { return {s.data(), s.size()}; }
+
+// RocksDB keeps only a sub-code for a full disk; the other causes are in the text it got from strerror.
+bool Mentions(const std::string& text, int error_number) {
+  return text.find(std::generic_category().message(error_number)) != std::string::npos;
+}
+
+Status FromRocks(const rocksdb::Status& s, std::string_view what) {
+  if (s.ok()) return OkStatus();
+  const std::string text = s.ToString();
+  StatusCode code = StatusCode::kIo;
+  if (s.IsNoSpace() || Mentions(text, EDQUOT)) {
+    code = StatusCode::kNoSpace;
+  } else if (s.IsCorruption()) {
+    code = StatusCode::kCorruption;
+  } else if (s.IsNotFound()) {
+    code = StatusCode::kNotFound;
+  } else if (s.IsMemoryLimit() || Mentions(text, EMFILE) || Mentions(text, ENOMEM)) {
+    code = StatusCode::kResourceExhausted;
+  } else if (s.IsBusy() || s.IsTryAgain() || s.IsTimedOut()) {
+    code = StatusCode::kBusy;
+  } else if (Mentions(text, EACCES) || Mentions(text, EPERM) || Mentions(text, EROFS)) {
+    code = StatusCode::kPermissionDenied;
+  } else if (s.IsNotSupported()) {
+    code = StatusCode::kUnsupported;
+  } else if (s.IsManualCompactionPaused()) {
+    code = StatusCode::kCancelled;
+  } else if (s.IsInvalidArgument()) {
+    code = StatusCode::kInternal;
+  }
+  return Status(code, std::string(what) + ": " + text);
+}
+
+std::string InFamily(std::string_view verb, Family family) {
+  return std::string(verb) + " family " + std::string(FamilyName(family));
+}
+
+// RocksDB's own log: 100 KB an opening, mostly its options. Errors reach us by their status.
+class NullLogger final : public rocksdb::Logger {
+ public:
+  NullLogger() : Logger(rocksdb::InfoLogLevel::FATAL_LEVEL) {}
+  using rocksdb::Logger::Logv;
+  void Logv(const char*, va_list) override {}
+};
+
+struct MemoryPlan {
+  uint64_t block_cache, write_buffers, blocks_memtable, other_memtable;
+};
+
+// The budget covers RocksDB's cache and all memtables: of kBlocks one being filled and one being flushed, the others'
+// stay small.
+MemoryPlan PlanMemory(uint64_t budget) {
+  budget = std::max(budget, 16 * kMiB);
+  MemoryPlan plan{};
+  plan.block_cache = budget / 4;
+  plan.write_buffers = budget - plan.block_cache;
+  plan.blocks_memtable = std::clamp(plan.write_buffers / 3, 4 * kMiB, 64 * kMiB);
+  plan.other_memtable = std::clamp(budget / 64, kMiB, 8 * kMiB);
+  return plan;
+}
+
+rocksdb::DBOptions MakeDbOptions(const StoreOptions& options, const MemoryPlan& memory, rocksdb::Env* env) {
+  rocksdb::DBOptions db;
+  db.env = env;
+  db.create_if_missing = true;  // only reached when the folder allows it
+  db.create_missing_column_families = true;
+  db.paranoid_checks = true;
+  db.info_log = std::make_shared<NullLogger>();
+  db.max_open_files = 512;
+  db.max_background_jobs = 2;
+  db.max_total_wal_size = 8 * kMiB;
+  db.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(memory.write_buffers);
+  db.allow_fallocate = false;  // else 4 MiB for every MANIFEST
+  db.bytes_per_sync = kMiB;    // so that the sync at a flush's end has little left to do
+  db.track_and_verify_wals_in_manifest = true;
+  // A kill tears the last record of the log, which was not acknowledged; anything else wrong in it is corruption, where
+  // the default mode would silently stop replaying.
+  db.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+  // What Flush did not promise need not survive: an aborted push is not written out on closing.
+  db.avoid_flush_during_shutdown = true;
+  db.stats_dump_period_sec = 0;
+  db.stats_persist_period_sec = 0;
+  db.skip_stats_update_on_db_open = true;
+  // Whole-file checksums, kept in the MANIFEST: the only ones that VerifyChecksums can compare for blob files without
+  // looking up every key.
+  db.file_checksum_gen_factory = rocksdb::GetFileChecksumGenCrc32cFactory();
+  return db;
+}
+
+rocksdb::ColumnFamilyOptions MakeFamilyOptions(Family family, const MemoryPlan& memory,
+                                               const std::shared_ptr<rocksdb::Cache>& cache) {
+  rocksdb::ColumnFamilyOptions cf;
+  cf.write_buffer_size = memory.other_memtable;
+  cf.max_write_buffer_number = 2;
+  cf.level_compaction_dynamic_level_bytes = true;
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = cache;
+  table.cache_index_and_filter_blocks = true;
+  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+  table.format_version = 5;
+  cf.compression = rocksdb::kZSTD;
+  if (family == Family::kBlocks) {
+    cf.write_buffer_size = memory.blocks_memtable;
+    cf.enable_blob_files = true;
+    cf.min_blob_size = 1024;
+    cf.blob_file_size = 256 * kMiB;
+    cf.blob_compression_type = rocksdb::kNoCompression;  // values are entropy-coded
+    // Ordinary compactions never copy a value; CollectGarbage does, where it pays.
+    cf.enable_blob_garbage_collection = false;
+  }
+  cf.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return cf;
+}
+
+// The first key after every key that starts with `prefix`; "" when there is none.
+std::string PrefixEnd(std::string_view prefix) {
+  std::string end(prefix);
+  while (!end.empty() && end.back() == '\xff') end.pop_back();
+  if (!end.empty()) ++end.back();
+  return end;
+}
+
+class RocksStore final : public KvStore {
+ public:
+  RocksStore(std::unique_ptr<StoreFolder> folder, std::unique_ptr<rocksdb::Env> env, bool read_only)
+      : folder_(std::move(folder)), env_(std::move(env)), read_only_(read_only) {}
+
+  ~RocksStore() override {
+    if (db_ == nullptr) return;
+    for (rocksdb::ColumnFamilyHandle* handle : handles_) (void)db_->DestroyColumnFamilyHandle(handle);
+    (void)db_->Close();
+  }
+
+  Status OpenDb(const StoreOptions& options);
+
+  Result<StoredValue> Get(Family family, std::string_view key) const override {
+    auto value = std::make_shared<rocksdb::PinnableSlice>();
+    const rocksdb::Status s = db_->Get(rocksdb::ReadOptions(), Handle(family), ToSlice(key), value.get());
+    return Wrap(family, key, s, std::move(value));
+  }
+
+  std::vector<Result<StoredValue>> MultiGet(Family family, std::span<const std::string> keys) const override {
+    std::vector<rocksdb::Slice> slices(keys.begin(), keys.end());
+    std::vector<rocksdb::PinnableSlice> values(keys.size());
+    std::vector<rocksdb::Status> statuses(keys.size());
+    db_->MultiGet(rocksdb::ReadOptions(), Handle(family), keys.size(), slices.data(), values.data(), statuses.data());
+    std::vector<Result<StoredValue>> out;
+    out.reserve(keys.size());
+    for (size_t i = 0; i < keys.size(); ++i)
+      out.push_back(Wrap(family, keys[i], statuses[i], std::make_shared<rocksdb::PinnableSlice>(std::move(values[i]))));
+    return out;
+  }
+
+  Status Write(const WriteBatch& batch, Durability durability) override;
+  Status Flush(std::span<const Family> families) override;
+
+  Status Scan(Family family, std::string_view prefix,
+              const std::function<Status(std::string_view, ByteSpan)>& visit) const override {
+    return Iterate(family, prefix,
+                   [&](const rocksdb::Iterator& it) { return visit(ToView(it.key()), ToSpan(it.value())); });
+  }
+
+  Status ScanKeys(Family family, std::string_view prefix,
+                  const std::function<Status(std::string_view)>& visit) const override {
+    if (family == Family::kBlocks) return Unsupported("family blocks: keys cannot be listed without reading values");
+    return Iterate(family, prefix, [&](const rocksdb::Iterator& it) { return visit(ToView(it.key())); });
+  }
+
+  Status ScanPrefixes(Family family, size_t prefix_bytes,
+                      const std::function<Status(std::string_view)>& visit) const override;
+  Status CollectGarbage(const std::function<bool()>& cancelled) override;
+  Result<uint64_t> DiskBytes() const override { return folder_->DiskBytes(); }
+  Status VerifyChecksums() override {
+    return FromRocks(db_->VerifyFileChecksums(rocksdb::ReadOptions()), "verifying the store's files");
+  }
+
+ private:
+  rocksdb::ColumnFamilyHandle* Handle(Family family) const { return handles_.at(static_cast<size_t>(family)); }
+
+  static Result<StoredValue> Wrap(Family family, std::string_view key, const rocksdb::Status& s,
+                                  std::shared_ptr<rocksdb::PinnableSlice> value) {
+    if (s.IsNotFound()) return NotFound(InFamily("reading", family) + ": no key 0x" + ToHex(AsBytes(key)));
+    if (!s.ok()) return FromRocks(s, InFamily("reading", family));
+    const ByteSpan bytes = ToSpan(*value);
+    return StoredValue(bytes, std::move(value));
+  }
+
+  template <typename Visit>
+  Status Iterate(Family family, std::string_view prefix, const Visit& visit) const {
+    const std::string end = PrefixEnd(prefix);
+    const rocksdb::Slice upper(end);
+    rocksdb::ReadOptions options;
+    options.fill_cache = false;
+    if (!end.empty()) options.iterate_upper_bound = &upper;
+    const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options, Handle(family)));
+    for (it->Seek(ToSlice(prefix)); it->Valid(); it->Next()) RETURN_IF_ERROR(visit(*it));
+    return FromRocks(it->status(), InFamily("listing", family));
+  }
+
+  Status Refuse() const { return PermissionDenied("store " + folder_->dir() + " was opened read-only"); }
+  // Clears the state in which RocksDB refuses writes after a failed one, if the cause is gone.
+  Status ResumeAfterFailure();
+  // Remembers a failure of a write for ResumeAfterFailure.
+  Status Noted(const rocksdb::Status& s, std::string_view what);
+  Status Compact(Family family, const rocksdb::CompactRangeOptions& options, const std::function<bool()>& cancelled);
+
+  // Destroyed last: the lock.
+  const std::unique_ptr<StoreFolder> folder_;
+  const std::unique_ptr<rocksdb::Env> env_;  // null: RocksDB's default
+  const bool read_only_;
+  std::unique_ptr<rocksdb::DB> db_;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // by Family, then RocksDB's own "default"
+  std::atomic<bool> write_failed_{false};
+};
+
+Status RocksStore::OpenDb(const StoreOptions& options) {
+  const MemoryPlan memory = PlanMemory(options.memory_budget_bytes);
+  rocksdb::Env* env = env_ ? env_.get() : rocksdb::Env::Default();
+  const rocksdb::DBOptions db_options = MakeDbOptions(options, memory, env);
+  const std::string what = "opening store " + folder_->dir();
+  if (folder_->has_db()) {
+    std::vector<std::string> names;
+    RETURN_IF_ERROR(FromRocks(rocksdb::DB::ListColumnFamilies(db_options, folder_->db_dir(), &names), what));
+    for (const std::string& name : names) {
+      bool known = name == rocksdb::kDefaultColumnFamilyName;
+      for (int i = 0; i < kFamilyCount; ++i) known |= name == FamilyName(static_cast<Family>(i));
+      if (!known)
+        return Unsupported(what + ": it has the family \"" + name +
+                           "\", which this build does not know; use a newer modelstore");
+    }
+  }
+  rocksdb::LRUCacheOptions cache_options;
+  cache_options.capacity = memory.block_cache;
+  const std::shared_ptr<rocksdb::Cache> cache = rocksdb::NewLRUCache(cache_options);
+  std::vector<rocksdb::ColumnFamilyDescriptor> families;
+  for (int i = 0; i < kFamilyCount; ++i) {
+    const auto family = static_cast<Family>(i);
+    families.emplace_back(std::string(FamilyName(family)), MakeFamilyOptions(family, memory, cache));
+  }
+  families.emplace_back(rocksdb::kDefaultColumnFamilyName, MakeFamilyOptions(Family::kMeta, memory, cache));
+  rocksdb::DB* db = nullptr;
+  const auto open = [&] {
+    return read_only_ ? rocksdb::DB::OpenForReadOnly(db_options, folder_->db_dir(), families, &handles_, &db)
+                      : rocksdb::DB::Open(db_options, folder_->db_dir(), families, &handles_, &db);
+  };
+  rocksdb::Status s = open();
+  if (s.IsNoSpace() && !read_only_ && folder_->ReleaseBallast()) s = open();
+  db_.reset(db);
+  return FromRocks(s, what);
+}
+
+Status RocksStore::ResumeAfterFailure() {
+  if (!write_failed_.load(std::memory_order_relaxed)) return OkStatus();
+  RETURN_IF_ERROR(FromRocks(db_->Resume(), "store " + folder_->dir() + " stays read-only after a failed write"));
+  write_failed_.store(false, std::memory_order_relaxed);
+  return OkStatus();
+}
+
+Status RocksStore::Noted(const rocksdb::Status& s, std::string_view what) {
+  if (!s.ok()) write_failed_.store(true, std::memory_order_relaxed);
+  return FromRocks(s, what);
+}
+
+Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
+  if (read_only_) return Refuse();
+  if (batch.empty()) return OkStatus();
+  rocksdb::WriteBatch changes(batch.put_bytes() + batch.ops().size() * 16);
+  rocksdb::Status s;
+  for (const WriteBatch::Op& op : batch.ops()) {
+    rocksdb::ColumnFamilyHandle* handle = Handle(op.family);
+    switch (op.kind) {
+      case WriteBatch::Op::Kind::kPut:
+        s = changes.Put(handle, op.key, op.value);
+        break;
+      case WriteBatch::Op::Kind::kDelete:
+        s = changes.Delete(handle, op.key);
+        break;
+      case WriteBatch::Op::Kind::kDeleteRange:
+        if (op.key < op.value) s = changes.DeleteRange(handle, op.key, op.value);
+        break;
+    }
+    if (!s.ok()) return FromRocks(s, InFamily("writing", op.family));
+  }
+  rocksdb::WriteOptions options;
+  options.sync = durability == Durability::kSync;
+  options.disableWAL = durability == Durability::kNone;
+  const std::string what = InFamily("writing", batch.ops().front().family);
+  const auto attempt = [&]() -> Status {
+    RETURN_IF_ERROR(ResumeAfterFailure());
+    return Noted(db_->Write(options, &changes), what);
+  };
+  Status status = attempt();
+  // A batch that only deletes is on its way to making room: that is what the ballast is for.
+  if (status.code() == StatusCode::kNoSpace && batch.put_bytes() == 0 && folder_->ReleaseBallast()) status = attempt();
+  return status;
+}
+
+Status RocksStore::Flush(std::span<const Family> families) {
+  if (read_only_) return Refuse();
+  RETURN_IF_ERROR(ResumeAfterFailure());
+  // One by one: flushing several at once is only defined with atomic flushes, which would flush every family.
+  for (const Family family : families)
+    RETURN_IF_ERROR(Noted(db_->Flush(rocksdb::FlushOptions(), Handle(family)), InFamily("flushing", family)));
+  return OkStatus();
+}
+
+Status RocksStore::ScanPrefixes(Family family, size_t prefix_bytes,
+                                const std::function<Status(std::string_view)>& visit) const {
+  rocksdb::ReadOptions options;
+  options.fill_cache = false;
+  const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options, Handle(family)));
+  for (it->SeekToFirst(); it->Valid();) {
+    const std::string prefix(ToView(it->key()).substr(0, prefix_bytes));
+    RETURN_IF_ERROR(visit(prefix));
+    const std::string next = prefix.size() < prefix_bytes ? prefix + '\0' : PrefixEnd(prefix);
+    if (next.empty()) break;
+    it->Seek(next);
+  }
+  return FromRocks(it->status(), InFamily("listing", family));
+}
+
+// CompactRange blocks, so that it runs beside this thread, which polls.
+Status RocksStore::Compact(Family family, const rocksdb::CompactRangeOptions& options,
+                           const std::function<bool()>& cancelled) {
+  std::atomic<bool> stop{false};
+  rocksdb::CompactRangeOptions compact = options;
+  compact.canceled = &stop;
+  auto done =
+      std::async(std::launch::async, [&] { return db_->CompactRange(compact, Handle(family), nullptr, nullptr); });
+  while (done.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready)
+    if (cancelled && cancelled()) stop = true;
+  const rocksdb::Status s = done.get();
+  if (stop && !s.ok()) return Cancelled("collecting garbage was cancelled; what was freed stays freed");
+  return Noted(s, InFamily("compacting", family));
+}
+
+Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
+  if (read_only_) return Refuse();
+  std::array<Family, kFamilyCount> families;
+  for (int i = 0; i < kFamilyCount; ++i) families[i] = static_cast<Family>(i);
+  Status flushed = Flush(families);
+  if (flushed.code() == StatusCode::kNoSpace && folder_->ReleaseBallast()) flushed = Flush(families);
+  RETURN_IF_ERROR(flushed);
+
+  // First without copying a value: dropped references free every blob file that has no live value left.
+  rocksdb::CompactRangeOptions drop;
+  drop.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
+  drop.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kDisable;
+  for (const Family family : families) {
+    if (cancelled && cancelled()) return Cancelled("collecting garbage was cancelled; what was freed stays freed");
+    RETURN_IF_ERROR(Compact(family, drop, cancelled));
+  }
+  rocksdb::ColumnFamilyMetaData metadata;
+  db_->GetColumnFamilyMetaData(Handle(Family::kBlocks), &metadata);
+  const bool garbage_left = std::any_of(metadata.blob_files.begin(), metadata.blob_files.end(),
+                                        [](const auto& file) { return file.garbage_blob_count > 0; });
+  if (garbage_left) {
+    rocksdb::CompactRangeOptions copy = drop;
+    copy.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
+    copy.blob_garbage_collection_age_cutoff = 1.0;
+    copy.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+    RETURN_IF_ERROR(Compact(Family::kBlocks, copy, cancelled));
+  }
+  folder_->RefillBallast();
+  return OkStatus();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<KvStore>> OpenRocksStore(const std::string& dir, const StoreOptions& options) {
+  ASSIGN_OR_RETURN(std::unique_ptr<StoreFolder> folder, StoreFolder::Open(dir, options));
+  std::unique_ptr<rocksdb::Env> env;
+  if (options.before_write)
+    env = rocksdb::NewCompositeEnv(NewHookedFileSystem(rocksdb::FileSystem::Default(), options.before_write));
+  StoreFolder& folder_ref = *folder;
+  auto store = std::make_unique<RocksStore>(std::move(folder), std::move(env), options.read_only);
+  RETURN_IF_ERROR(store->OpenDb(options));
+  if (!options.read_only) folder_ref.RefillBallast();
+  return std::unique_ptr<KvStore>(std::move(store));
+}
+
+}  // namespace modelstore

@@ -1,0 +1,51 @@
+// StoreFolder: the folder of a store around RocksDB's own files (layer: catalog/store; private to it).
+//
+//   DIR/lock     flock'd while a process has the store open (exclusive, or shared by readers); names the holder
+//   DIR/db/      RocksDB
+//   DIR/ballast  allocated space that is given up when the disk is full, so that space can be freed at all
+//
+// Not thread-safe, except that ReleaseBallast and DiskBytes may be called from any thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "catalog/store/kv_store.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+class StoreFolder {
+ public:
+  // Creates or recognises the folder and takes its lock. Errors: as OpenRocksStore.
+  static Result<std::unique_ptr<StoreFolder>> Open(const std::string& dir, const StoreOptions& options);
+  ~StoreFolder();
+  StoreFolder(const StoreFolder&) = delete;
+  StoreFolder& operator=(const StoreFolder&) = delete;
+
+  const std::string& dir() const { return dir_; }
+  std::string db_dir() const { return dir_ + "/db"; }
+  // True when RocksDB has finished creating its files there.
+  bool has_db() const { return has_db_; }
+
+  // st_blocks of the folder and everything below it.
+  Result<uint64_t> DiskBytes() const;
+
+  // Makes the ballast as large as the store warrants. Not an error when there is no room for it: the store works
+  // without, and the next call tries again.
+  void RefillBallast();
+  // False when there was none to give up.
+  bool ReleaseBallast();
+
+ private:
+  StoreFolder(std::string dir, int lock_fd) : dir_(std::move(dir)), lock_fd_(lock_fd) {}
+
+  const std::string dir_;
+  const int lock_fd_;  // -1: read-only, and the file system let us take no lock
+  bool has_db_ = false;
+  std::mutex ballast_mutex_;
+};
+
+}  // namespace modelstore
