@@ -20,8 +20,7 @@ Result<std::string> HandleVerify(Catalog& catalog, const Request& request) {
   Json failed = Json::array();
   for (const VerifyFailure& failure : report.failed)
     failed.push_back({{"model", failure.model}, {"file", failure.file}, {"reason", failure.reason}});
-  return Dump(
-      {{"checked", report.checked}, {"checked_bytes", report.checked_bytes}, {"failed", std::move(failed)}});
+  return Dump({{"checked", report.checked}, {"checked_bytes", report.checked_bytes}, {"failed", std::move(failed)}});
 }
 
 Result<std::string> HandleExport(Catalog& catalog, const Request& request) {

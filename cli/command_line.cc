@@ -1,0 +1,193 @@
+#include "cli/command_line.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+#include "cli/terminal.h"
+
+namespace modelstore {
+namespace {
+
+// The options that stand before or after the command: every level of the parser has its own copy, so that a model may
+// be called like a command.
+struct GlobalWords {
+  std::string store;
+  bool json = false, quiet = false, no_color = false, version = false;
+
+  void AddTo(CLI::App& app) {
+    app.set_help_flag("-h,--help", "this help");
+    app.add_option("--store", store, "folder of the store (else MODELSTORE_STORE)")->type_name("DIR")->group("Global");
+    app.add_flag("--json", json, "one JSON document on stdout, errors too")->group("Global");
+    app.add_flag("-q,--quiet", quiet, "no progress and no confirmations; ls prints names only")->group("Global");
+    app.add_flag("--no-color", no_color, "no colours (else NO_COLOR)")->group("Global");
+    app.add_flag("--version", version, "the version")->group("Global");
+  }
+};
+
+// A command's words while they are parsed; CLI11 keeps pointers into it.
+struct CommandWords {
+  CLI::App* app = nullptr;
+  GlobalWords global;
+  std::deque<std::string> values;
+  std::deque<bool> flags;
+  std::deque<std::vector<std::string>> positionals;
+
+  void AddTo(CLI::App& parent, const CommandSpec& spec) {
+    app = parent.add_subcommand(std::string(spec.name), std::string(spec.summary));
+    for (const PositionalSpec& positional : spec.positionals) {
+      std::vector<std::string>& words = positionals.emplace_back();
+      CLI::Option* option = app->add_option(std::string(positional.name), words, std::string(positional.help));
+      option->type_name("");
+      if (!positional.any_number) option->required()->expected(1);
+    }
+    for (const OptionSpec& option : spec.options) {
+      if (option.value.empty())
+        app->add_flag(std::string(option.name), flags.emplace_back(false), std::string(option.help));
+      else
+        app->add_option(std::string(option.name), values.emplace_back(), std::string(option.help))
+            ->type_name(std::string(option.value));
+    }
+    global.AddTo(*app);
+  }
+
+  Arguments Collect(const CommandSpec& spec) const {
+    Arguments out;
+    for (const auto& words : positionals) out.positionals.insert(out.positionals.end(), words.begin(), words.end());
+    size_t flag = 0, value = 0;
+    for (const OptionSpec& option : spec.options) {
+      const std::string name(option.name);
+      if (option.value.empty()) {
+        if (flags[flag++]) out.flags.insert(name);
+      } else {
+        if (app->get_option(name)->count() != 0) out.values[name] = values[value];
+        ++value;
+      }
+    }
+    return out;
+  }
+};
+
+std::string Json(const nlohmann::ordered_json& document) {
+  return document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+// Handlers answer on one line; people read --json too. Nothing for a command that has printed its document already.
+std::string Indented(const std::string& document) {
+  if (document.empty()) return "";
+  const auto parsed = nlohmann::ordered_json::parse(document, nullptr, /*allow_exceptions=*/false);
+  return parsed.is_discarded() ? document + "\n" : Json(parsed);
+}
+
+// Ends the process with `exit_code` after `text` went to stdout, quietly when nobody reads it.
+int Print(std::string_view text, int exit_code) {
+  const int error = WriteAll(STDOUT_FILENO, text);
+  if (error == 0) return exit_code;
+  if (error == EPIPE) {
+    signal(SIGPIPE, SIG_DFL);
+    raise(SIGPIPE);
+  }
+  WriteAll(STDERR_FILENO, "modelstore: writing to standard output: " + std::string(std::strerror(error)) + "\n");
+  return exit_code != 0 ? exit_code : 1;
+}
+
+int PrintError(const Status& status, const GlobalOptions& global) {
+  const int exit_code = StatusCodeExit(status.code());
+  if (global.json) {
+    nlohmann::ordered_json document;
+    document["error"]["code"] = std::string(StatusCodeName(status.code()));
+    document["error"]["message"] = std::string(status.message());
+    return Print(Json(document), exit_code);
+  }
+  const Style style = StyleOf(STDERR_FILENO, global.no_color);
+  WriteAll(STDERR_FILENO, Painted("modelstore:", Tone::kBad, style) + " " + Printable(status.message()) + "\n");
+  return exit_code;
+}
+
+// --json and --no-color hold for usage errors too, which are found before the words are understood.
+GlobalOptions GuessGlobal(const std::vector<std::string>& words) {
+  const auto end = std::find(words.begin(), words.end(), "--");
+  GlobalOptions global;
+  global.json = std::find(words.begin(), end, "--json") != end;
+  global.no_color = std::find(words.begin(), end, "--no-color") != end;
+  return global;
+}
+
+}  // namespace
+
+Result<Invocation> ParseCommandLine(const std::vector<std::string>& words) {
+  CLI::App app("Keeps model checkpoints in a fraction of their size and shows them as ordinary files.", "modelstore");
+  GlobalWords global;
+  global.AddTo(app);
+  app.require_subcommand(0, 1);
+  const std::span<const CommandSpec> specs = Commands();
+  std::deque<CommandWords> commands;
+  for (const CommandSpec& spec : specs) commands.emplace_back().AddTo(app, spec);
+
+  Invocation out;
+  try {
+    std::vector<std::string> reversed(words.rbegin(), words.rend());
+    app.parse(std::move(reversed));
+  } catch (const CLI::CallForHelp&) {
+    out.text = app.help();
+    return out;
+  } catch (const CLI::ParseError& error) {
+    std::string where = "modelstore";
+    for (const CommandWords& command : commands)
+      if (command.app->parsed()) where += " " + command.app->get_name();
+    return InvalidArgument(std::string(error.what()) + "; see '" + where + " --help'");
+  }
+
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (!commands[i].app->parsed()) continue;
+    out.command = &specs[i];
+    out.arguments = commands[i].Collect(specs[i]);
+    const GlobalWords& own = commands[i].global;
+    if (!own.store.empty()) global.store = own.store;  // the nearer one
+    global.json |= own.json;
+    global.quiet |= own.quiet;
+    global.no_color |= own.no_color;
+    global.version |= own.version;
+  }
+  if (global.store.empty()) {
+    if (const char* from_environment = std::getenv("MODELSTORE_STORE")) global.store = from_environment;
+  }
+  out.global = {.store = global.store, .json = global.json, .quiet = global.quiet, .no_color = global.no_color};
+  if (global.version) {
+    out.command = nullptr;
+    out.text = global.json ? Json({{"version", MODELSTORE_VERSION}}) : "modelstore " MODELSTORE_VERSION "\n";
+    return out;
+  }
+  if (out.command == nullptr) return InvalidArgument("no command given; see 'modelstore --help'");
+  return out;
+}
+
+int RunModelstore(const std::vector<std::string>& words) {
+  Result<Invocation> parsed = ParseCommandLine(words);
+  if (!parsed.ok()) return PrintError(parsed.status(), GuessGlobal(words));
+  const Invocation& invocation = *parsed;
+  if (invocation.command == nullptr) return Print(invocation.text, 0);
+
+  Result<Outcome> outcome = Internal("the command did not run");
+  try {
+    // The store is closed before anything is printed: a reader that goes away cannot interrupt that.
+    Session session(invocation.global);
+    outcome = invocation.command->run(session, invocation.arguments);
+  } catch (const std::bad_alloc&) {
+    outcome = ResourceExhausted("out of memory");
+  } catch (const std::exception& error) {
+    outcome = Internal(error.what());
+  }
+  if (!outcome.ok()) return PrintError(outcome.status(), invocation.global);
+  return Print(invocation.global.json ? Indented(outcome->document) : outcome->text, outcome->exit_code);
+}
+
+}  // namespace modelstore

@@ -1,0 +1,31 @@
+// From the words of the command line to a command and its arguments (layer: cli; its .cc is the only user of CLI11).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+
+namespace modelstore {
+
+struct GlobalOptions {
+  std::string store;  // "" when neither --store nor MODELSTORE_STORE is given
+  bool json = false;
+  bool quiet = false;
+  bool no_color = false;
+};
+
+struct Invocation {
+  const CommandSpec* command = nullptr;  // null: print `text` and end (help, version)
+  GlobalOptions global;
+  Arguments arguments;
+  std::string text;
+};
+
+// `words`: without the program's name. Errors: InvalidArgument (usage).
+Result<Invocation> ParseCommandLine(const std::vector<std::string>& words);
+
+// Runs the program: parses, runs, prints. Returns the exit code.
+int RunModelstore(const std::vector<std::string>& words);
+
+}  // namespace modelstore

@@ -1,0 +1,36 @@
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+
+namespace modelstore {
+namespace {
+
+Result<Outcome> RunExport(Session& session, const Arguments& arguments) {
+  RETURN_IF_ERROR(session.UseMemoryBudget(arguments));
+  ASSIGN_OR_RETURN(const std::string dir, AbsolutePath(arguments.positionals[1]));
+  ASSIGN_OR_RETURN(std::string document, session.Call("export", {{"name", arguments.positionals[0]}, {"dir", dir}}));
+  Outcome out;
+  if (!session.options().quiet) out.text = RenderExport(document, session.style());
+  out.document = std::move(document);
+  return out;
+}
+
+}  // namespace
+
+CommandSpec ExportCommand() {
+  return {.name = "export",
+          .summary = "write a model's files as plain files again",
+          .positionals = {{"NAME", "the model"}, {"DIR", "the folder to write to; files that exist are refused"}},
+          .options = {kMemoryBudgetOption},
+          .run = RunExport};
+}
+
+std::string RenderExport(std::string_view document, const Style& style) {
+  const auto report = nlohmann::json::parse(document);
+  return "exported " + Painted(Printable(report["name"].get<std::string>()), Tone::kBold, style) + ": " +
+         Plural(report["files"], "file") + ", " + HumanBytes(report["bytes"]) + ", to " +
+         Printable(report["dir"].get<std::string>()) + "\n";
+}
+
+}  // namespace modelstore

@@ -1,0 +1,20 @@
+// The command line of modelstore (layer: cli).
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <string>
+#include <vector>
+
+#include "cli/command_line.h"
+
+int main(int argc, char** argv) {
+  // A closed pipe must not end a push in the middle: writes report EPIPE instead.
+  signal(SIGPIPE, SIG_IGN);
+  // A store and the files of a large model are many descriptors.
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  return modelstore::RunModelstore(std::vector<std::string>(argv + 1, argv + argc));
+}

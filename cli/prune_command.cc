@@ -1,0 +1,41 @@
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+
+namespace modelstore {
+namespace {
+
+Result<Outcome> RunPrune(Session& session, const Arguments& arguments) {
+  const bool dry_run = arguments.Has("--dry-run");
+  ASSIGN_OR_RETURN(std::string document, session.Call("prune", {{"dry_run", dry_run}}));
+  Outcome out;
+  if (dry_run || !session.options().quiet) out.text = RenderPrune(document, session.style());
+  out.document = std::move(document);
+  return out;
+}
+
+}  // namespace
+
+CommandSpec PruneCommand() {
+  return {.name = "prune",
+          .summary = "free what no model needs any more",
+          .positionals = {},
+          .options = {{"--dry-run", "", "only say what would be freed"}},
+          .run = RunPrune};
+}
+
+std::string RenderPrune(std::string_view document, const Style& style) {
+  const auto report = nlohmann::json::parse(document);
+  const bool dry_run = report["dry_run"];
+  const uint64_t freed = report["freed_bytes"];
+  std::string out = freed == 0 ? "nothing to prune"
+                               : (dry_run ? "would free " : "freed ") + Painted(HumanBytes(freed), Tone::kGood, style) +
+                                     ": " + Plural(report["tensors"], "tensor") + ", " +
+                                     Plural(report["files"], "file") + ", " + Plural(report["blocks"], "block");
+  out += "; on disk " + HumanBytes(report["disk_bytes_before"]);
+  if (!dry_run) out += " -> " + HumanBytes(report["disk_bytes_after"]);
+  return out + "\n";
+}
+
+}  // namespace modelstore

@@ -1,0 +1,135 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+#include "cli/terminal.h"
+
+namespace modelstore {
+namespace {
+
+using nlohmann::json;
+
+// Written beside its place and renamed, so that a page that is being served is never half there.
+Status WritePage(const std::string& path, const std::string& page) {
+  const std::string partial = path + ".partial";
+  const int fd = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd < 0) return StatusFromErrno(errno, "creating " + partial);
+  int error = WriteAll(fd, page);
+  if (close(fd) != 0 && error == 0) error = errno;
+  if (error == 0 && rename(partial.c_str(), path.c_str()) != 0) error = errno;
+  if (error == 0) return OkStatus();
+  unlink(partial.c_str());
+  return StatusFromErrno(error, "writing " + path);
+}
+
+Result<Outcome> RunReport(Session& session, const Arguments& arguments) {
+  ASSIGN_OR_RETURN(std::string document, session.Call("report", {}));
+  if (arguments.values.contains("--html"))
+    RETURN_IF_ERROR(WritePage(arguments.Value("--html"), RenderReportHtml(document)));
+  Outcome out;
+  out.text = RenderReport(document, session.style());
+  out.document = std::move(document);
+  return out;
+}
+
+struct Level {
+  const char* key;
+  const char* words;
+};
+constexpr std::array<Level, 7> kLevels = {{{"identical_file", "identical files"},
+                                           {"identical_tensor", "identical tensors"},
+                                           {"delta", "delta against a base"},
+                                           {"self", "coded by itself"},
+                                           {"compact", "compact"},
+                                           {"content", "other content"},
+                                           {"raw", "raw"}}};
+
+std::string FractionOf(uint64_t part, uint64_t whole) {
+  return whole == 0 ? "-" : Percent(static_cast<double>(part) / static_cast<double>(whole));
+}
+
+std::string BytesOrDash(uint64_t bytes) { return bytes == 0 ? "-" : HumanBytes(bytes); }
+
+}  // namespace
+
+CommandSpec ReportCommand() {
+  return {.name = "report",
+          .summary = "what the store holds, what it costs and what could be freed",
+          .positionals = {},
+          .options = {{"--html", "FILE", "also write the report as a web page"}},
+          .run = RunReport};
+}
+
+std::string RenderReport(std::string_view document, const Style& style) {
+  const json report = json::parse(document);
+  const uint64_t logical = report["logical_bytes"], stored = report["stored_bytes"], disk = report["disk_bytes"];
+  const json& models = report["models"];
+  std::string out = Plural(models.size(), "model") + ", " + HumanBytes(logical) + " of files, stored in " +
+                    Painted(HumanBytes(stored), Tone::kGood, style);
+  if (logical != 0) {
+    out += ": " + Painted(Percent(report["saved_fraction"]) + " saved", Tone::kGood, style) + " (" +
+           Ratio(logical, stored) + ")";
+  }
+  out += "\non disk " + HumanBytes(disk);
+  const uint64_t prunable = report["prunable_bytes"];
+  out += prunable == 0 ? ", nothing to prune\n"
+                       : ", 'modelstore prune' frees " + Painted(HumanBytes(prunable), Tone::kWarn, style) + "\n";
+  if (models.empty()) return out;
+
+  using Align = Table::Align;
+  Table levels({{"HOW IT IS STORED"}, {"SIZE", Align::kRight}, {"SHARE", Align::kRight}});
+  for (const Level& level : kLevels) {
+    const uint64_t bytes = report["levels"][level.key];
+    if (bytes != 0) levels.Row({{level.words}, {HumanBytes(bytes)}, {FractionOf(bytes, logical)}});
+  }
+  levels.Row({{"total", Tone::kBold}, {HumanBytes(logical), Tone::kBold}, {FractionOf(logical, logical)}});
+  out += "\n" + levels.Render(style) + "\n";
+
+  Table table({{"MODEL"},
+               {"KIND"},
+               {"SIZE", Align::kRight},
+               {"STORED", Align::kRight},
+               {"SHARED", Align::kRight},
+               {"IDENTICAL", Align::kRight},
+               {"DELTA", Align::kRight},
+               {"SELF", Align::kRight},
+               {"OTHER", Align::kRight},
+               {"BASE"}});
+  uint64_t exclusive = 0, size = 0;
+  for (const json& model : models) {
+    const json& own = model["levels"];
+    const uint64_t identical = own["identical_file"].get<uint64_t>() + own["identical_tensor"].get<uint64_t>();
+    const uint64_t other = own["raw"].get<uint64_t>() + own["content"].get<uint64_t>() + own["compact"].get<uint64_t>();
+    exclusive += model["stored_bytes"].get<uint64_t>();
+    size += model["logical_bytes"].get<uint64_t>();
+    table.Row({{Printable(model["name"].get<std::string>()), Tone::kBold},
+               {model["kind"].get<std::string>()},
+               {HumanBytes(model["logical_bytes"])},
+               {HumanBytes(model["stored_bytes"]), Tone::kGood},
+               {BytesOrDash(model["shared_bytes"])},
+               {BytesOrDash(identical)},
+               {BytesOrDash(own["delta"])},
+               {BytesOrDash(own["self"])},
+               {BytesOrDash(other)},
+               {model["base"].is_string() ? Printable(model["base"].get<std::string>()) : "-"}});
+  }
+  table.Row({{"total", Tone::kBold},
+             {""},
+             {HumanBytes(size), Tone::kBold},
+             {HumanBytes(exclusive), Tone::kBold},
+             {""},
+             {""},
+             {""},
+             {""},
+             {""},
+             {""}});
+  return out + table.Render(style);
+}
+
+}  // namespace modelstore

@@ -1,0 +1,119 @@
+#include "cli/session.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "cli/progress.h"
+#include "cli/terminal.h"
+#include "daemon/handlers.h"
+
+namespace modelstore {
+namespace {
+
+constexpr std::array<int, 3> kSignals = {SIGINT, SIGTERM, SIGHUP};
+
+std::atomic<void (*)(void*)> interrupt_function{nullptr};
+std::atomic<void*> interrupt_argument{nullptr};
+std::atomic<bool> interrupt_seen{false};
+std::atomic<bool> interrupt_second_exits{false};
+
+void OnSignal(int) {
+  if (interrupt_seen.exchange(true) && interrupt_second_exits.load()) _exit(130);
+  if (const auto function = interrupt_function.load()) function(interrupt_argument.load());
+}
+
+Result<std::string> ParametersText(const ParameterList& parameters) {
+  nlohmann::json out = nlohmann::json::object();
+  for (const auto& [name, value] : parameters) std::visit([&, &key = name](const auto& v) { out[key] = v; }, value);
+  try {
+    return out.dump();
+  } catch (const nlohmann::json::exception&) {
+    return InvalidArgument("an argument is not valid UTF-8; names and paths given to modelstore must be");
+  }
+}
+
+}  // namespace
+
+InterruptScope::InterruptScope(void (*on_signal)(void*), void* argument, bool second_exits) {
+  interrupt_seen = false;
+  interrupt_second_exits = second_exits;
+  interrupt_argument = argument;
+  interrupt_function = on_signal;
+  struct sigaction action {};
+  action.sa_handler = OnSignal;
+  action.sa_flags = SA_RESTART;
+  for (const int signal_number : kSignals) sigaction(signal_number, &action, nullptr);
+}
+
+InterruptScope::~InterruptScope() {
+  struct sigaction action {};
+  action.sa_handler = SIG_DFL;
+  for (const int signal_number : kSignals) sigaction(signal_number, &action, nullptr);
+  interrupt_function = nullptr;
+}
+
+Result<std::string> AbsolutePath(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  if (error) return StatusFromErrno(error.value(), "finding the current folder");
+  return absolute.string();
+}
+
+Session::Session(const GlobalOptions& options) : options_(options), style_(StyleOf(STDOUT_FILENO, options.no_color)) {}
+
+Status Session::UseMemoryBudget(const Arguments& arguments) {
+  const std::string text = arguments.Value(kMemoryBudgetOption.name);
+  if (text.empty()) return OkStatus();
+  Result<uint64_t> bytes = ParseSize(text);
+  if (!bytes.ok()) return bytes.status().WithContext(kMemoryBudgetOption.name);
+  memory_budget_bytes_ = *bytes;
+  return OkStatus();
+}
+
+Result<Catalog*> Session::Open(bool writes, bool creates) {
+  if (catalog_) return catalog_.get();
+  if (options_.store.empty()) return Unavailable("no store: pass --store DIR or set MODELSTORE_STORE");
+  CatalogOptions catalog_options;
+  catalog_options.create_if_missing = creates;
+  catalog_options.read_only = !writes;
+  catalog_options.memory_budget_bytes = memory_budget_bytes_;
+  Result<std::unique_ptr<Catalog>> opened = Catalog::Open(options_.store, catalog_options);
+  if (!opened.ok()) {
+    // What is missing is the store, not something in it.
+    if (opened.status().code() == StatusCode::kNotFound) return Unavailable(std::string(opened.status().message()));
+    return opened.status();
+  }
+  catalog_ = std::move(opened).value();
+  return catalog_.get();
+}
+
+Result<std::string> Session::Call(std::string_view request, const ParameterList& parameters) {
+  const Handler* handler = FindHandler(request);
+  if (handler == nullptr) return Internal("no handler for request '" + std::string(request) + "'");
+  ASSIGN_OR_RETURN(const std::string parameters_text, ParametersText(parameters));
+
+  const Style error_style = StyleOf(STDERR_FILENO, options_.no_color);
+  auto mode = ProgressReporter::Mode::kNone;
+  if (!options_.quiet && !options_.json)
+    mode = IsTerminal(STDERR_FILENO) ? ProgressReporter::Mode::kBar : ProgressReporter::Mode::kLines;
+  ProgressReporter reporter(mode, error_style, STDERR_FILENO);
+  JobControl job([&](const JobProgress& progress) { reporter.Update(progress); });
+  job.on_warning = [&](const std::string& message) {
+    reporter.Message(Painted("warning: ", Tone::kWarn, error_style) + Printable(message));
+  };
+  const InterruptScope interrupt([](void* j) { static_cast<JobControl*>(j)->Cancel(); }, &job, /*second_exits=*/true);
+
+  ASSIGN_OR_RETURN(Catalog* const catalog, Open(handler->writes, handler->creates_store));
+  return handler->run(*catalog, {.parameters = parameters_text, .job = &job});
+}
+
+void Session::Say(std::string_view line) const {
+  if (!options_.quiet && !options_.json) WriteAll(STDERR_FILENO, std::string(line) + "\n");
+}
+
+}  // namespace modelstore

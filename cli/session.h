@@ -1,0 +1,69 @@
+// Session: one run of the program (layer: cli). It opens the store, calls handlers with progress and Ctrl-C, and knows
+// what the terminal can show.
+//
+// Not thread-safe; progress comes from any thread.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "catalog/read/catalog.h"
+#include "cli/command.h"
+#include "cli/command_line.h"
+#include "cli/format.h"
+#include "codec/support/job_control.h"
+
+namespace modelstore {
+
+// A request's parameters by name.
+using ParameterValue = std::variant<std::string, bool, std::vector<std::string>>;
+using ParameterList = std::vector<std::pair<std::string, ParameterValue>>;
+
+inline constexpr uint64_t kDefaultMemoryBudgetBytes = 2ull << 30;
+
+class Session {
+ public:
+  explicit Session(const GlobalOptions& options);
+
+  const GlobalOptions& options() const { return options_; }
+  const Style& style() const { return style_; }  // of stdout
+
+  // Sets the budget from --memory-budget, if given. Errors: InvalidArgument.
+  Status UseMemoryBudget(const Arguments& arguments);
+  // Opens the store once. Errors: Unavailable (no store named or none there), Locked, …
+  Result<Catalog*> Open(bool writes, bool creates);
+  // Opens the store as the handler demands and runs it. SIGINT and SIGTERM cancel it while it runs. Errors: the
+  // handler's; InvalidArgument for a parameter that is not UTF-8.
+  Result<std::string> Call(std::string_view request, const ParameterList& parameters);
+  // A message for people on stderr; nothing with -q or --json.
+  void Say(std::string_view line) const;
+
+ private:
+  GlobalOptions options_;
+  Style style_;
+  uint64_t memory_budget_bytes_ = kDefaultMemoryBudgetBytes;
+  std::unique_ptr<Catalog> catalog_;
+};
+
+// The option that UseMemoryBudget reads.
+inline constexpr OptionSpec kMemoryBudgetOption = {"--memory-budget", "BYTES",
+                                                   "memory for caches and buffers together (256M, 2G; default 2G)"};
+
+// While it lives, SIGINT, SIGTERM and SIGHUP call `on_signal` (async-signal-safe code only). A second SIGINT or SIGTERM
+// ends the process at once with 130 when `second_exits`.
+class InterruptScope {
+ public:
+  InterruptScope(void (*on_signal)(void*), void* argument, bool second_exits);
+  ~InterruptScope();
+  InterruptScope(const InterruptScope&) = delete;
+  InterruptScope& operator=(const InterruptScope&) = delete;
+};
+
+// `path` as an absolute one, links kept. Errors: Io.
+Result<std::string> AbsolutePath(const std::string& path);
+
+}  // namespace modelstore

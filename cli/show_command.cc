@@ -1,0 +1,93 @@
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+
+namespace modelstore {
+namespace {
+
+using nlohmann::json;
+
+Result<Outcome> RunShow(Session& session, const Arguments& arguments) {
+  ASSIGN_OR_RETURN(std::string document, session.Call("show", {{"name", arguments.positionals[0]}}));
+  Outcome out;
+  out.text = RenderShow(document, session.style());
+  out.document = std::move(document);
+  return out;
+}
+
+std::string Text(const json& value) { return value.is_string() ? Printable(value.get<std::string>()) : ""; }
+
+std::string Both(uint64_t bytes) { return HumanBytes(bytes) + " (" + ExactBytes(bytes) + " bytes)"; }
+
+std::string FractionOf(uint64_t stored, uint64_t logical) {
+  return logical == 0 ? "-" : Percent(static_cast<double>(stored) / static_cast<double>(logical));
+}
+
+}  // namespace
+
+CommandSpec ShowCommand() {
+  return {.name = "show",
+          .summary = "one model's files and tensors and how each is stored",
+          .positionals = {{"NAME", "the model"}},
+          .options = {},
+          .run = RunShow};
+}
+
+std::string RenderShow(std::string_view document, const Style& style) {
+  const json model = json::parse(document);
+  const uint64_t logical = model["logical_bytes"], stored = model["stored_bytes"], shared = model["shared_bytes"];
+  std::string out = Painted(Text(model["name"]), Tone::kBold, style) + "  " + Text(model["kind"]) + ", " +
+                    Text(model["fidelity"]) + "\n";
+  const auto field = [&](std::string_view label, const std::string& value) {
+    out += "  " + Painted(label, Tone::kDim, style) + std::string(9 - label.size(), ' ') + value + "\n";
+  };
+  if (model["base"].is_string()) field("base", Text(model["base"]));
+  field("size", Both(logical));
+  field("stored", Both(stored) + ", " + FractionOf(stored, logical));
+  if (shared != 0) field("shared", Both(shared) + " with other models");
+  field("created", Text(model["created"]));
+
+  using Align = Table::Align;
+  const auto& files = model["files"];
+  out += "\n";
+  Table file_table({{"FILE"}, {"KIND"}, {"SIZE", Align::kRight}, {"STORED", Align::kRight}, {"SHA-256"}});
+  for (const json& file : files) {
+    file_table.Row({{Text(file["path"]), Tone::kBold},
+                    {Text(file["kind"])},
+                    {HumanBytes(file["logical_bytes"])},
+                    {HumanBytes(file["stored_bytes"]), Tone::kGood},
+                    {Text(file["sha256"]), Tone::kDim}});
+  }
+  out += file_table.Render(style);
+
+  for (const json& file : files) {
+    if (file["tensors"].empty()) continue;
+    out +=
+        "\n" + Painted(Text(file["path"]), Tone::kBold, style) + ": " + Plural(file["tensors"].size(), "tensor") + "\n";
+    Table table({{"TENSOR"},
+                 {"DTYPE"},
+                 {"SHAPE"},
+                 {"STORED AS"},
+                 {"SIZE", Align::kRight},
+                 {"STORED", Align::kRight},
+                 {"BASE"}});
+    for (const json& tensor : file["tensors"]) {
+      std::string base = Text(tensor["base"]);
+      // A base tensor of the same name needs no words.
+      if (tensor["base_tensor"].is_string() && tensor["base_tensor"] != tensor["name"])
+        base += (base.empty() ? "" : " ") + Text(tensor["base_tensor"]);
+      table.Row({{Text(tensor["name"])},
+                 {Text(tensor["dtype"])},
+                 {ShapeText(tensor["shape"].get<std::vector<uint64_t>>())},
+                 {Text(tensor["encoding"])},
+                 {HumanBytes(tensor["logical_bytes"])},
+                 {HumanBytes(tensor["stored_bytes"]), Tone::kGood},
+                 {base.empty() ? "-" : base}});
+    }
+    out += table.Render(style);
+  }
+  return out;
+}
+
+}  // namespace modelstore
