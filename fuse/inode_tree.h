@@ -1,13 +1,15 @@
 // The mount's tree of names (layer: fuse; no libfuse here, so that it is tested without a kernel).
 //
-// Node ids are stable while a version of the content is mounted: a model that is removed and pushed again gets new ids,
-// and who has the old one open reads the old bytes. Thread-safe.
+// A file's node id stands for one version of its content: it survives a rename of the model, and never comes back once
+// the content changed. A name that vanished can no longer be looked up, but its node lives until the kernel forgets it
+// (Hold, Forget), because it may still be open or mapped. Thread-safe; no call blocks on anything but the tree's lock.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "catalog/schema/records.h"
@@ -22,11 +24,11 @@ struct NodeInfo {
   NodeId id = 0;
   bool directory = false;
   uint64_t bytes = 0;
-  uint64_t stored_bytes = 0;  // st_blocks
-  uint32_t mode = 0;          // permission bits
+  uint32_t mode = 0;  // permission bits
   int64_t mtime_ns = 0;
   Sha256Digest sha256{};  // files
   std::string model;      // the model it belongs to; "" above models
+  std::string path;       // files: within the model
 };
 
 struct NodeEntry {
@@ -39,18 +41,20 @@ class InodeTree {
   InodeTree();
   ~InodeTree();
 
-  // A model's files with what each costs (parallel to model.files).
-  struct MountedModel {
-    ModelRecord record;
-    std::vector<uint64_t> stored_bytes;
-  };
-  // Makes the tree show exactly these models. Returns the (parent, name) pairs whose content changed, for invalidation.
-  std::vector<std::pair<NodeId, std::string>> Update(const std::vector<MountedModel>& models);
+  // Makes the tree show exactly these models. Returns the (parent, name) pairs that appeared, vanished or stand for
+  // other content now, the topmost of each change, for the kernel to forget.
+  std::vector<std::pair<NodeId, std::string>> Update(const std::vector<ModelRecord>& models);
 
   // Errors: NotFound, InvalidArgument (not a directory).
   Result<NodeInfo> Lookup(NodeId parent, std::string_view name) const;
   Result<NodeInfo> Get(NodeId id) const;
   Result<std::vector<NodeEntry>> List(NodeId directory) const;  // sorted, without . and ..
+  // The kernel has learnt of the node once more. False when the node is gone: look its name up again.
+  bool Hold(NodeId id);
+  // The kernel gave `count` of its holds back.
+  void Forget(NodeId id, uint64_t count);
+
+  // Of what can be looked up now: files and directories; bytes of the files.
   uint64_t NodeCount() const;
   uint64_t TotalBytes() const;
 

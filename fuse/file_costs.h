@@ -1,0 +1,33 @@
+// FileCosts: the stored bytes of mounted files, worked out from records when first asked for (layer: fuse).
+//
+// A file costs the coded bytes of its tensors, each once, and its literal bytes; what a delta's base costs is not
+// counted. Content is immutable, so answers are kept. Thread-safe; nothing is locked while records are read.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+#include "catalog/store/kv_store.h"
+#include "codec/support/hash.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+class FileCosts {
+ public:
+  // `store` outlives this object.
+  explicit FileCosts(const KvStore& store) : store_(store) {}
+
+  // Errors: NotFound (also when a tensor's record is missing), Corruption, Unsupported, Io.
+  Result<uint64_t> StoredBytes(const Sha256Digest& sha256);
+
+ private:
+  Result<uint64_t> Compute(const Sha256Digest& sha256) const;
+
+  const KvStore& store_;
+  std::mutex mutex_;
+  std::map<Sha256Digest, uint64_t> known_;
+};
+
+}  // namespace modelstore

@@ -1,0 +1,277 @@
+#include "fuse/fuse_session.h"
+
+#define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "fuse/mount_table.h"
+
+namespace modelstore {
+namespace {
+
+constexpr unsigned kMaxBackground = 128;  // 12, the default, gave 16 faulting processes a quarter of the rate of 64
+constexpr unsigned kCongestionThreshold = 96;
+constexpr unsigned kMinThreads = 16;
+constexpr unsigned kMaxThreads = 64;
+
+// While set, libfuse's complaints on this thread are kept here, as the reason why mounting failed.
+thread_local std::string* kept_messages = nullptr;
+
+void LogFuseMessage(fuse_log_level level, const char* format, va_list arguments) {
+  if (level > FUSE_LOG_WARNING) return;
+  char text[512];
+  std::vsnprintf(text, sizeof(text), format, arguments);
+  std::string message = text;
+  while (!message.empty() && message.back() == '\n') message.pop_back();
+  if (kept_messages) {
+    *kept_messages = message;
+  } else {
+    std::fprintf(stderr, "modelstore: %s\n", message.c_str());
+  }
+}
+
+void ConfigureConnection(void*, fuse_conn_info* conn) {
+  const auto want = [conn](unsigned flags) { conn->want |= conn->capable & flags; };
+  want(FUSE_CAP_ASYNC_READ | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_PARALLEL_DIROPS);
+  // Content behind a node never changes, so the kernel need not compare mtimes. Answers come from memory, and splicing
+  // memory maps every page of it.
+  conn->want &= ~static_cast<unsigned>(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
+                                       FUSE_CAP_SPLICE_MOVE);
+  conn->max_background = kMaxBackground;
+  conn->congestion_threshold = kCongestionThreshold;
+}
+
+Status CheckFuseDevice() {
+  const int fd = ::open("/dev/fuse", O_RDWR | O_CLOEXEC);
+  if (fd >= 0) {
+    ::close(fd);
+    return OkStatus();
+  }
+  const int error = errno;
+  if (error == ENOENT || error == ENODEV || error == ENXIO)
+    return Unavailable(
+        "/dev/fuse is not there; load the module (modprobe fuse), or start the container with --device /dev/fuse "
+        "--cap-add SYS_ADMIN");
+  return StatusFromErrno(error, "opening /dev/fuse");
+}
+
+unsigned ThreadCount(unsigned asked) {
+  if (asked != 0) return asked;
+  return std::clamp(2 * std::thread::hardware_concurrency(), kMinThreads, kMaxThreads);
+}
+
+}  // namespace
+
+struct FuseSession::Impl {
+  struct Batch {
+    std::vector<std::pair<uint64_t, std::string>> entries;
+    bool done = false;
+  };
+
+  FuseSessionOptions options;
+  fuse_session* session = nullptr;
+  int wake_fd = -1;
+  std::atomic<bool> stop_requested{false};
+  uint32_t read_ahead_kb = 0;
+  MountEntry mounted;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::deque<std::shared_ptr<Batch>> batches;
+  bool loop_ended = false;  // no request will be answered any more
+  bool ended = false;       // and nothing of ours is mounted
+  int loop_error = 0;
+
+  std::mutex stop_mutex;  // joins once
+  std::thread session_thread, control_thread;
+
+  ~Impl() {
+    if (session) fuse_session_destroy(session);
+    if (wake_fd >= 0) ::close(wake_fd);
+  }
+
+  void WakeControl() const {
+    const uint64_t one = 1;
+    if (::write(wake_fd, &one, sizeof(one)) < 0) {
+      // EAGAIN: the counter is full, so the thread is awake already.
+    }
+  }
+
+  // libfuse unmounts whatever is at the path, unless its connection is closed: it may only do so while that is ours
+  // (after `umount -l` with open files another mount may be there).
+  bool MayUnmount() const {
+    pollfd connection{fuse_session_fd(session), 0, 0};
+    if (::poll(&connection, 1, 0) > 0 && (connection.revents & POLLERR)) return true;
+    const Result<std::optional<MountEntry>> top = FindMount(options.mountpoint);
+    return top.ok() && *top && (*top)->type == kMountType && (*top)->device_major == mounted.device_major &&
+           (*top)->device_minor == mounted.device_minor;
+  }
+
+  void ServeRequests() {
+    fuse_loop_config* config = fuse_loop_cfg_create();
+    fuse_loop_cfg_set_clone_fd(config, 1);
+    fuse_loop_cfg_set_max_threads(config, ThreadCount(options.threads));
+    const int result = fuse_session_loop_mt(session, config);
+    fuse_loop_cfg_destroy(config);
+    {
+      const std::lock_guard lock(mutex);
+      loop_ended = true;
+      loop_error = result;
+    }
+    WakeControl();
+    control_thread.join();
+    // Closing the last descriptor fails every request that waits, also through a mount that is still busy.
+    if (MayUnmount()) fuse_session_unmount(session);
+    fuse_session_destroy(session);
+    session = nullptr;
+    const std::lock_guard lock(mutex);
+    ended = true;
+    changed.notify_all();
+  }
+
+  void Control() {
+    for (bool stopping = false; !stopping;) {
+      uint64_t count = 0;
+      while (::read(wake_fd, &count, sizeof(count)) < 0 && errno == EINTR) {
+      }
+      stopping = stop_requested.load();
+      for (;;) {
+        std::shared_ptr<Batch> batch;
+        {
+          const std::lock_guard lock(mutex);
+          stopping = stopping || loop_ended;
+          if (batches.empty()) break;
+          batch = batches.front();
+          batches.pop_front();
+        }
+        if (!stopping)
+          for (const auto& [parent, name] : batch->entries)
+            fuse_lowlevel_notify_inval_entry(session, parent, name.data(), name.size());  // ENOENT: never looked up
+        const std::lock_guard lock(mutex);
+        batch->done = true;
+        changed.notify_all();
+      }
+    }
+    // A worker sleeps in read(2) and looks at the flag only after a request: asking for a page of the root, which has
+    // none, makes the kernel send one.
+    fuse_session_exit(session);
+    fuse_lowlevel_notify_retrieve(session, FUSE_ROOT_ID, 1, 0, nullptr);
+  }
+};
+
+FuseSession::FuseSession(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Result<std::unique_ptr<FuseSession>> FuseSession::Start(fuse_lowlevel_ops ops, void* context,
+                                                        const FuseSessionOptions& options) {
+  RETURN_IF_ERROR(CheckFuseDevice());
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  impl->wake_fd = ::eventfd(0, EFD_CLOEXEC);
+  if (impl->wake_fd < 0) return StatusFromErrno(errno, "creating an eventfd");
+
+  ops.init = ConfigureConnection;
+  std::string mount_options = "ro,nosuid,nodev,noatime,default_permissions,fsname=modelstore,subtype=modelstore";
+  if (options.allow_other) mount_options += ",allow_other";
+  const char* argv[] = {"modelstore", "-o", mount_options.c_str()};
+  fuse_args arguments = FUSE_ARGS_INIT(3, const_cast<char**>(argv));
+  std::string said;
+  fuse_set_log_func(LogFuseMessage);
+  kept_messages = &said;
+  impl->session = fuse_session_new(&arguments, &ops, sizeof(ops), context);
+  fuse_opt_free_args(&arguments);
+  errno = 0;
+  const bool mounted = impl->session && fuse_session_mount(impl->session, options.mountpoint.c_str()) == 0;
+  const int error = errno;
+  kept_messages = nullptr;
+  if (!impl->session) return Internal("libfuse refused its options: " + said);
+  if (!mounted) {
+    const std::string why = "mounting on " + options.mountpoint + ": " + said;
+    if (::geteuid() != 0 && ::access("/usr/bin/fusermount3", X_OK) != 0 && ::access("/bin/fusermount3", X_OK) != 0)
+      return Unavailable(why + "; an ordinary user needs fusermount3 (install fuse3)");
+    if (error == EPERM || error == EACCES || ::geteuid() != 0)
+      return PermissionDenied(why +
+                              "; a container needs --cap-add SYS_ADMIN, and allow_other as an ordinary user needs "
+                              "user_allow_other in /etc/fuse.conf");
+    return IoError(why);
+  }
+  const Result<std::optional<MountEntry>> entry = FindMount(options.mountpoint);
+  if (!entry.ok() || !*entry || (*entry)->type != kMountType) {
+    fuse_session_unmount(impl->session);
+    if (!entry.ok()) return entry.status();
+    return Internal("mounted on " + options.mountpoint + ", but /proc/self/mountinfo does not show it");
+  }
+  impl->mounted = **entry;
+
+  // Signals belong to the program's own threads.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  Impl* raw = impl.get();
+  impl->control_thread = std::thread([raw] { raw->Control(); });
+  impl->session_thread = std::thread([raw] { raw->ServeRequests(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  std::unique_ptr<FuseSession> started(new FuseSession(std::move(impl)));
+
+  // The first request waits until the kernel and the server have agreed; then the read-ahead may be raised.
+  struct stat root;
+  if (::stat(options.mountpoint.c_str(), &root) != 0)
+    return StatusFromErrno(errno, "waiting for the mount on " + options.mountpoint + " to answer");
+  raw->read_ahead_kb = SetReadAhead(raw->mounted, options.read_ahead_kb);
+  return started;
+}
+
+FuseSession::~FuseSession() { (void)Stop(); }
+
+uint32_t FuseSession::read_ahead_kb() const { return impl_->read_ahead_kb; }
+
+void FuseSession::InvalidateEntries(const std::vector<std::pair<uint64_t, std::string>>& entries) {
+  if (entries.empty()) return;
+  auto batch = std::make_shared<Impl::Batch>();
+  batch->entries = entries;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->loop_ended) return;
+    impl_->batches.push_back(batch);
+  }
+  impl_->WakeControl();
+  std::unique_lock lock(impl_->mutex);
+  impl_->changed.wait(lock, [&] { return batch->done || impl_->ended; });
+}
+
+void FuseSession::Wait() {
+  std::unique_lock lock(impl_->mutex);
+  impl_->changed.wait(lock, [&] { return impl_->ended; });
+}
+
+void FuseSession::RequestStop() {
+  impl_->stop_requested.store(true);
+  impl_->WakeControl();
+}
+
+Status FuseSession::Stop() {
+  RequestStop();
+  Wait();
+  const std::lock_guard lock(impl_->stop_mutex);
+  if (impl_->session_thread.joinable()) impl_->session_thread.join();
+  if (impl_->loop_error < 0)
+    return StatusFromErrno(-impl_->loop_error, "serving the mount on " + impl_->options.mountpoint);
+  return OkStatus();
+}
+
+}  // namespace modelstore

@@ -1,0 +1,175 @@
+#include "fuse/mount.h"
+
+#define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
+#include <fuse_lowlevel.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <mutex>
+#include <system_error>
+#include <vector>
+
+#include "fuse/fuse_session.h"
+#include "fuse/mount_ops.h"
+#include "fuse/mount_table.h"
+
+namespace modelstore {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Folders made for the mount, removed again at the end when they are still empty.
+class MadeFolders {
+ public:
+  MadeFolders() = default;
+  MadeFolders(MadeFolders&&) = default;
+  MadeFolders& operator=(MadeFolders&&) = default;
+  ~MadeFolders() { Remove(); }
+
+  Status Make(const fs::path& folder) {
+    std::error_code error;
+    if (fs::is_directory(folder, error)) return OkStatus();
+    if (folder.has_parent_path() && folder.parent_path() != folder) RETURN_IF_ERROR(Make(folder.parent_path()));
+    if (!fs::create_directory(folder, error)) {
+      if (!error) return OkStatus();  // somebody else made it meanwhile
+      return StatusFromErrno(error.value(), "creating the mount point " + folder.string());
+    }
+    made_.push_back(folder);
+    return OkStatus();
+  }
+
+  void Remove() {
+    for (auto it = made_.rbegin(); it != made_.rend(); ++it) ::rmdir(it->c_str());
+    made_.clear();
+  }
+
+ private:
+  std::vector<fs::path> made_;
+};
+
+// Leaves an empty folder without a mount at `mountpoint` (resolved).
+Status PrepareMountpoint(const std::string& mountpoint, MadeFolders& made) {
+  for (;;) {
+    ASSIGN_OR_RETURN(const std::optional<MountEntry> top, FindMount(mountpoint));
+    if (!top) break;
+    if (top->type != kMountType)
+      return Busy(mountpoint + " is the mount point of another file system (" + top->type +
+                  "); unmount that or choose another folder");
+    if (!IsDead(mountpoint))
+      return Busy(mountpoint + " is already served by a modelstore process; `modelstore unmount " + mountpoint +
+                  "` ends that");
+    RETURN_IF_ERROR(DetachMount(mountpoint, /*lazy=*/true).WithContext("a mount whose process was killed"));
+  }
+
+  std::error_code error;
+  const fs::file_status status = fs::status(mountpoint, error);
+  if (status.type() == fs::file_type::not_found) return made.Make(mountpoint);
+  if (error) return StatusFromErrno(error.value(), "looking at the mount point " + mountpoint);
+  if (!fs::is_directory(status)) return InvalidArgument(mountpoint + " is not a folder; mount on an empty folder");
+  const bool empty = fs::is_empty(mountpoint, error);
+  if (error) return StatusFromErrno(error.value(), "reading the mount point " + mountpoint);
+  if (!empty)
+    return Busy(mountpoint + " is not empty, and mounting would hide what is in it; choose an empty or a new folder");
+  return OkStatus();
+}
+
+}  // namespace
+
+struct Mount::Impl {
+  Impl(Catalog& the_catalog, std::string at)
+      : catalog(the_catalog), mountpoint(std::move(at)), ops(the_catalog.reader(), the_catalog.store()) {}
+
+  Catalog& catalog;
+  const std::string mountpoint;
+  MadeFolders made;
+  MountOps ops;
+  std::unique_ptr<FuseSession> session;  // uses ops
+
+  // The catalog may be calling Refresh while the mount goes away.
+  struct Listener {
+    std::mutex mutex;
+    Impl* mount;  // null: gone
+  };
+  std::shared_ptr<Listener> listener = std::make_shared<Listener>();
+
+  // Shows what the catalog holds now. Called one at a time.
+  Status Refresh() {
+    ASSIGN_OR_RETURN(std::vector<ModelRecord> models, catalog.ListModels());
+    const std::vector<std::pair<NodeId, std::string>> changed = ops.ShowModels(std::move(models));
+    if (session) session->InvalidateEntries(changed);
+    return OkStatus();
+  }
+
+  void Listen() {
+    listener->mount = this;
+    catalog.SetOnChanged([heard = listener](const std::vector<std::string>&) {
+      const std::lock_guard lock(heard->mutex);
+      if (!heard->mount) return;
+      if (const Status status = heard->mount->Refresh(); !status.ok())
+        std::fprintf(stderr, "modelstore: %s still shows the models of before a change: %s\n",
+                     heard->mount->mountpoint.c_str(), status.ToString().c_str());
+    });
+  }
+
+  void StopListening() {
+    catalog.SetOnChanged(nullptr);
+    const std::lock_guard lock(listener->mutex);
+    listener->mount = nullptr;
+  }
+};
+
+Mount::Mount(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Result<std::unique_ptr<Mount>> Mount::Start(Catalog& catalog, const MountOptions& options) {
+  ASSIGN_OR_RETURN(const std::string mountpoint, ResolveMountpoint(options.mountpoint));
+  auto impl = std::make_unique<Impl>(catalog, mountpoint);
+  RETURN_IF_ERROR(PrepareMountpoint(mountpoint, impl->made));
+
+  FuseSessionOptions session;
+  session.mountpoint = mountpoint;
+  session.read_ahead_kb = options.read_ahead_kb;
+  session.threads = options.threads;
+  session.allow_other = options.allow_other || ::geteuid() == 0;
+  RETURN_IF_ERROR(impl->Refresh());
+  ASSIGN_OR_RETURN(impl->session, FuseSession::Start(MountOps::Table(), &impl->ops, session));
+
+  // From here changes are heard; what changed before is fetched once more.
+  impl->Listen();
+  std::unique_ptr<Mount> mount(new Mount(std::move(impl)));
+  {
+    const std::lock_guard lock(mount->impl_->listener->mutex);
+    RETURN_IF_ERROR(mount->impl_->Refresh());
+  }
+  return mount;
+}
+
+Mount::~Mount() {
+  if (const Status status = Stop(); !status.ok()) std::fprintf(stderr, "modelstore: %s\n", status.ToString().c_str());
+}
+
+MountState Mount::state() const { return {impl_->mountpoint, impl_->session->read_ahead_kb()}; }
+
+void Mount::Wait() { impl_->session->Wait(); }
+
+Status Mount::Stop() {
+  // The session first: a Refresh under way waits for its answers.
+  const Status status = impl_->session->Stop();
+  impl_->StopListening();
+  impl_->made.Remove();
+  return status;
+}
+
+void Mount::RequestStop() { impl_->session->RequestStop(); }
+
+Status Unmount(const std::string& mountpoint) {
+  ASSIGN_OR_RETURN(const std::string resolved, ResolveMountpoint(mountpoint));
+  ASSIGN_OR_RETURN(const std::optional<MountEntry> top, FindMount(resolved));
+  if (!top || top->type != kMountType)
+    return NotFound("no modelstore is mounted on " + resolved +
+                    (top ? " (there is another file system, " + top->type + ")" : std::string()));
+  return DetachMount(resolved, /*lazy=*/IsDead(resolved));
+}
+
+}  // namespace modelstore

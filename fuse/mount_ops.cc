@@ -1,0 +1,412 @@
+#include "fuse/mount_ops.h"
+
+#define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <nlohmann/json.hpp>
+
+namespace modelstore {
+namespace {
+
+// Names and attributes change only when the catalog does, and then the kernel is told.
+constexpr double kForeverSeconds = 1e9;
+constexpr uint64_t kStatBlockBytes = 512;
+constexpr uint64_t kFsBlockBytes = 4096;
+constexpr std::string_view kInfoXattr = "user.modelstore.info";
+constexpr std::string_view kSha256Xattr = "user.modelstore.sha256";
+
+struct OpenHandle {
+  FileRef file;
+  NodeInfo node;
+};
+
+struct DirectoryHandle {
+  std::vector<NodeEntry> entries;
+};
+
+// A worker's memory for replies, grown to the largest read it has seen (1 MiB with libfuse 3.14).
+MutableByteSpan ReplyBuffer(size_t bytes) {
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t(kFsBlockBytes)); }
+  };
+  thread_local std::unique_ptr<std::byte[], Free> buffer;
+  thread_local size_t capacity = 0;
+  if (capacity < bytes) {
+    buffer.reset();
+    capacity = 0;
+    buffer.reset(static_cast<std::byte*>(::operator new[](bytes, std::align_val_t(kFsBlockBytes))));
+    capacity = bytes;
+  }
+  return {buffer.get(), bytes};
+}
+
+// Of a read or open that failed.
+int ReadErrno(const Status& status) { return status.code() == StatusCode::kResourceExhausted ? ENOMEM : EIO; }
+
+timespec ToTimespec(int64_t ns) {
+  constexpr int64_t kNsPerSecond = 1'000'000'000;
+  int64_t seconds = ns / kNsPerSecond, rest = ns % kNsPerSecond;
+  if (rest < 0) {
+    rest += kNsPerSecond;
+    --seconds;
+  }
+  return {seconds, rest};
+}
+
+}  // namespace
+
+std::vector<std::pair<NodeId, std::string>> MountOps::ShowModels(std::vector<ModelRecord> models) {
+  auto next = std::make_shared<Models>();
+  std::vector<std::pair<NodeId, std::string>> changed = tree_.Update(models);
+  for (ModelRecord& model : models) {
+    next->names.emplace(model.id, model.name);
+    std::string name = model.name;
+    next->by_name.emplace(std::move(name), std::move(model));
+  }
+  const std::lock_guard lock(mutex_);
+  models_ = std::move(next);
+  return changed;
+}
+
+std::shared_ptr<const MountOps::Models> MountOps::models() {
+  const std::lock_guard lock(mutex_);
+  return models_;
+}
+
+void MountOps::ReportOnce(const NodeInfo& file, const Status& status) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!reported_.insert(file.sha256).second) return;
+  }
+  std::fprintf(stderr, "modelstore: %s/%s: %s (readers get an input/output error; `modelstore verify %s` says more)\n",
+               file.model.c_str(), file.path.c_str(), status.ToString().c_str(), file.model.c_str());
+}
+
+uint64_t MountOps::StoredBytes(const NodeInfo& file) {
+  const Result<uint64_t> stored = costs_.StoredBytes(file.sha256);
+  if (stored.ok()) return *stored;
+  ReportOnce(file, stored.status());
+  return file.bytes;
+}
+
+std::string MountOps::Info(const NodeInfo& node) {
+  const std::shared_ptr<const Models> known = models();
+  const auto it = known->by_name.find(node.model);
+  if (node.model.empty() || it == known->by_name.end()) return "";
+  const ModelRecord& model = it->second;
+  nlohmann::ordered_json info;
+  info["model"] = model.name;
+  info["fidelity"] = model.fidelity == Fidelity::kExact ? "exact" : "compact";
+  const auto base = known->names.find(model.base);
+  info["base"] = base == known->names.end() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(base->second);
+  uint64_t logical = 0, stored = 0;
+  if (node.directory) {
+    std::set<Sha256Digest> counted;
+    for (const ModelFile& file : model.files) {
+      logical += file.bytes;
+      NodeInfo of;
+      of.model = model.name;
+      of.path = file.path;
+      of.sha256 = file.sha256;
+      of.bytes = file.bytes;
+      if (counted.insert(file.sha256).second) stored += StoredBytes(of);
+    }
+  } else {
+    logical = node.bytes;
+    stored = StoredBytes(node);
+  }
+  info["logical_bytes"] = logical;
+  info["stored_bytes"] = stored;
+  return info.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+// Replies to each kind of request. Nothing may be thrown into libfuse: Guard turns exceptions into errors.
+struct MountRequests {
+  template <typename Answer>
+  static void Guard(fuse_req_t request, const Answer& answer) {
+    try {
+      answer(*static_cast<MountOps*>(fuse_req_userdata(request)));
+    } catch (const std::bad_alloc&) {
+      fuse_reply_err(request, ENOMEM);
+    } catch (const std::exception& e) {
+      std::fprintf(stderr, "modelstore: answering a file request: %s\n", e.what());
+      fuse_reply_err(request, EIO);
+    }
+  }
+
+  static struct stat StatOf(MountOps& ops, const NodeInfo& node) {
+    struct stat st {};
+    st.st_ino = node.id;
+    st.st_mode = node.mode | (node.directory ? S_IFDIR : S_IFREG);
+    st.st_nlink = 1;  // of a directory: "not counted", as on btrfs
+    st.st_uid = ::geteuid();
+    st.st_gid = ::getegid();
+    st.st_blksize = 1 << 20;
+    st.st_atim = st.st_mtim = st.st_ctim = ToTimespec(node.mtime_ns);
+    if (node.directory) return st;
+    st.st_size = static_cast<off_t>(node.bytes);
+    // Never 0 for a file with content: to tar and cp that means a hole.
+    const uint64_t stored = node.bytes == 0 ? 0 : std::max<uint64_t>(ops.StoredBytes(node), 1);
+    st.st_blocks = static_cast<blkcnt_t>((stored + kStatBlockBytes - 1) / kStatBlockBytes);
+    return st;
+  }
+
+  static fuse_entry_param EntryOf(MountOps& ops, const NodeInfo& node) {
+    fuse_entry_param entry{};
+    entry.ino = node.id;
+    entry.attr = StatOf(ops, node);
+    entry.attr_timeout = entry.entry_timeout = kForeverSeconds;
+    return entry;
+  }
+
+  static void Lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    Guard(request, [&](MountOps& ops) {
+      for (;;) {
+        const Result<NodeInfo> node = ops.tree_.Lookup(parent, name);
+        if (!node.ok()) {
+          fuse_entry_param absent{};
+          absent.entry_timeout = kForeverSeconds;
+          if (node.status().code() != StatusCode::kNotFound) {
+            fuse_reply_err(request, StatusCodeErrno(node.status().code()));
+          } else {
+            fuse_reply_entry(request, &absent);
+          }
+          return;
+        }
+        const fuse_entry_param entry = EntryOf(ops, *node);
+        if (!ops.tree_.Hold(node->id)) continue;  // it was removed meanwhile
+        if (fuse_reply_entry(request, &entry) != 0) ops.tree_.Forget(node->id, 1);
+        return;
+      }
+    });
+  }
+
+  static void Forget(fuse_req_t request, fuse_ino_t id, uint64_t count) {
+    static_cast<MountOps*>(fuse_req_userdata(request))->tree_.Forget(id, count);
+    fuse_reply_none(request);
+  }
+
+  static void ForgetMany(fuse_req_t request, size_t count, fuse_forget_data* forgets) {
+    MountOps& ops = *static_cast<MountOps*>(fuse_req_userdata(request));
+    for (size_t i = 0; i < count; ++i) ops.tree_.Forget(forgets[i].ino, forgets[i].nlookup);
+    fuse_reply_none(request);
+  }
+
+  static void GetAttr(fuse_req_t request, fuse_ino_t id, fuse_file_info*) {
+    Guard(request, [&](MountOps& ops) {
+      const Result<NodeInfo> node = ops.tree_.Get(id);
+      if (!node.ok()) {
+        fuse_reply_err(request, ESTALE);
+        return;
+      }
+      const struct stat st = StatOf(ops, *node);
+      fuse_reply_attr(request, &st, kForeverSeconds);
+    });
+  }
+
+  static void Open(fuse_req_t request, fuse_ino_t id, fuse_file_info* info) {
+    Guard(request, [&](MountOps& ops) {
+      if ((info->flags & O_ACCMODE) != O_RDONLY) {
+        fuse_reply_err(request, EROFS);
+        return;
+      }
+      Result<NodeInfo> node = ops.tree_.Get(id);
+      if (!node.ok() || node->directory) {
+        fuse_reply_err(request, node.ok() ? EISDIR : ESTALE);
+        return;
+      }
+      Result<FileRef> file = ops.reader_.OpenFileByHash(node->sha256);
+      if (file.ok() && (*file)->bytes() != node->bytes)
+        file = Corruption("the model says " + std::to_string(node->bytes) + " bytes, its content has " +
+                          std::to_string((*file)->bytes()));
+      if (!file.ok()) {
+        ops.ReportOnce(*node, file.status());
+        fuse_reply_err(request, ReadErrno(file.status()));
+        return;
+      }
+      auto handle = std::make_unique<OpenHandle>(OpenHandle{std::move(*file), std::move(*node)});
+      info->fh = reinterpret_cast<uintptr_t>(handle.get());
+      info->keep_cache = 1;
+      info->noflush = 1;
+      if (fuse_reply_open(request, info) == 0) (void)handle.release();  // else the opener was interrupted
+    });
+  }
+
+  static void Read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_file_info* info) {
+    Guard(request, [&](MountOps& ops) {
+      const OpenHandle& handle = *reinterpret_cast<const OpenHandle*>(info->fh);
+      const MutableByteSpan out = ReplyBuffer(size);
+      const Result<size_t> got = ops.reader_.Read(handle.file, static_cast<uint64_t>(offset), out);
+      if (!got.ok()) {
+        ops.ReportOnce(handle.node, got.status());
+        fuse_reply_err(request, ReadErrno(got.status()));
+        return;
+      }
+      fuse_reply_buf(request, reinterpret_cast<const char*>(out.data()), *got);
+    });
+  }
+
+  static void Release(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
+    delete reinterpret_cast<OpenHandle*>(info->fh);
+    fuse_reply_err(request, 0);
+  }
+
+  static void OpenDir(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
+    Guard(request, [&](MountOps&) {
+      auto handle = std::make_unique<DirectoryHandle>();
+      info->fh = reinterpret_cast<uintptr_t>(handle.get());
+      info->keep_cache = 1;
+      info->cache_readdir = 1;
+      if (fuse_reply_open(request, info) == 0) (void)handle.release();
+    });
+  }
+
+  // Entry 0 is ".", 1 is "..", then the children; an offset is the index of the next entry.
+  static void ListEntries(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset, fuse_file_info* info,
+                          bool plus) {
+    Guard(request, [&](MountOps& ops) {
+      DirectoryHandle& handle = *reinterpret_cast<DirectoryHandle*>(info->fh);
+      // Listed when the kernel starts to fill its copy, not at open: an invalidation in between would be lost.
+      if (offset == 0) {
+        Result<std::vector<NodeEntry>> entries = ops.tree_.List(id);
+        if (!entries.ok()) {
+          fuse_reply_err(request, ESTALE);
+          return;
+        }
+        handle.entries = std::move(*entries);
+      }
+      const MutableByteSpan out = ReplyBuffer(size);
+      size_t used = 0;
+      for (size_t i = static_cast<size_t>(offset); i < handle.entries.size() + 2; ++i) {
+        const off_t next = static_cast<off_t>(i + 1);
+        char* at = reinterpret_cast<char*>(out.data()) + used;
+        const size_t room = size - used;
+        const char* name = i == 0 ? "." : i == 1 ? ".." : handle.entries[i - 2].name.c_str();
+        size_t needed = 0;
+        if (plus && i >= 2) {
+          const NodeInfo& node = handle.entries[i - 2].node;
+          needed = fuse_add_direntry_plus(request, nullptr, 0, name, nullptr, 0);
+          if (needed > room) break;
+          if (!ops.tree_.Hold(node.id)) continue;  // removed since it was listed
+          const fuse_entry_param entry = EntryOf(ops, node);
+          fuse_add_direntry_plus(request, at, room, name, &entry, next);
+        } else {
+          // The kernel wants only number and type of these; as entries with attributes they have no node id.
+          fuse_entry_param entry{};
+          entry.attr.st_ino = i < 2 ? id : handle.entries[i - 2].node.id;
+          entry.attr.st_mode = i < 2 || handle.entries[i - 2].node.directory ? S_IFDIR : S_IFREG;
+          needed = plus ? fuse_add_direntry_plus(request, at, room, name, &entry, next)
+                        : fuse_add_direntry(request, at, room, name, &entry.attr, next);
+          if (needed > room) break;
+        }
+        used += needed;
+      }
+      fuse_reply_buf(request, reinterpret_cast<const char*>(out.data()), used);
+    });
+  }
+
+  static void ReadDir(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset, fuse_file_info* info) {
+    ListEntries(request, id, size, offset, info, /*plus=*/false);
+  }
+
+  static void ReadDirPlus(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset, fuse_file_info* info) {
+    ListEntries(request, id, size, offset, info, /*plus=*/true);
+  }
+
+  static void ReleaseDir(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
+    delete reinterpret_cast<DirectoryHandle*>(info->fh);
+    fuse_reply_err(request, 0);
+  }
+
+  static void StatFs(fuse_req_t request, fuse_ino_t) {
+    Guard(request, [&](MountOps& ops) {
+      struct statvfs st {};
+      st.f_bsize = st.f_frsize = kFsBlockBytes;
+      st.f_blocks = (ops.tree_.TotalBytes() + kFsBlockBytes - 1) / kFsBlockBytes;
+      st.f_files = ops.tree_.NodeCount();
+      st.f_namemax = 255;
+      fuse_reply_statfs(request, &st);
+    });
+  }
+
+  // The protocol of both calls: size 0 asks for the length, a buffer that is too small is ERANGE.
+  static void ReplyXattr(fuse_req_t request, std::string_view value, size_t size) {
+    if (size == 0) {
+      fuse_reply_xattr(request, value.size());
+    } else if (size < value.size()) {
+      fuse_reply_err(request, ERANGE);
+    } else {
+      fuse_reply_buf(request, value.data(), value.size());
+    }
+  }
+
+  static void GetXattr(fuse_req_t request, fuse_ino_t id, const char* name, size_t size) {
+    if (name != kInfoXattr && name != kSha256Xattr) {  // security.* is asked for often
+      fuse_reply_err(request, ENODATA);
+      return;
+    }
+    Guard(request, [&](MountOps& ops) {
+      const Result<NodeInfo> node = ops.tree_.Get(id);
+      if (!node.ok()) {
+        fuse_reply_err(request, ESTALE);
+        return;
+      }
+      std::string value;
+      if (name == kInfoXattr) {
+        value = ops.Info(*node);
+      } else if (!node->directory) {
+        value = ToHex(node->sha256);
+      }
+      if (value.empty()) {
+        fuse_reply_err(request, ENODATA);
+        return;
+      }
+      ReplyXattr(request, value, size);
+    });
+  }
+
+  static void ListXattr(fuse_req_t request, fuse_ino_t id, size_t size) {
+    Guard(request, [&](MountOps& ops) {
+      const Result<NodeInfo> node = ops.tree_.Get(id);
+      if (!node.ok()) {
+        fuse_reply_err(request, ESTALE);
+        return;
+      }
+      std::string names;
+      if (ops.models()->by_name.contains(node->model)) names.append(kInfoXattr).push_back('\0');
+      if (!node->directory) names.append(kSha256Xattr).push_back('\0');
+      ReplyXattr(request, names, size);
+    });
+  }
+};
+
+fuse_lowlevel_ops MountOps::Table() {
+  fuse_lowlevel_ops ops{};
+  ops.lookup = MountRequests::Lookup;
+  ops.forget = MountRequests::Forget;
+  ops.forget_multi = MountRequests::ForgetMany;
+  ops.getattr = MountRequests::GetAttr;
+  ops.open = MountRequests::Open;
+  ops.read = MountRequests::Read;
+  ops.release = MountRequests::Release;
+  ops.opendir = MountRequests::OpenDir;
+  ops.readdir = MountRequests::ReadDir;
+  ops.readdirplus = MountRequests::ReadDirPlus;
+  ops.releasedir = MountRequests::ReleaseDir;
+  ops.statfs = MountRequests::StatFs;
+  ops.getxattr = MountRequests::GetXattr;
+  ops.listxattr = MountRequests::ListXattr;
+  return ops;
+}
+
+}  // namespace modelstore

@@ -1,0 +1,243 @@
+#include "fuse/inode_tree.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+namespace modelstore {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using ::testing::Pair;
+using ::testing::UnorderedElementsAre;
+
+ModelFile File(const std::string& path, uint8_t content, uint64_t bytes = 10) {
+  ModelFile file;
+  file.path = path;
+  file.sha256.fill(std::byte{content});
+  file.bytes = bytes;
+  file.mode = 0644;
+  file.mtime_ns = 5;
+  return file;
+}
+
+ModelRecord Model(ModelId id, const std::string& name, std::vector<ModelFile> files, int64_t created_ns = 100) {
+  ModelRecord model;
+  model.id = id;
+  model.name = name;
+  model.files = std::move(files);
+  model.created_ns = created_ns;
+  return model;
+}
+
+std::vector<std::string> Names(const InodeTree& tree, NodeId directory) {
+  std::vector<std::string> names;
+  const auto entries = tree.List(directory);
+  EXPECT_TRUE(entries.ok());
+  if (entries.ok())
+    for (const NodeEntry& entry : *entries) names.push_back(entry.name);
+  return names;
+}
+
+// The node at a path, or id 0.
+NodeInfo At(const InodeTree& tree, const std::vector<std::string>& path) {
+  NodeInfo node;
+  node.id = kRootNode;
+  for (const std::string& name : path) {
+    const auto found = tree.Lookup(node.id, name);
+    if (!found.ok()) return {};
+    node = *found;
+  }
+  return node;
+}
+
+TEST(InodeTree, StartsAsAnEmptyRoot) {
+  InodeTree tree;
+  const auto root = tree.Get(kRootNode);
+  ASSERT_TRUE(root.ok());
+  EXPECT_TRUE(root->directory);
+  EXPECT_EQ(root->mode, 0555u);
+  EXPECT_THAT(Names(tree, kRootNode), IsEmpty());
+  EXPECT_EQ(tree.NodeCount(), 1u);
+  EXPECT_EQ(tree.TotalBytes(), 0u);
+}
+
+TEST(InodeTree, NestsNamesAndPaths) {
+  InodeTree tree;
+  const auto changed = tree.Update({Model(1, "team/llama", {File("config.json", 1, 7), File("sub/dir/w.bin", 2, 9)}),
+                                    Model(2, "team/llama-ft", {}), Model(3, "zeta", {File("z", 3)})});
+  EXPECT_THAT(changed, UnorderedElementsAre(Pair(kRootNode, "team"), Pair(kRootNode, "zeta")));
+  EXPECT_THAT(Names(tree, kRootNode), ElementsAre("team", "zeta"));
+  EXPECT_THAT(Names(tree, At(tree, {"team"}).id), ElementsAre("llama", "llama-ft"));
+  EXPECT_THAT(Names(tree, At(tree, {"team", "llama-ft"}).id), IsEmpty());
+  EXPECT_THAT(Names(tree, At(tree, {"team", "llama"}).id), ElementsAre("config.json", "sub"));
+
+  const NodeInfo file = At(tree, {"team", "llama", "sub", "dir", "w.bin"});
+  EXPECT_FALSE(file.directory);
+  EXPECT_EQ(file.bytes, 9u);
+  EXPECT_EQ(file.mode, 0444u);  // never writable or executable, whatever the record says
+  EXPECT_EQ(file.mtime_ns, 5);
+  EXPECT_EQ(file.model, "team/llama");
+  EXPECT_EQ(file.path, "sub/dir/w.bin");
+  EXPECT_EQ(At(tree, {"team"}).model, "");
+  EXPECT_EQ(At(tree, {"team", "llama", "sub"}).model, "team/llama");
+  EXPECT_EQ(tree.TotalBytes(), 7u + 9 + 10);
+  EXPECT_EQ(tree.NodeCount(), 10u);
+}
+
+TEST(InodeTree, RefusesWhatIsNotThere) {
+  InodeTree tree;
+  tree.Update({Model(1, "m", {File("f", 1)})});
+  const NodeId file = At(tree, {"m", "f"}).id;
+  EXPECT_EQ(tree.Lookup(kRootNode, "n").status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(tree.Lookup(file, "x").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(tree.List(file).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(tree.Get(999).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(tree.Lookup(999, "x").status().code(), StatusCode::kNotFound);
+  EXPECT_FALSE(tree.Hold(999));
+}
+
+TEST(InodeTree, KeepsIdsOfWhatStays) {
+  InodeTree tree;
+  const std::vector<ModelRecord> models = {Model(1, "a/x", {File("f", 1)}), Model(2, "a/y", {File("f", 2)})};
+  tree.Update(models);
+  const NodeId file = At(tree, {"a", "x", "f"}).id, folder = At(tree, {"a", "x"}).id;
+  EXPECT_THAT(tree.Update(models), IsEmpty());
+  EXPECT_THAT(tree.Update({models[0]}), ElementsAre(Pair(At(tree, {"a"}).id, "y")));
+  EXPECT_EQ(At(tree, {"a", "x", "f"}).id, file);
+  EXPECT_EQ(At(tree, {"a", "x"}).id, folder);
+}
+
+TEST(InodeTree, ReportsOnlyTheTopmostChange) {
+  InodeTree tree;
+  tree.Update({Model(1, "a/b/c", {File("d/e", 1)})});
+  EXPECT_THAT(tree.Update({}), ElementsAre(Pair(kRootNode, "a")));
+  EXPECT_THAT(tree.Update({Model(2, "a/b/c", {File("d/e", 1)})}), ElementsAre(Pair(kRootNode, "a")));
+  EXPECT_THAT(tree.Update({Model(2, "a/b/c", {File("d/e", 1)}), Model(3, "a/b/d", {})}),
+              ElementsAre(Pair(At(tree, {"a", "b"}).id, "d")));
+}
+
+TEST(InodeTree, ANodeStandsForAVersionOfTheContent) {
+  InodeTree tree;
+  tree.Update({Model(1, "m", {File("same", 1), File("other", 2)})});
+  const NodeId same = At(tree, {"m", "same"}).id, other = At(tree, {"m", "other"}).id, m = At(tree, {"m"}).id;
+  EXPECT_THAT(tree.Update({Model(1, "m", {File("same", 1), File("other", 3)})}), ElementsAre(Pair(m, "other")));
+  EXPECT_EQ(At(tree, {"m", "same"}).id, same);
+  EXPECT_NE(At(tree, {"m", "other"}).id, other);
+  // Removed and pushed again: another model, so new ids although the bytes are the same.
+  EXPECT_THAT(tree.Update({Model(2, "m", {File("same", 1), File("other", 3)})}), ElementsAre(Pair(kRootNode, "m")));
+  EXPECT_NE(At(tree, {"m", "same"}).id, same);
+  EXPECT_NE(At(tree, {"m"}).id, m);
+}
+
+TEST(InodeTree, ARenameKeepsFileIds) {
+  // Sorted before and after the old name, below it and elsewhere.
+  const std::vector<std::pair<std::string, std::vector<std::string>>> targets = {
+      {"a", {"a", "f"}}, {"z", {"z", "f"}}, {"m/deeper", {"m", "deeper", "f"}}, {"n/m", {"n", "m", "f"}}};
+  for (const auto& [to, path] : targets) {
+    InodeTree tree;
+    tree.Update({Model(1, "m", {File("f", 1)})});
+    const NodeId file = At(tree, {"m", "f"}).id;
+    const NodeId folder = At(tree, {"m"}).id;
+    tree.Update({Model(1, to, {File("f", 1)})});
+    EXPECT_EQ(At(tree, path).id, file) << to;
+    EXPECT_EQ(At(tree, path).model, to);
+    EXPECT_EQ(At(tree, {"m", "f"}).id, 0u) << to;
+    EXPECT_NE(At(tree, {"m"}).id, folder) << to;
+    EXPECT_FALSE(tree.Get(folder).ok()) << to;
+  }
+}
+
+TEST(InodeTree, ARemovedFileLivesUntilItIsForgotten) {
+  InodeTree tree;
+  tree.Update({Model(1, "m", {File("held", 1), File("unknown", 2)})});
+  const NodeId held = At(tree, {"m", "held"}).id, unknown = At(tree, {"m", "unknown"}).id, m = At(tree, {"m"}).id;
+  EXPECT_TRUE(tree.Hold(held));
+  EXPECT_TRUE(tree.Hold(held));
+  EXPECT_TRUE(tree.Hold(m));
+  tree.Update({});
+  EXPECT_EQ(At(tree, {"m"}).id, 0u);
+  EXPECT_FALSE(tree.Get(unknown).ok());
+  ASSERT_TRUE(tree.Get(held).ok());
+  EXPECT_EQ(tree.Get(held)->model, "m");
+  // Whoever stands in the removed folder sees it empty.
+  EXPECT_THAT(Names(tree, m), IsEmpty());
+  EXPECT_FALSE(tree.Lookup(m, "held").ok());
+  tree.Forget(held, 1);
+  EXPECT_TRUE(tree.Get(held).ok());
+  tree.Forget(held, 1);
+  EXPECT_FALSE(tree.Get(held).ok());
+  tree.Forget(m, 1);
+  EXPECT_FALSE(tree.Get(m).ok());
+  EXPECT_EQ(tree.NodeCount(), 1u);
+}
+
+TEST(InodeTree, ForgettingALiveFileKeepsIt) {
+  InodeTree tree;
+  tree.Update({Model(1, "m", {File("f", 1)})});
+  const NodeId file = At(tree, {"m", "f"}).id;
+  tree.Hold(file);
+  tree.Forget(file, 5);  // more than was held: never below zero
+  EXPECT_EQ(At(tree, {"m", "f"}).id, file);
+  tree.Forget(kRootNode, 1000);
+  EXPECT_TRUE(tree.Get(kRootNode).ok());
+}
+
+TEST(InodeTree, SurvivesRecordsThatContradictThemselves) {
+  InodeTree tree;
+  tree.Update({Model(1, "a",
+                     {File("x", 1), File("x/y", 2), File("../up", 3), File("/abs", 4), File("a//b", 5), File("ok", 6),
+                      File(std::string("nul\0", 4), 7), File(std::string(256, 'n'), 8)}),
+               Model(2, "a/b", {File("f", 9)}), Model(3, "..", {}), Model(4, "", {}),
+               Model(1, "twin", {File("x", 1)})});
+  EXPECT_THAT(Names(tree, kRootNode), ElementsAre("a", "twin"));
+  EXPECT_THAT(Names(tree, At(tree, {"a"}).id), ElementsAre("ok", "x"));
+  EXPECT_FALSE(At(tree, {"a", "x"}).directory);
+  EXPECT_NE(At(tree, {"a", "x"}).id, At(tree, {"twin", "x"}).id);
+}
+
+TEST(InodeTree, ADirectoryIsAsNewAsItsNewestModelWhenItsNamesChange) {
+  InodeTree tree;
+  tree.Update({Model(1, "a/x", {File("f", 1)}, 100), Model(2, "a/y", {}, 300)});
+  EXPECT_EQ(At(tree, {"a"}).mtime_ns, 300);
+  EXPECT_EQ(At(tree, {"a", "x"}).mtime_ns, 100);
+  EXPECT_EQ(tree.Get(kRootNode)->mtime_ns, 300);
+  tree.Update({Model(1, "a/x", {File("f", 1)}, 100), Model(2, "a/y", {}, 300), Model(3, "a/z", {}, 500)});
+  EXPECT_EQ(At(tree, {"a"}).mtime_ns, 500);
+  EXPECT_EQ(tree.Get(kRootNode)->mtime_ns, 300);  // its own names are the same
+}
+
+TEST(InodeTree, ReadersAndUpdatesTogether) {
+  InodeTree tree;
+  const std::vector<ModelRecord> even = {Model(1, "a/x", {File("f", 1)}), Model(2, "b", {File("g", 2)})};
+  const std::vector<ModelRecord> odd = {Model(1, "c", {File("f", 1)}), Model(3, "a", {File("h", 3)})};
+  tree.Update(even);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> readers;
+  std::atomic<uint64_t> wrong{0}, seen{0};
+  for (int t = 0; t < 3; ++t)
+    readers.emplace_back([&] {
+      while (!stop) {
+        const auto entries = tree.List(kRootNode);
+        for (const NodeEntry& entry : *entries) {
+          if (!tree.Hold(entry.node.id)) continue;
+          const auto info = tree.Get(entry.node.id);
+          if (!info.ok() || info->id != entry.node.id) ++wrong;
+          tree.Forget(entry.node.id, 1);
+          ++seen;
+        }
+      }
+    });
+  for (int i = 0; i < 200 || seen == 0; ++i) tree.Update(i % 2 ? even : odd);
+  stop = true;
+  for (std::thread& reader : readers) reader.join();
+  EXPECT_EQ(wrong, 0u);
+  tree.Update({});
+  EXPECT_EQ(tree.NodeCount(), 1u);
+}
+
+}  // namespace
+}  // namespace modelstore
