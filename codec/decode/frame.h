@@ -6,8 +6,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <memory>
 
+#include "codec/kernels/rans_decode.h"
 #include "codec/kernels/rans_tables.h"
 #include "codec/support/bytes.h"
 #include "codec/support/status.h"
@@ -33,7 +34,8 @@ struct Frame {
   DType coded_dtype = DType::kOpaque;
   uint64_t elems = 0;
   uint32_t block_elems = 0;
-  RansModel model;  // kSelf and kDelta
+  RansModel model;                             // kSelf and kDelta
+  std::shared_ptr<const DecodeTables> tables;  // made from `model` by ParseFrame or PrepareTables
 
   uint32_t BlockCount() const;
   // Elements of block `index` (< BlockCount()).
@@ -44,6 +46,10 @@ struct Frame {
 Bytes SerializeFrame(const Frame& frame);
 // Errors: Corruption, Unsupported.
 Result<Frame> ParseFrame(ByteSpan bytes);
+// Sets frame.tables from frame.model (kSelf and kDelta; nothing otherwise).
+void PrepareTables(Frame& frame);
+// Elements of a block's first stream: all of them in a short block, else about half (docs/format.md, "Streams").
+uint32_t FirstStreamElems(uint32_t block_elems);
 // Raw (or zstd) frame for `elems` elements.
 Frame PlainFrame(Encoding encoding, DType dtype, uint64_t elems);
 

@@ -7,6 +7,7 @@
 //   for each block: e->Encode(i, source, prediction, &coded);                       // thread-safe
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -33,7 +34,9 @@ struct EncodePlan {
   DType dtype = DType::kOpaque;
   DType coded_dtype = DType::kOpaque;
   uint64_t elems = 0;
-  bool low_bit = false;          // kSelf: the lowest bit is part of the symbol
+  bool low_bit = false;  // kSelf: the lowest bit is part of the symbol
+  // kSelf: a chunk's class is the number of thresholds that its mean magnitude exceeds (ClassOfChunk).
+  std::array<uint32_t, kSelfClasses - 1> class_thresholds{};
   uint64_t estimated_bytes = 0;  // of all blocks and the frame
 };
 

@@ -33,7 +33,7 @@ struct RansSymbol {
 using RansContext = std::vector<RansSymbol>;
 
 struct RansModel {
-  uint8_t exponent_low = 0;           // kDelta: context = clamp(exponent(prediction) - exponent_low, 0, 15)
+  uint16_t exponent_low = 0;          // kDelta: context = clamp(exponent(prediction) - exponent_low, 0, 15)
   bool low_bit = false;               // kSelf: the lowest bit leads the coded value
   std::vector<RansContext> contexts;  // kDelta: up to 16, kSelf: up to 4
 };

@@ -1,0 +1,145 @@
+#include "codec/encode/rans_encode.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "codec/encode/symbol_tables.h"
+
+namespace modelstore {
+namespace {
+
+constexpr size_t kDeltaLookup = 256;  // values found by table; larger ones are rare
+constexpr unsigned kReciprocalShift = 32 + kProbBits;
+
+constexpr unsigned LaneElement(unsigned lane) { return 2 * (lane % 16) + lane / 16; }
+
+EncodeSymbol MakeSymbol(const RansSymbol& s) {
+  EncodeSymbol e;
+  e.base = s.base;
+  e.start = s.start;
+  e.freq = s.freq;
+  e.raw_bits = s.raw_bits;
+  e.first_bits = static_cast<uint8_t>(std::min<unsigned>(s.raw_bits, kFirstRawBits));
+  if (s.freq != 0) {
+    e.reciprocal = (uint64_t{1} << kReciprocalShift) / s.freq + 1;
+    e.limit = static_cast<uint32_t>((uint64_t{s.freq} << (32 - kProbBits - e.first_bits)) - 1);
+  }
+  return e;
+}
+
+}  // namespace
+
+EncodeTables::EncodeTables(const RansModel& model, bool delta, unsigned width_bits)
+    : delta_(delta), cell_shift_(delta ? 0 : SelfCellShift(width_bits)) {
+  lookup_size_ = delta ? kDeltaLookup : SelfCellCount(width_bits);
+  symbols_.emplace_back();  // stands for what cannot be coded
+  for (const RansContext& context : model.contexts) {
+    const uint32_t first = static_cast<uint32_t>(symbols_.size());
+    first_symbol_.push_back(first);
+    for (const RansSymbol& s : context) symbols_.push_back(MakeSymbol(s));
+    const uint32_t end = static_cast<uint32_t>(symbols_.size());
+    uint32_t s = first;
+    for (size_t key = 0; key < lookup_size_; ++key) {
+      const uint64_t value = uint64_t{key} << cell_shift_;
+      while (s + 1 < end && value >= symbols_[s + 1].base) ++s;
+      bool found = s < end;
+      if (found && s + 1 == end && symbols_[s].raw_bits < 64)
+        found = value - symbols_[s].base < (uint64_t{1} << symbols_[s].raw_bits);
+      lookup_.push_back(static_cast<uint16_t>(found ? s : 0));
+    }
+  }
+  first_symbol_.push_back(static_cast<uint32_t>(symbols_.size()));
+}
+
+const EncodeSymbol& EncodeTables::FindLarge(uint32_t context, uint64_t value) const {
+  for (uint32_t s = first_symbol_[context + 1]; s-- > first_symbol_[context];) {
+    if (value < symbols_[s].base) continue;
+    const bool fits = symbols_[s].raw_bits >= 64 || value - symbols_[s].base < (uint64_t{1} << symbols_[s].raw_bits);
+    return symbols_[fits ? s : 0];
+  }
+  return symbols_[0];
+}
+
+// Runs backwards, so that the decoder runs forwards: groups, phases and lanes in reverse, words written downwards.
+template <typename U>
+bool EncodeStream(const EncodeTables& tables, const U* values, const uint8_t* contexts, size_t n, size_t max_bytes,
+                  Bytes* out, bool* uncodable) {
+  constexpr size_t kWorstGroupBytes = 2 * kLanes * (1 + (kWidth<U> + 15) / 16);
+  uint32_t state[kLanes];
+  std::fill(std::begin(state), std::end(state), kStateLow);
+  if (max_bytes < sizeof(state)) return false;
+  const size_t capacity = max_bytes - sizeof(state) + kWorstGroupBytes;
+  thread_local std::vector<std::byte> scratch;
+  if (scratch.size() < capacity) scratch.resize(capacity);
+  std::byte* const end = scratch.data() + capacity;
+  std::byte* p = end;
+
+  const EncodeSymbol* symbols[kLanes];
+  U raws[kLanes];
+  for (size_t group = (n + kLanes - 1) / kLanes; group-- > 0;) {
+    const size_t begin = group * kLanes;
+    const size_t count = std::min<size_t>(kLanes, n - begin);
+    if (static_cast<size_t>(p - scratch.data()) < kWorstGroupBytes) return false;
+    unsigned longest = 0;
+    for (size_t e = 0; e < count; ++e) {
+      const EncodeSymbol& s = tables.Find(contexts[begin + e], values[begin + e]);
+      symbols[e] = &s;
+      raws[e] = static_cast<U>(values[begin + e] - s.base);
+      longest = std::max<unsigned>(longest, s.raw_bits);
+      if (s.freq == 0) {
+        *uncodable = true;
+        return false;
+      }
+    }
+    if (longest > kFirstRawBits) {
+      const unsigned phases = (longest - kFirstRawBits + 15) / 16;
+      for (unsigned phase = phases; phase-- > 0;) {
+        const unsigned shift = kFirstRawBits + 16 * phase;
+        for (unsigned lane = kLanes; lane-- > 0;) {
+          const unsigned e = LaneElement(lane);
+          if (e >= count || symbols[e]->raw_bits <= shift) continue;
+          const unsigned bits = std::min<unsigned>(symbols[e]->raw_bits - shift, 16);
+          uint32_t x = state[lane];
+          if (x >= uint32_t{1} << (32 - bits)) {
+            const uint16_t word = static_cast<uint16_t>(x);
+            std::memcpy(p -= 2, &word, 2);
+            x >>= 16;
+          }
+          state[lane] = (x << bits) | (static_cast<uint32_t>(uint64_t{raws[e]} >> shift) & ((1u << bits) - 1));
+        }
+      }
+    }
+    for (unsigned lane = kLanes; lane-- > 0;) {
+      const unsigned e = LaneElement(lane);
+      if (e >= count) continue;
+      const EncodeSymbol& s = *symbols[e];
+      uint32_t x = state[lane];
+      // Without a branch: the word is always written, the pointer moves only when it counts.
+      const uint16_t word = static_cast<uint16_t>(x);
+      std::memcpy(p - 2, &word, 2);
+      const bool emit = x > s.limit;
+      p -= emit ? 2 : 0;
+      x = emit ? x >> 16 : x;
+      const uint32_t y = (x << s.first_bits) | (static_cast<uint32_t>(raws[e]) & ((1u << s.first_bits) - 1));
+      const uint32_t q = static_cast<uint32_t>((uint64_t{y} * s.reciprocal) >> kReciprocalShift);
+      state[lane] = (q << kProbBits) + s.start + (y - q * s.freq);
+    }
+  }
+  const size_t words = static_cast<size_t>(end - p);
+  if (sizeof(state) + words > max_bytes) return false;
+  const std::byte* states = reinterpret_cast<const std::byte*>(state);
+  out->insert(out->end(), states, states + sizeof(state));
+  out->insert(out->end(), p, end);
+  return true;
+}
+
+template bool EncodeStream<uint8_t>(const EncodeTables&, const uint8_t*, const uint8_t*, size_t, size_t, Bytes*, bool*);
+template bool EncodeStream<uint16_t>(const EncodeTables&, const uint16_t*, const uint8_t*, size_t, size_t, Bytes*,
+                                     bool*);
+template bool EncodeStream<uint32_t>(const EncodeTables&, const uint32_t*, const uint8_t*, size_t, size_t, Bytes*,
+                                     bool*);
+template bool EncodeStream<uint64_t>(const EncodeTables&, const uint64_t*, const uint8_t*, size_t, size_t, Bytes*,
+                                     bool*);
+
+}  // namespace modelstore

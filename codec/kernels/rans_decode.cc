@@ -1,0 +1,210 @@
+#include "codec/kernels/rans_decode.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "codec/kernels/rans_fast.h"
+
+namespace modelstore {
+namespace {
+
+// The plain path of targets without vectors is worth a slot table from about this many elements on.
+constexpr size_t kSlotTableMinElems = 8192;
+
+std::vector<uint32_t> BuildSlotTable(const DecodeTables& t) {
+  std::vector<uint32_t> slots(size_t{t.contexts} << kProbBits);
+  for (unsigned c = 0; c < t.contexts; ++c) {
+    const uint16_t* start = &t.start[size_t{c} * t.symbols];
+    for (unsigned s = 0; s < t.symbols; ++s) {
+      const uint32_t begin = start[s];
+      const uint32_t end = s + 1 < t.symbols ? start[s + 1] : kProbScale;
+      uint32_t entry = s | ((end - begin) << kSlotFreqShift);
+      for (uint32_t i = begin; i < end; ++i, entry += 1u << kSlotOffsetShift) slots[(c << kProbBits) + i] = entry;
+    }
+  }
+  return slots;
+}
+
+// Element of lane l within its group.
+constexpr unsigned LaneElement(unsigned lane) { return 2 * (lane % 16) + lane / 16; }
+
+struct WordReader {
+  const std::byte* next;
+  const std::byte* end;
+  bool ok = true;
+  uint32_t Read() {
+    if (end - next < 2) {
+      ok = false;
+      return 0;
+    }
+    uint16_t w;
+    std::memcpy(&w, next, 2);
+    next += 2;
+    return w;
+  }
+};
+
+template <typename U>
+U LoadPattern(const std::byte* at, size_t index) {
+  U u;
+  std::memcpy(&u, at + index * sizeof(U), sizeof(U));
+  return u;
+}
+
+// The reference: one group after the other, lane by lane. Returns false at the first missing word.
+template <typename U, bool kDeltaStream>
+bool DecodePlain(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
+  WordReader words{job.next, job.end};
+  U value[kLanes];
+  uint8_t rest[kLanes];  // raw bits still to read
+  while (job.done < job.elems) {
+    const size_t left = job.elems - job.done;
+    const bool full = left >= kLanes;
+    bool more = false;
+    for (unsigned lane = 0; lane < kLanes; ++lane) {
+      const unsigned e = LaneElement(lane);
+      if (!full && e >= left) continue;
+      uint32_t x = job.state[lane];
+      uint32_t context;
+      if constexpr (kDeltaStream) {
+        context = t.ContextOf(LoadPattern<U>(job.prediction, job.done + e));
+      } else {
+        context = job.classes[(job.done + e) / kSelfChunkElems];
+      }
+      const uint32_t slot = x & (kProbScale - 1);
+      size_t entry;
+      if (slots != nullptr) {
+        const uint32_t s = slots[(context << kProbBits) + slot];
+        entry = size_t{context} * t.symbols + (s & 0xff);
+        x = (s >> kSlotFreqShift) * (x >> kProbBits) + ((s >> kSlotOffsetShift) & (kProbScale - 1));
+      } else {
+        const uint16_t* start = &t.start[size_t{context} * t.symbols];
+        const unsigned s = static_cast<unsigned>(std::upper_bound(start, start + t.symbols, slot) - start) - 1;
+        const uint32_t end = s + 1 < t.symbols ? start[s + 1] : kProbScale;
+        entry = size_t{context} * t.symbols + s;
+        x = (end - start[s]) * (x >> kProbBits) + slot - start[s];
+      }
+      const unsigned raw = t.raw_bits[entry];
+      const unsigned first = std::min(raw, kFirstRawBits);
+      value[e] = static_cast<U>(t.base[entry] + (x & ((1u << first) - 1)));
+      x >>= first;
+      if (x < kStateLow) x = (x << 16) | words.Read();
+      job.state[lane] = x;
+      rest[e] = static_cast<uint8_t>(raw - first);
+      more |= raw > first;
+    }
+    for (unsigned shift = kFirstRawBits; more; shift += 16) {
+      more = false;
+      for (unsigned lane = 0; lane < kLanes; ++lane) {
+        const unsigned e = LaneElement(lane);
+        if ((!full && e >= left) || rest[e] == 0) continue;
+        uint32_t x = job.state[lane];
+        const unsigned bits = std::min<unsigned>(rest[e], 16);
+        value[e] = static_cast<U>(value[e] + (uint64_t{x & ((1u << bits) - 1)} << shift));
+        x >>= bits;
+        if (x < kStateLow) x = (x << 16) | words.Read();
+        job.state[lane] = x;
+        rest[e] = static_cast<uint8_t>(rest[e] - bits);
+        more |= rest[e] != 0;
+      }
+    }
+    if (!words.ok) return false;
+    const size_t n = std::min<size_t>(left, kLanes);
+    for (size_t e = 0; e < n; ++e) {
+      U pattern;
+      if constexpr (kDeltaStream) {
+        pattern = FromDeltaValue(value[e], LoadPattern<U>(job.prediction, job.done + e));
+      } else {
+        pattern = FromSelfValue(value[e], t.low_bit);
+      }
+      std::memcpy(job.out + (job.done + e) * sizeof(U), &pattern, sizeof(U));
+    }
+    job.done += n;
+  }
+  job.next = words.next;
+  if (job.next != job.end) return false;
+  return std::all_of(job.state, job.state + kLanes, [](uint32_t x) { return x == kStateLow; });
+}
+
+template <typename U>
+bool DecodePlain(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
+  return t.delta ? DecodePlain<U, true>(t, slots, job) : DecodePlain<U, false>(t, slots, job);
+}
+
+const RansFastPath* FastPath() {
+  switch (CurrentCpuTarget()) {
+#if defined(MODELSTORE_X86_KERNELS)
+    case CpuTarget::kAvx512:
+      return &kRansAvx512;
+    case CpuTarget::kAvx2:
+      return &kRansAvx2;
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace
+
+DecodeTables BuildDecodeTables(const RansModel& model, bool delta, DType coded_dtype) {
+  DecodeTables t;
+  t.delta = delta;
+  t.symbols = delta ? kDeltaSymbols : kSelfSymbols;
+  t.contexts = delta ? kDeltaContexts : kSelfClasses;
+  t.low_bit = model.low_bit;
+  t.exponent_low = model.exponent_low;
+  t.layout = FloatLayoutOf(coded_dtype);
+  const size_t n = size_t{t.contexts} * t.symbols;
+  t.start.assign(n, kProbScale);
+  t.base.assign(n, 0);
+  t.raw_bits.assign(n, 0);
+  for (unsigned c = 0; c < t.contexts; ++c) {
+    const size_t at = size_t{c} * t.symbols;
+    t.start[at] = 0;  // a context without symbols decodes as one symbol of value 0
+    if (c >= model.contexts.size()) continue;
+    const RansContext& symbols = model.contexts[c];
+    for (size_t s = 0; s < symbols.size(); ++s) {
+      t.start[at + s] = symbols[s].start;
+      t.base[at + s] = symbols[s].base;
+      t.raw_bits[at + s] = symbols[s].raw_bits;
+    }
+  }
+  return t;
+}
+
+bool DecodeStreams(const DecodeTables& tables, DecodeJob* jobs, unsigned job_count) {
+  const RansFastPath* fast = FastPath();
+  const bool vector = fast != nullptr && tables.layout.width_bits == 16;
+  size_t elems = 0;
+  for (unsigned j = 0; j < job_count; ++j) elems += jobs[j].elems;
+
+  std::vector<uint32_t> slots;
+  if ((vector ? fast->wants_slots : true) && elems >= kSlotTableMinElems) slots = BuildSlotTable(tables);
+  const uint32_t* slot_table = slots.empty() ? nullptr : slots.data();
+
+  if (vector && (!fast->wants_slots || slot_table != nullptr)) {
+    (tables.delta ? fast->delta16 : fast->self16)(tables, slot_table, jobs, job_count);
+  }
+  bool ok = true;
+  for (unsigned j = 0; j < job_count; ++j) {
+    switch (tables.layout.width_bits) {
+      case 8:
+        ok &= DecodePlain<uint8_t>(tables, slot_table, jobs[j]);
+        break;
+      case 16:
+        ok &= DecodePlain<uint16_t>(tables, slot_table, jobs[j]);
+        break;
+      case 32:
+        ok &= DecodePlain<uint32_t>(tables, slot_table, jobs[j]);
+        break;
+      case 64:
+        ok &= DecodePlain<uint64_t>(tables, slot_table, jobs[j]);
+        break;
+      default:
+        return false;
+    }
+  }
+  return ok;
+}
+
+}  // namespace modelstore

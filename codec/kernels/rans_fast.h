@@ -1,0 +1,28 @@
+// The table of CPU-specific fast paths (layer: codec/kernels; private to it).
+#pragma once
+
+#include "codec/kernels/cpu_target.h"
+#include "codec/kernels/rans_decode.h"
+
+namespace modelstore {
+
+// Advances the jobs by whole groups of kLanes 16-bit elements while each has enough input for the worst case; may stop
+// at any group boundary. `slots` is the slot table (BuildSlotTable) when the target asks for one.
+struct RansFastPath {
+  void (*delta16)(const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs, unsigned job_count);
+  void (*self16)(const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs, unsigned job_count);
+  bool wants_slots;
+};
+
+// Slot table: entry [context << kProbBits | slot] = symbol (8 bits) | (slot - start) << 8 (10 bits) | freq << 18 (11
+// bits).
+inline constexpr unsigned kSlotOffsetShift = 8;
+inline constexpr unsigned kSlotFreqShift = 18;
+
+extern const RansFastPath kRansAvx2;
+extern const RansFastPath kRansAvx512;
+
+// Words a group may take: two phases of kLanes for 16-bit values; vector loads may read a whole further group.
+inline constexpr size_t kFastPathSlackBytes = 2 * kLanes * 2 + 64;
+
+}  // namespace modelstore

@@ -1,0 +1,233 @@
+// Codec bench: BASE.safetensors [FINETUNE.safetensors]: codes every tensor in memory, checks that it comes back, and prints
+// shares of raw, encode and decode rates a core for each CPU target, as ratios to the plain target in the same run.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "codec/decode/block_decoder.h"
+#include "codec/encode/exact_encoder.h"
+#include "codec/kernels/cpu_target.h"
+#include "codec/tensor/safetensors.h"
+
+namespace modelstore {
+namespace {
+
+struct Loaded {
+  Bytes bytes;
+  TensorIndex index;
+};
+
+Loaded Load(const char* path) {
+  Loaded l;
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  if (!in) {
+    std::fprintf(stderr, "%s: cannot open\n", path);
+    std::exit(1);
+  }
+  l.bytes.resize(static_cast<size_t>(in.tellg()));
+  in.seekg(0);
+  in.read(reinterpret_cast<char*>(l.bytes.data()), static_cast<std::streamsize>(l.bytes.size()));
+  auto header = SafetensorsHeaderBytes(ByteSpan(l.bytes).first(8), l.bytes.size());
+  auto index = header.ok() ? ParseSafetensorsHeader(ByteSpan(l.bytes).first(*header), l.bytes.size())
+                           : Result<TensorIndex>(header.status());
+  if (!index.ok()) {
+    std::fprintf(stderr, "%s: %s\n", path, index.status().ToString().c_str());
+    std::exit(1);
+  }
+  l.index = std::move(index).value();
+  return l;
+}
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Cycles a second of this core: a chain of dependent one-cycle additions.
+double MeasureHertz() {
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    const double t = Now();
+    uint64_t x = 1;
+    for (int i = 0; i < 50'000'000; ++i) __asm__ volatile("add $1, %0" : "+r"(x));
+    best = std::max(best, 50e6 / (Now() - t));
+  }
+  return best;
+}
+
+struct Coded {
+  Frame frame;
+  ByteSpan source;
+  ByteSpan prediction;  // in the coded dtype
+  Bytes converted;
+  std::vector<Bytes> blocks;
+};
+
+ByteSpan TensorBytes(const Loaded& l, const TensorEntry& e) { return ByteSpan(l.bytes).subspan(e.begin, e.end - e.begin); }
+
+Bytes Sample(ByteSpan bytes, uint64_t elems, uint32_t width) {
+  Bytes out;
+  for (uint64_t w = 0; w < SampleWindowCount(elems); ++w) {
+    const ByteSpan part = bytes.subspan(SampleWindowBegin(elems, w) * width, SampleWindowElems(elems, w) * width);
+    out.insert(out.end(), part.begin(), part.end());
+  }
+  return out;
+}
+
+struct EncodeTimes {
+  double plan = 0, statistics = 0, fit = 0, blocks = 0;
+};
+
+Coded EncodeTensor(const TensorEntry& e, ByteSpan source, const TensorEntry* b, ByteSpan base, EncodeTimes& times) {
+  Coded c;
+  c.source = source;
+  const uint32_t width = DTypeBytes(e.dtype);
+  const uint64_t elems = source.size() / width;
+  double t = Now();
+  const Bytes sample = Sample(source, elems, width);
+  const Bytes base_sample = b ? Sample(base, elems, DTypeBytes(b->dtype)) : Bytes{};
+  EncodePlan plan = PlanTensor(e.dtype, elems, sample, b ? b->dtype : e.dtype, base_sample);
+  times.plan += Now() - t;
+  t = Now();
+  const uint32_t coded_width = DTypeBytes(plan.coded_dtype);
+  if (plan.encoding == Encoding::kDelta) {
+    if (b->dtype == plan.coded_dtype) {
+      c.prediction = base;
+    } else {
+      c.converted.resize(elems * coded_width);
+      ConvertElements(b->dtype, plan.coded_dtype, base, c.converted);
+      c.prediction = c.converted;
+    }
+  }
+  FrameBuilder builder(plan);
+  const uint32_t count = builder.frame().BlockCount();
+  const auto part = [&](ByteSpan all, const Frame& f, uint32_t i, uint32_t w) {
+    return all.empty() ? ByteSpan() : all.subspan(f.BlockBegin(i) * w, size_t{f.BlockElems(i)} * w);
+  };
+  for (uint32_t i = 0; i < count; ++i)
+    builder.AddBlock(i, part(source, builder.frame(), i, width), part(c.prediction, builder.frame(), i, coded_width));
+  times.statistics += Now() - t;
+  t = Now();
+  auto encoder = std::move(builder).Finish();
+  times.fit += Now() - t;
+  if (!encoder.ok()) {
+    std::fprintf(stderr, "%s: %s\n", e.name.c_str(), encoder.status().ToString().c_str());
+    std::exit(1);
+  }
+  t = Now();
+  c.frame = encoder->frame();
+  c.blocks.resize(count);
+  for (uint32_t i = 0; i < count; ++i) {
+    const Status s = encoder->Encode(i, part(source, c.frame, i, width), part(c.prediction, c.frame, i, coded_width), &c.blocks[i]);
+    if (!s.ok()) {
+      std::fprintf(stderr, "%s: %s\n", e.name.c_str(), s.ToString().c_str());
+      std::exit(1);
+    }
+  }
+  times.blocks += Now() - t;
+  return c;
+}
+
+// Decodes everything with `threads` threads; returns seconds. Checks the bytes when asked.
+double DecodeAll(const std::vector<Coded>& all, bool check, unsigned threads) {
+  std::atomic<size_t> next{0};
+  std::atomic<bool> bad{false};
+  struct Item {
+    const Coded* c;
+    uint32_t block;
+  };
+  std::vector<Item> items;
+  for (const Coded& c : all)
+    for (uint32_t i = 0; i < c.blocks.size(); ++i) items.push_back({&c, i});
+  const auto work = [&] {
+    Bytes out(kMaxBlockElems * 8);
+    for (size_t i = next++; i < items.size(); i = next++) {
+      const Coded& c = *items[i].c;
+      const uint32_t b = items[i].block;
+      const uint32_t w = DTypeBytes(c.frame.coded_dtype);
+      const ByteSpan prediction = c.frame.encoding == Encoding::kDelta
+                                      ? c.prediction.subspan(c.frame.BlockBegin(b) * w, size_t{c.frame.BlockElems(b)} * w)
+                                      : ByteSpan();
+      const MutableByteSpan dest = MutableByteSpan(out).first(BlockBytes(c.frame, b));
+      const Status s = DecodeBlock(c.frame, b, c.blocks[b], prediction, dest);
+      if (!s.ok() || (check && !std::equal(dest.begin(), dest.end(), c.source.begin() + static_cast<ptrdiff_t>(
+                                                                          c.frame.BlockBegin(b) * DTypeBytes(c.frame.dtype)))))
+        bad = true;
+    }
+  };
+  const double t = Now();
+  std::vector<std::thread> pool;
+  for (unsigned i = 1; i < threads; ++i) pool.emplace_back(work);
+  work();
+  for (std::thread& th : pool) th.join();
+  if (bad) {
+    std::fprintf(stderr, "decoded bytes differ from the source\n");
+    std::exit(1);
+  }
+  return Now() - t;
+}
+
+void Bench(const char* label, const Loaded& model, const Loaded* base) {
+  std::map<std::string, const TensorEntry*> by_name;
+  if (base)
+    for (const TensorEntry& e : base->index.tensors) by_name[e.name] = &e;
+  std::vector<Coded> all;
+  EncodeTimes times;
+  uint64_t raw = 0, coded = 0, frames = 0, elems = 0;
+  std::map<Encoding, uint64_t> kinds;
+  for (const TensorEntry& e : model.index.tensors) {
+    const ByteSpan source = TensorBytes(model, e);
+    const auto b = by_name.find(e.name);
+    const TensorEntry* be = b == by_name.end() || b->second->shape != e.shape ? nullptr : b->second;
+    all.push_back(EncodeTensor(e, source, be, be ? TensorBytes(*base, *be) : ByteSpan(), times));
+    raw += source.size();
+    elems += source.size() / DTypeBytes(e.dtype);
+    for (const Bytes& block : all.back().blocks) coded += block.size() + 8;
+    frames += SerializeFrame(all.back().frame).size();
+    kinds[all.back().frame.encoding] += source.size();
+  }
+  std::printf("%s: %.1f MB, blocks %.5f + frames %.5f = %.5f of raw", label, static_cast<double>(raw) / 1e6,
+              static_cast<double>(coded) / static_cast<double>(raw), static_cast<double>(frames) / static_cast<double>(raw),
+              static_cast<double>(coded + frames) / static_cast<double>(raw));
+  constexpr const char* kNames[] = {"raw", "zstd", "self", "delta"};
+  for (const auto& [kind, bytes] : kinds) std::printf(", %s %.4f", kNames[static_cast<int>(kind)], static_cast<double>(bytes) / static_cast<double>(raw));
+  const double total = times.plan + times.statistics + times.fit + times.blocks;
+  std::printf("\n  encode %.3f GB/s a core (plan %.3f s, statistics %.3f s, fit %.3f s, blocks %.3f s)\n",
+              static_cast<double>(raw) / total / 1e9, times.plan, times.statistics, times.fit, times.blocks);
+  const double hertz = MeasureHertz();
+  double plain = 0;
+  for (const CpuTarget target : AvailableCpuTargets()) {
+    ForceCpuTarget(target);
+    DecodeAll(all, true, 1);
+    double one = 1e9, two = 1e9;
+    for (int round = 0; round < 5; ++round) {
+      one = std::min(one, DecodeAll(all, false, 1));
+      two = std::min(two, DecodeAll(all, false, 2));
+    }
+    if (target == CpuTarget::kBaseline) plain = one;
+    std::printf("  decode %-8s %.2f GB/s a core, %.2f cycles an element at %.2f GHz, %.2fx plain, two threads %.2fx one\n",
+                std::string(CpuTargetName(target)).c_str(), static_cast<double>(raw) / one / 1e9,
+                one * hertz / static_cast<double>(elems), hertz / 1e9, plain / one, one / two);
+  }
+}
+
+}  // namespace
+}  // namespace modelstore
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: %s BASE.safetensors [FINETUNE.safetensors]\n", argv[0]);
+    return 2;
+  }
+  const modelstore::Loaded base = modelstore::Load(argv[1]);
+  modelstore::Bench("by itself", base, nullptr);
+  if (argc > 2) {
+    const modelstore::Loaded finetune = modelstore::Load(argv[2]);
+    modelstore::Bench("as a delta", finetune, &base);
+  }
+}
