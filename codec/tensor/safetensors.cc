@@ -18,6 +18,7 @@ namespace {
 constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr size_t kMaxNameBytes = 65535;
 constexpr size_t kMaxRank = 64;
+constexpr size_t kMaxTokenBytes = 16u << 20;
 constexpr size_t kMaxShownBytes = 96;
 
 // For messages: printable ASCII stays, everything else (terminal escapes, newlines, non-ASCII) becomes \xNN.
@@ -39,6 +40,26 @@ Status BadTensor(std::string_view name, std::string_view detail) {
 }
 
 bool Multiply(uint64_t a, uint64_t b, uint64_t* product) { return !__builtin_mul_overflow(a, b, product); }
+
+// The lexer keeps a token three times over while it reports it: no string, number or word may be huge.
+bool TokensAreShort(std::string_view json) {
+  bool in_string = false;
+  size_t token_bytes = 0;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      in_string = c != '"';
+    } else if (c == '"') {
+      in_string = true;
+      token_bytes = 0;
+    } else if (std::string_view("{}[]:, \n\r\t").find(c) != std::string_view::npos) {
+      token_bytes = 0;
+    }
+    if (++token_bytes > kMaxTokenBytes) return false;
+  }
+  return true;
+}
 
 // Receives nlohmann's events; the first broken rule ends the parse and stays in status().
 class HeaderSax {
@@ -302,6 +323,7 @@ Result<TensorIndex> ParseSafetensorsHeader(ByteSpan header, uint64_t file_bytes)
   if (json.empty() || json.front() != '{') return BadHeader("does not begin with '{'");
   // The JSON lexer takes a NUL for the end of its input; what follows one would go unread.
   if (json.find('\0') != std::string_view::npos) return BadHeader("holds a NUL byte");
+  if (!TokensAreShort(json)) return BadHeader("holds a string or number of more than 16 MiB");
   try {
     return Parse(json, header_bytes, file_bytes);
   } catch (const std::bad_alloc&) {

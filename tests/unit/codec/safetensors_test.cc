@@ -228,6 +228,15 @@ TEST(Safetensors, RefusesDeepNestingWithoutRecursion) {
   ExpectCorrupt("{\"a\":{\"shape\":" + std::string(1'000'000, '['), "shape must hold");
 }
 
+TEST(Safetensors, RefusesHugeTokens) {
+  constexpr size_t kHuge = 20'000'000;
+  ExpectCorrupt("{\"" + std::string(kHuge, 'x'), "more than 16 MiB");
+  ExpectCorrupt("{\"a\":{\"shape\":[" + std::string(kHuge, '1') + "]}}", "more than 16 MiB");
+  ExpectCorrupt("{\"__metadata__\":{\"a\":\"\\\"" + std::string(kHuge, '[') + "\"}}", "more than 16 MiB");
+  EXPECT_TRUE(Parse("{\"__metadata__\":{\"a\":\"" + std::string(kHuge / 2, 'x') + "\"}}").ok());
+  EXPECT_TRUE(Parse("{" + std::string(kHuge, ' ') + "}").ok());
+}
+
 TEST(Safetensors, ParsesAHeaderOfManyTensors) {
   std::string json = "{";
   constexpr int kTensors = 200'000;
