@@ -13,7 +13,8 @@ std::string_view FamilyName(Family family) {
 }
 
 void WriteBatch::Put(Family family, std::string_view key, ByteSpan value) {
-  put_bytes_ += key.size() + value.size();
+  constexpr size_t kKeyTagBytes = 4;  // that the store adds to a block
+  put_bytes_ += key.size() + value.size() + (family == Family::kBlocks ? kKeyTagBytes : 0);
   ops_.push_back({Op::Kind::kPut, family, std::string(key), std::string(AsChars(value))});
 }
 
