@@ -51,7 +51,7 @@ missing_packages() {
 
 install_missing() {
   local missing sudo=()
-  mapfile -t missing < <(missing_packages)
+  missing=($(missing_packages))
   [ ${#missing[@]} -gt 0 ] || return 0
   if [ "$(id -u)" -ne 0 ]; then
     command -v sudo >/dev/null || fail "packages are missing and sudo is not there; as root run:
