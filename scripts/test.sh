@@ -44,7 +44,7 @@ make_realmodels() {
 find_realmodels() {
   [ -z "${MODELSTORE_REALMODELS:-}" ] || return 0
   local source=$root/../shared/realmodels
-  local cache=${XDG_CACHE_HOME:-$HOME/.cache}/modelstore-tests
+  local cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/modelstore-tests
   [ -f "$source/fetch.py" ] || return 0
   if make_realmodels "$source" "$cache" >&2; then
     export MODELSTORE_REALMODELS=$cache/realmodels
@@ -55,7 +55,9 @@ find_realmodels() {
 }
 
 also=()
-[ ! -f "$root/../shared/realmodels/fetch.py" ] || also=(--also python3-venv)
+if [ -f "$root/../shared/realmodels/fetch.py" ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+  also=(--also python3-venv)
+fi
 scripts/build.sh --tests ${also[@]+"${also[@]}"}
 find_realmodels
 

@@ -19,7 +19,7 @@ struct TensorEntry {
   std::string name;  // any UTF-8 without NUL; never used as a path
   DType dtype = DType::kOpaque;
   std::vector<uint64_t> shape;  // of kOpaque: {end - begin}, so that elements x DTypeBytes is always the length
-  uint64_t begin = 0;  // absolute byte offsets in the file: [begin, end)
+  uint64_t begin = 0;           // absolute byte offsets in the file: [begin, end)
   uint64_t end = 0;
 };
 
