@@ -39,15 +39,17 @@ struct CommandWords {
   GlobalWords global;
   std::deque<std::string> values;
   std::deque<bool> flags;
-  std::deque<std::vector<std::string>> positionals;
+  std::deque<std::string> words;
+  std::deque<std::vector<std::string>> lists;
 
   void AddTo(CLI::App& parent, const CommandSpec& spec) {
     app = parent.add_subcommand(std::string(spec.name), std::string(spec.summary));
     for (const PositionalSpec& positional : spec.positionals) {
-      std::vector<std::string>& words = positionals.emplace_back();
-      CLI::Option* option = app->add_option(std::string(positional.name), words, std::string(positional.help));
-      option->type_name("");
-      if (!positional.any_number) option->required()->expected(1);
+      const std::string name(positional.name), help(positional.help);
+      if (positional.any_number)
+        app->add_option(name, lists.emplace_back(), help)->type_name("");
+      else
+        app->add_option(name, words.emplace_back(), help)->type_name("")->required();
     }
     for (const OptionSpec& option : spec.options) {
       if (option.value.empty())
@@ -61,8 +63,15 @@ struct CommandWords {
 
   Arguments Collect(const CommandSpec& spec) const {
     Arguments out;
-    for (const auto& words : positionals) out.positionals.insert(out.positionals.end(), words.begin(), words.end());
-    size_t flag = 0, value = 0;
+    size_t word = 0, list = 0, flag = 0, value = 0;
+    for (const PositionalSpec& positional : spec.positionals) {
+      if (!positional.any_number) {
+        out.positionals.push_back(words[word++]);
+        continue;
+      }
+      const std::vector<std::string>& given = lists[list++];
+      out.positionals.insert(out.positionals.end(), given.begin(), given.end());
+    }
     for (const OptionSpec& option : spec.options) {
       const std::string name(option.name);
       if (option.value.empty()) {

@@ -55,7 +55,7 @@ std::string RenderBar(const ProgressState& state, const Style& style) {
 
   const size_t room = style.width > 1 ? style.width - 1 : 0;
   std::string line = head + "  ";
-  const size_t used = DisplayWidth(head) + 2 + (state.total_bytes != 0 ? 8 : 0) + DisplayWidth(tail);
+  const size_t used = DisplayWidth(head) + 2 + (state.total_bytes != 0 ? 7 : 0) + DisplayWidth(tail);
   if (state.total_bytes != 0) {
     const std::string percent = std::to_string(static_cast<int>(Fraction(state) * 100));
     // Below 10 columns a bar says nothing.

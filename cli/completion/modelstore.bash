@@ -9,7 +9,7 @@ _modelstore() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
   local commands="push ls show report verify export rename rm prune mount unmount"
   local global="--store --json --quiet --no-color --version --help"
-  local command= store= i positionals=0 options=
+  local command="" store="" i positionals=0 options=""
   COMPREPLY=()
 
   for ((i = 1; i < COMP_CWORD; i++)); do
