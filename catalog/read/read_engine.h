@@ -2,7 +2,8 @@
 //
 // Thread-safe, any number of readers. Decoded blocks live in one cache; a block that many readers want is decoded once
 // (single flight) and no lock is held while anything is decoded or read from the store. Everything the engine holds
-// (cached blocks, blocks being decoded, predictions, coded bytes) counts against one hard budget. Opened files and
+// (cached blocks, blocks being decoded, predictions, coded bytes, parsed tensors) counts against one hard budget; the
+// records of open files do not. Opened files and
 // tensors are immutable snapshots: they stay readable while the object lives, whatever is removed from the catalog,
 // until prune collects; prune asks PinnedTensors() what must stay.
 #pragma once
@@ -32,15 +33,17 @@ struct OpenTensor {
 };
 using TensorRef = std::shared_ptr<const OpenTensor>;
 
-// A decoded block, alive as long as someone holds it.
+// A decoded block, alive as long as someone holds it. It counts against the engine's budget all that time: hold at most
+// one a thread.
 class BlockRef {
  public:
   BlockRef() = default;
-  explicit BlockRef(std::shared_ptr<const Bytes> bytes) : bytes_(std::move(bytes)) {}
-  ByteSpan bytes() const { return bytes_ ? ByteSpan(*bytes_) : ByteSpan(); }
+  BlockRef(ByteSpan bytes, std::shared_ptr<const void> owner) : bytes_(bytes), owner_(std::move(owner)) {}
+  ByteSpan bytes() const { return bytes_; }
 
  private:
-  std::shared_ptr<const Bytes> bytes_;
+  ByteSpan bytes_;
+  std::shared_ptr<const void> owner_;
 };
 
 // A file ready for reading: its extents with their offsets. Holds what the sequential-access detector knows.
@@ -66,7 +69,9 @@ class ReadEngine {
   // Copies up to out.size() bytes from `offset`; fewer only at the end of the file. Errors: Corruption, Io: `out` is
   // then undefined and no byte of it may be used.
   Result<size_t> Read(const FileRef& file, uint64_t offset, MutableByteSpan out);
-  // The decoded block of a tensor, from the cache or decoded now. `keep`: leave it in the cache.
+  // The decoded block of a tensor, from the cache or decoded now and left there. keep = false: always decoded from the
+  // store's own bytes, and not cached (checking what is stored); its base may come from the cache. `tensor` need not be
+  // published. Errors: Corruption, Io, ResourceExhausted (a block larger than the budget allows).
   Result<BlockRef> ReadBlock(const TensorRef& tensor, uint32_t index, bool keep = true);
   // Bytes [offset, offset + out.size()) of a tensor.
   Status ReadTensor(const TensorRef& tensor, uint64_t offset_bytes, MutableByteSpan out);

@@ -1,0 +1,271 @@
+#include "catalog/read/block_cache.h"
+
+#include <algorithm>
+#include <new>
+#include <string>
+
+namespace modelstore {
+
+struct BlockCache::Flight {
+  BlockId id;
+  std::condition_variable done_changed;
+  bool done = false;
+  Result<BlockPtr> result = BlockPtr();
+};
+
+std::shared_ptr<Block> Block::Create(std::shared_ptr<Ledger> ledger, size_t bytes) {
+  std::unique_ptr<std::byte[]> data(new (std::nothrow) std::byte[bytes]);
+  if (data == nullptr) return nullptr;
+  return std::shared_ptr<Block>(new Block(std::move(ledger), std::move(data), bytes));
+}
+
+Block::~Block() {
+  if (!charged_) return;
+  data_.reset();  // before others count on the bytes
+  const std::lock_guard lock(ledger_->mutex);
+  ledger_->Give(size_);
+}
+
+BlockCache::Reservation::~Reservation() {
+  if (ledger_ == nullptr || bytes_ == 0) return;
+  const std::lock_guard lock(ledger_->mutex);
+  ledger_->Give(bytes_);
+}
+
+BlockCache::BlockCache(uint64_t capacity_bytes) : ledger_(std::make_shared<Ledger>()) {
+  ledger_->capacity_bytes = capacity_bytes;
+}
+
+BlockCache::~BlockCache() { Clear(); }
+
+Result<BlockCache::Reservation> BlockCache::Reserve(uint64_t bytes) {
+  Ledger& ledger = *ledger_;
+  if (bytes > ledger.capacity_bytes) {
+    return ResourceExhausted("decoding a block needs " + std::to_string(bytes) +
+                             " bytes of memory, the read cache has " + std::to_string(ledger.capacity_bytes) +
+                             "; give the store a larger memory budget");
+  }
+  Garbage garbage;
+  std::unique_lock lock(ledger.mutex);
+  const uint64_t ticket = ledger.next_ticket++;
+  while (true) {
+    if (ticket == ledger.serving) {
+      if (ledger.Fits(bytes)) break;
+      if (!Evict(bytes - (ledger.capacity_bytes - ledger.used_bytes), false, garbage)) ForgetHeld(garbage);
+      if (!garbage.empty()) {
+        lock.unlock();
+        garbage.clear();
+        lock.lock();
+        continue;
+      }
+    }
+    ledger.released.wait(lock);
+  }
+  ++ledger.serving;
+  ledger.Take(bytes);
+  if (ledger.serving != ledger.next_ticket) ledger.released.notify_all();
+  return Reservation(&ledger, bytes);
+}
+
+BlockCache::Reservation BlockCache::TryReserve(uint64_t bytes, uint64_t block_bytes) {
+  Ledger& ledger = *ledger_;
+  Garbage garbage;
+  std::unique_lock lock(ledger.mutex);
+  if (bytes > ledger.capacity_bytes || prefetched_bytes_ + block_bytes > ledger.capacity_bytes / 4) return {};
+  if (!ledger.Fits(bytes)) {
+    const uint64_t missing = bytes - (ledger.capacity_bytes - ledger.used_bytes);
+    if (ledger.serving != ledger.next_ticket || !Evict(missing, true, garbage)) return {};
+    lock.unlock();
+    garbage.clear();
+    lock.lock();
+  }
+  if (ledger.serving != ledger.next_ticket || !ledger.Fits(bytes)) return {};
+  ledger.Take(bytes);
+  return Reservation(&ledger, bytes);
+}
+
+BlockPtr BlockCache::Find(const BlockId& id, Use use) {
+  const std::lock_guard lock(ledger_->mutex);
+  const auto it = slots_.find(id);
+  if (it == slots_.end() || it->second->block == nullptr) return nullptr;
+  ++counts_.hits;
+  Touch(it->second, use);
+  return it->second->block;
+}
+
+bool BlockCache::Contains(const BlockId& id) const {
+  const std::lock_guard lock(ledger_->mutex);
+  return slots_.contains(id);
+}
+
+Result<BlockPtr> BlockCache::Join(const BlockId& id, Use use, Reservation* own, uint64_t block_bytes, FlightPtr* mine) {
+  std::unique_lock lock(ledger_->mutex);
+  const auto it = slots_.find(id);
+  if (it == slots_.end()) {
+    auto flight = std::make_shared<Flight>();
+    flight->id = id;
+    flights_.push_front(Slot{.id = id, .block = nullptr, .flight = flight});
+    slots_.emplace(id, flights_.begin());
+    if (use != Use::kPrefetch) ++counts_.misses;
+    *mine = std::move(flight);
+    return BlockPtr();
+  }
+  if (it->second->block != nullptr) {
+    ++counts_.hits;
+    Touch(it->second, use);
+    return it->second->block;
+  }
+  ++counts_.waits;
+  const FlightPtr flight = it->second->flight;
+  if (own != nullptr && own->bytes_ > block_bytes) {
+    ledger_->Give(own->bytes_ - block_bytes);
+    own->bytes_ = block_bytes;
+  }
+  flight->done_changed.wait(lock, [&] { return flight->done; });
+  if (flight->result.ok() && own != nullptr) ChargeLocked(**flight->result, *own);
+  return flight->result;
+}
+
+void BlockCache::Finish(const FlightPtr& flight, const Result<BlockPtr>& result, Use use, Reservation* own) {
+  Garbage garbage;
+  std::unique_lock lock(ledger_->mutex);
+  bool keep = false;
+  if (result.ok()) {
+    Block& block = **result;
+    if (own != nullptr) {
+      ChargeLocked(block, *own);
+      keep = block.charged_;
+    } else {
+      if (!ledger_->Fits(block.size_) && ledger_->serving == ledger_->next_ticket) {
+        const uint64_t missing = block.size_ - (ledger_->capacity_bytes - ledger_->used_bytes);
+        if (Evict(missing, true, garbage)) {
+          lock.unlock();
+          garbage.clear();
+          lock.lock();
+        }
+      }
+      if (ledger_->Fits(block.size_)) {
+        ledger_->Take(block.size_);
+        block.charged_ = true;
+        keep = true;
+      }
+    }
+  }
+  const auto it = slots_.find(flight->id);
+  if (keep) {
+    Insert(it->second, *result, use);
+  } else {
+    flights_.erase(it->second);
+    slots_.erase(it);
+  }
+  flight->result = result;
+  flight->done = true;
+  flight->done_changed.notify_all();
+}
+
+void BlockCache::Charge(const BlockPtr& block, Reservation& own) {
+  const std::lock_guard lock(ledger_->mutex);
+  ChargeLocked(*block, own);
+}
+
+void BlockCache::ChargeLocked(Block& block, Reservation& own) {
+  if (block.charged_ || own.bytes_ < block.size_) return;
+  block.charged_ = true;
+  own.bytes_ -= block.size_;
+}
+
+void BlockCache::Touch(List::iterator slot, Use use) {
+  if (use == Use::kPrefetch) return;
+  const uint64_t age = inserted_bytes_ - slot->inserted_before;
+  if (slot->prefetched) {
+    slot->prefetched = false;
+    prefetched_bytes_ -= slot->block->size_;
+    slot->inserted_before = inserted_bytes_;
+  } else if (!slot->proven && age > ledger_->capacity_bytes / 16) {
+    slot->proven = true;
+    proven_bytes_ += slot->block->size_;
+    proven_.splice(proven_.begin(), recent_, slot);
+    while (proven_bytes_ > ledger_->capacity_bytes / 4 * 3) {
+      const auto last = std::prev(proven_.end());
+      last->proven = false;
+      proven_bytes_ -= last->block->size_;
+      last->inserted_before = inserted_bytes_;
+      recent_.splice(recent_.begin(), proven_, last);
+    }
+    return;
+  }
+  if (slot->proven) {
+    proven_.splice(proven_.begin(), proven_, slot);
+  } else {
+    recent_.splice(use == Use::kReadLast ? recent_.end() : recent_.begin(), recent_, slot);
+  }
+}
+
+void BlockCache::Insert(List::iterator slot, const BlockPtr& block, Use use) {
+  slot->block = block;
+  slot->flight = nullptr;
+  slot->inserted_before = inserted_bytes_;
+  inserted_bytes_ += block->size_;
+  cached_bytes_ += block->size_;
+  if (use == Use::kPrefetch) {
+    slot->prefetched = true;
+    prefetched_bytes_ += block->size_;
+    ++counts_.prefetched;
+  }
+  recent_.splice(use == Use::kReadLast ? recent_.end() : recent_.begin(), flights_, slot);
+}
+
+void BlockCache::Unlink(List& list, List::iterator slot, Garbage& garbage) {
+  const uint64_t bytes = slot->block->size_;
+  cached_bytes_ -= bytes;
+  if (slot->proven) proven_bytes_ -= bytes;
+  if (slot->prefetched) prefetched_bytes_ -= bytes;
+  garbage.push_back(std::move(slot->block));
+  slots_.erase(slot->id);
+  list.erase(slot);
+}
+
+bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) {
+  // Only this cache hands out references, under the lock, so a block that nobody holds now stays so.
+  std::vector<std::pair<List*, List::iterator>> victims;
+  uint64_t freed_bytes = 0;
+  for (List* list : {&recent_, &proven_}) {
+    if (spare_only && list == &proven_) break;
+    for (auto it = list->end(); it != list->begin() && freed_bytes < bytes;) {
+      --it;
+      if (it->block.use_count() > 1 || (spare_only && it->prefetched)) continue;
+      freed_bytes += it->block->size_;
+      victims.emplace_back(list, it);
+    }
+  }
+  if (freed_bytes < bytes) return false;
+  for (const auto& [list, it] : victims) Unlink(*list, it, garbage);
+  return true;
+}
+
+void BlockCache::ForgetHeld(Garbage& garbage) {
+  for (List* list : {&recent_, &proven_}) {
+    for (auto it = list->begin(); it != list->end();) {
+      const auto slot = it++;
+      if (slot->block.use_count() > 1) Unlink(*list, slot, garbage);
+    }
+  }
+}
+
+void BlockCache::Clear() {
+  Garbage garbage;
+  const std::lock_guard lock(ledger_->mutex);
+  while (!recent_.empty()) Unlink(recent_, recent_.begin(), garbage);
+  while (!proven_.empty()) Unlink(proven_, proven_.begin(), garbage);
+}
+
+BlockCache::Stats BlockCache::stats() const {
+  const std::lock_guard lock(ledger_->mutex);
+  Stats stats = counts_;
+  stats.cached_bytes = cached_bytes_;
+  stats.capacity_bytes = ledger_->capacity_bytes;
+  stats.peak_bytes = ledger_->peak_bytes;
+  return stats;
+}
+
+}  // namespace modelstore

@@ -1,0 +1,176 @@
+// BlockCache: decoded blocks, who is decoding one right now, and the budget for both (layer: catalog/read; private).
+//
+// Thread-safe. One mutex guards the maps, the lists and the ledger; it is never held while something is decoded, read,
+// copied or freed.
+//
+// The budget is kept by reservations. An operation reserves the most it will ever hold at once, waits for that in
+// order of arrival, and never waits for memory again; so whoever is decoding can always finish, and waiting for
+// somebody else's decode cannot deadlock as long as blocks wait only for blocks of a smaller depth. A block that stays
+// longer than the operation that made it (cached, or handed to a caller) is charged to the ledger for itself until the
+// last one lets go of it. Blocks that are not charged are held only by operations whose reservations cover them.
+//
+// Eviction: two LRU lists. A block enters `recent`; it moves to `proven` (at most 3/4 of the capacity) when it is used
+// again after the cache has taken in a sixteenth of its capacity, so that one long scan cannot push out what is reused.
+// A block that a sequential reader has finished with is the next to go: whatever it read is with the reader.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "catalog/schema/records.h"
+#include "codec/support/bytes.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+// A block as the store names it. Never reused, so a cached block can never be mistaken for another.
+struct BlockId {
+  PushId push = 0;
+  uint32_t index = 0;
+  bool operator==(const BlockId&) const = default;
+};
+
+struct Ledger {
+  std::mutex mutex;
+  std::condition_variable released;
+  uint64_t capacity_bytes = 0;
+  uint64_t used_bytes = 0;  // reservations and charged blocks
+  uint64_t peak_bytes = 0;
+  uint64_t next_ticket = 0, serving = 0;  // reservations are granted in order of arrival
+
+  bool Fits(uint64_t bytes) const { return bytes <= capacity_bytes - used_bytes; }
+  void Take(uint64_t bytes) {
+    used_bytes += bytes;
+    if (used_bytes > peak_bytes) peak_bytes = used_bytes;
+  }
+  void Give(uint64_t bytes) {
+    used_bytes -= bytes;
+    if (serving != next_ticket) released.notify_all();
+  }
+};
+
+class Block {
+ public:
+  // Uninitialised bytes, not charged. Null when the system has no memory.
+  static std::shared_ptr<Block> Create(std::shared_ptr<Ledger> ledger, size_t bytes);
+  ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  ByteSpan bytes() const { return {data_.get(), size_}; }
+  MutableByteSpan mutable_bytes() { return {data_.get(), size_}; }
+
+ private:
+  friend class BlockCache;
+  Block(std::shared_ptr<Ledger> ledger, std::unique_ptr<std::byte[]> data, size_t size)
+      : ledger_(std::move(ledger)), data_(std::move(data)), size_(size) {}
+
+  std::shared_ptr<Ledger> ledger_;
+  std::unique_ptr<std::byte[]> data_;
+  size_t size_;
+  bool charged_ = false;  // guarded by the ledger's mutex while shared
+};
+using BlockPtr = std::shared_ptr<Block>;
+
+class BlockCache {
+ public:
+  enum class Use : uint8_t {
+    kRead,
+    kReadLast,  // the last bytes, by a sequential reader
+    kPredict,
+    kPrefetch,
+  };
+  struct Stats {
+    uint64_t cached_bytes = 0, capacity_bytes = 0, peak_bytes = 0;
+    uint64_t hits = 0, misses = 0, waits = 0, prefetched = 0;
+  };
+
+  // Bytes that one operation may hold; given back when it ends.
+  class Reservation {
+   public:
+    Reservation() = default;
+    Reservation(Reservation&& other) noexcept
+        : ledger_(std::exchange(other.ledger_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Reservation& operator=(Reservation&&) = delete;
+    ~Reservation();
+    explicit operator bool() const { return ledger_ != nullptr; }
+
+   private:
+    friend class BlockCache;
+    Reservation(Ledger* ledger, uint64_t bytes) : ledger_(ledger), bytes_(bytes) {}
+    Ledger* ledger_ = nullptr;
+    uint64_t bytes_ = 0;
+  };
+
+  // A decode under way. Whoever was given one by Join must call Finish.
+  struct Flight;
+  using FlightPtr = std::shared_ptr<Flight>;
+
+  explicit BlockCache(uint64_t capacity_bytes);
+  ~BlockCache();
+
+  const std::shared_ptr<Ledger>& ledger() const { return ledger_; }
+  // Waits for `bytes`, evicting blocks that nobody uses first. Errors: ResourceExhausted when they exceed the capacity.
+  Result<Reservation> Reserve(uint64_t bytes);
+  // For prefetching `block_bytes`: never waits, evicts no prefetched block that is still to be read, and refuses when
+  // those would exceed a quarter of the capacity. False when refused.
+  Reservation TryReserve(uint64_t bytes, uint64_t block_bytes);
+
+  // The cached block, or null.
+  BlockPtr Find(const BlockId& id, Use use);
+  // Cached or being decoded?
+  bool Contains(const BlockId& id) const;
+  // The block: cached, or from the decode that somebody else has under way (then also that decode's error). Null when
+  // the caller is the first: it must decode the block and call Finish(*mine). `own`: the caller's reservation when the
+  // block is what it came for (it is charged from there and `own` shrinks to it); null for a base block on the way.
+  Result<BlockPtr> Join(const BlockId& id, Use use, Reservation* own, uint64_t block_bytes, FlightPtr* mine);
+  // Publishes a decode to all who wait, and caches the block. A base block is cached only when the budget has room.
+  void Finish(const FlightPtr& flight, const Result<BlockPtr>& result, Use use, Reservation* own);
+  // Charges a block that is handed out from the reservation that covered it.
+  void Charge(const BlockPtr& block, Reservation& own);
+
+  void Clear();
+  Stats stats() const;
+
+ private:
+  struct Slot {
+    BlockId id;
+    BlockPtr block;    // null while being decoded
+    FlightPtr flight;  // null when decoded
+    bool proven = false;
+    bool prefetched = false;       // and not read yet
+    uint64_t inserted_before = 0;  // inserted_bytes_ when it came in
+  };
+  using List = std::list<Slot>;
+  struct IdHash {
+    size_t operator()(const BlockId& id) const {
+      return static_cast<size_t>((id.push * 0x9E3779B97F4A7C15ull ^ id.index) * 0xD6E8FEB86659FD93ull >> 16);
+    }
+  };
+  using Garbage = std::vector<BlockPtr>;  // freed outside the lock
+
+  void Touch(List::iterator slot, Use use);
+  void Insert(List::iterator slot, const BlockPtr& block, Use use);
+  void Unlink(List& list, List::iterator slot, Garbage& garbage);
+  // Moves the least useful blocks that nobody holds to `garbage`, until they will give `bytes` back. False, and nothing
+  // moved, when they cannot. `spare_only`: spares proven blocks and prefetched ones that are still to be read.
+  bool Evict(uint64_t bytes, bool spare_only, Garbage& garbage);
+  // Forgets the blocks that somebody holds, so that they give their bytes back, and wake who waits, when let go of.
+  void ForgetHeld(Garbage& garbage);
+  void ChargeLocked(Block& block, Reservation& own);
+
+  const std::shared_ptr<Ledger> ledger_;
+  // All guarded by ledger_->mutex.
+  std::unordered_map<BlockId, List::iterator, IdHash> slots_;
+  List flights_, recent_, proven_;  // the next to be evicted is at the back
+  uint64_t cached_bytes_ = 0, proven_bytes_ = 0, prefetched_bytes_ = 0, inserted_bytes_ = 0;
+  Stats counts_;
+};
+
+}  // namespace modelstore

@@ -1,0 +1,142 @@
+#include "catalog/read/catalog.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "catalog/schema/check.h"
+
+namespace modelstore {
+namespace {
+
+// How the memory budget is split: RocksDB a quarter (more than 256 MiB does not help it), the buffers of pushes a
+// quarter (no more than 1 GiB), decoded blocks the rest.
+struct BudgetShares {
+  uint64_t store_bytes, write_bytes, read_bytes;
+};
+
+Result<BudgetShares> SplitBudget(uint64_t budget_bytes) {
+  constexpr uint64_t kMinBudgetBytes = 2 * kMinReadBudgetBytes;
+  if (budget_bytes < kMinBudgetBytes) {
+    return InvalidArgument("a memory budget of " + std::to_string(budget_bytes) + " bytes is too small; at least " +
+                           std::to_string(kMinBudgetBytes) + " are needed");
+  }
+  const uint64_t store_bytes = std::min<uint64_t>(budget_bytes / 4, 256ull << 20);
+  const uint64_t write_bytes = std::min<uint64_t>(budget_bytes / 4, 1ull << 30);
+  return BudgetShares{store_bytes, write_bytes, budget_bytes - store_bytes - write_bytes};
+}
+
+}  // namespace
+
+struct Catalog::Impl {
+  Impl(std::unique_ptr<KvStore> the_store, std::string the_dir, const CatalogOptions& options,
+       const BudgetShares& the_shares)
+      : dir(std::move(the_dir)),
+        read_only(options.read_only),
+        shares(the_shares),
+        store(std::move(the_store)),
+        pool(options.threads),
+        reader(*store, pool, ReadOptions{.memory_budget_bytes = shares.read_bytes}) {}
+
+  const std::string dir;
+  const bool read_only;
+  const BudgetShares shares;
+  const std::unique_ptr<KvStore> store;
+  WorkerPool pool;
+  ReadEngine reader;
+  std::shared_mutex collect_mutex;
+  std::mutex publish_mutex;
+
+  std::mutex callback_mutex;
+  std::function<void(const std::vector<std::string>&)> on_changed;
+};
+
+Catalog::Catalog(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Catalog::~Catalog() = default;
+
+Result<std::unique_ptr<Catalog>> Catalog::Open(const std::string& dir, const CatalogOptions& options) {
+  ASSIGN_OR_RETURN(const BudgetShares shares, SplitBudget(options.memory_budget_bytes));
+  StoreOptions store_options;
+  store_options.create_if_missing = options.create_if_missing;
+  store_options.read_only = options.read_only;
+  store_options.memory_budget_bytes = shares.store_bytes;
+  store_options.before_write = options.before_write;
+  ASSIGN_OR_RETURN(std::unique_ptr<KvStore> store, OpenRocksStore(dir, store_options));
+  return OverStore(std::move(store), dir, options);
+}
+
+Result<std::unique_ptr<Catalog>> Catalog::OverStore(std::unique_ptr<KvStore> store, std::string dir,
+                                                    const CatalogOptions& options) {
+  ASSIGN_OR_RETURN(const BudgetShares shares, SplitBudget(options.memory_budget_bytes));
+  CatalogMeta meta;
+  Status status = CheckCatalog(*store, &meta);
+  if (!status.ok()) return status.WithContext("store " + dir);
+  const auto stored = store->Get(Family::kMeta, kCatalogMetaKey);
+  if (!stored.ok()) {
+    if (stored.status().code() != StatusCode::kNotFound) return stored.status().WithContext("store " + dir);
+    if (!options.read_only) {
+      WriteBatch batch;
+      batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
+      status = store->Write(batch, Durability::kSync);
+      if (!status.ok()) return status.WithContext("store " + dir);
+    }
+  }
+  return std::unique_ptr<Catalog>(
+      new Catalog(std::make_unique<Impl>(std::move(store), std::move(dir), options, shares)));
+}
+
+const std::string& Catalog::dir() const { return impl_->dir; }
+KvStore& Catalog::store() { return *impl_->store; }
+ReadEngine& Catalog::reader() { return impl_->reader; }
+WorkerPool& Catalog::pool() { return impl_->pool; }
+uint64_t Catalog::write_budget_bytes() const { return impl_->shares.write_bytes; }
+
+Result<ModelRecord> Catalog::FindModel(std::string_view name) const {
+  auto value = impl_->store->Get(Family::kModels, name);
+  if (!value.ok()) {
+    if (value.status().code() == StatusCode::kNotFound)
+      return NotFound("no model named " + std::string(name) + "; `modelstore ls` lists what is stored");
+    return value.status().WithContext("model " + std::string(name));
+  }
+  auto record = ParseModelRecord(value->bytes());
+  if (!record.ok()) return record.status().WithContext("model " + std::string(name));
+  return record;
+}
+
+Result<std::vector<ModelRecord>> Catalog::ListModels() const {
+  std::vector<ModelRecord> models;
+  RETURN_IF_ERROR(impl_->store->Scan(Family::kModels, "", [&](std::string_view name, ByteSpan value) -> Status {
+    auto record = ParseModelRecord(value);
+    if (!record.ok()) return record.status().WithContext("model " + std::string(name));
+    models.push_back(std::move(*record));
+    return OkStatus();
+  }));
+  return models;
+}
+
+Result<CatalogMeta> Catalog::Meta() const {
+  auto value = impl_->store->Get(Family::kMeta, kCatalogMetaKey);
+  if (value.ok()) return ParseCatalogMeta(value->bytes());
+  if (value.status().code() != StatusCode::kNotFound) return value.status();
+  // A new store gets the record when it is first opened for writing.
+  if (impl_->read_only) return CatalogMeta{};
+  return Corruption("store " + impl_->dir + ": its catalog record vanished");
+}
+
+std::shared_mutex& Catalog::collect_mutex() { return impl_->collect_mutex; }
+std::mutex& Catalog::publish_mutex() { return impl_->publish_mutex; }
+
+void Catalog::SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed) {
+  const std::lock_guard lock(impl_->callback_mutex);
+  impl_->on_changed = std::move(on_changed);
+}
+
+void Catalog::NotifyChanged(const std::vector<std::string>& names) {
+  std::function<void(const std::vector<std::string>&)> on_changed;
+  {
+    const std::lock_guard lock(impl_->callback_mutex);
+    on_changed = impl_->on_changed;
+  }
+  if (on_changed) on_changed(names);
+}
+
+}  // namespace modelstore

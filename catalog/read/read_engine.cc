@@ -1,0 +1,649 @@
+#include "catalog/read/read_engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "catalog/read/access_pattern.h"
+#include "catalog/read/block_cache.h"
+#include "catalog/read/tensor_table.h"
+#include "codec/decode/block_decoder.h"
+
+namespace modelstore {
+namespace {
+
+using Use = BlockCache::Use;
+
+// Parsed tensors get this share of the budget, blocks and buffers the rest.
+constexpr uint64_t kTensorShare = 16;
+constexpr size_t kMaxQueuedPrefetches = 256;
+
+// Where a tensor's blocks are: all that a read needs when they are cached.
+struct Geometry {
+  uint64_t tensor_bytes = 0;
+  PushId push = 0;
+  uint32_t first_block = 0;
+  uint32_t block_bytes = 0;  // of every block but the last
+
+  BlockId Id(uint32_t index) const { return {push, first_block + index}; }
+  uint64_t BytesOf(uint32_t index) const {
+    return std::min<uint64_t>(block_bytes, tensor_bytes - uint64_t{index} * block_bytes);
+  }
+};
+
+Geometry GeometryOf(const OpenTensor& tensor) {
+  return {tensor.record.bytes, tensor.record.push, tensor.record.first_block,
+          tensor.frame.block_elems * DTypeBytes(tensor.frame.dtype)};
+}
+
+struct ExtentGeometry {
+  std::atomic<uint32_t> known_block_bytes{0};  // 0: geometry not known yet
+  Geometry geometry;
+};
+
+// A part of a block that a read could not get from the cache.
+struct Missing {
+  TensorRef tensor;
+  uint32_t index;
+  size_t begin;
+  MutableByteSpan out;
+  Use use;
+};
+
+std::string BlockName(const OpenTensor& tensor, uint32_t index) {
+  return TensorName(tensor.id) + ", block " + std::to_string(index);
+}
+
+// Runs `body` and turns the exceptions that the standard library may throw into a Status.
+template <typename Body>
+auto Guarded(const Body& body) -> decltype(body()) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("the system has no memory left for reading");
+  }
+}
+
+}  // namespace
+
+struct OpenFile::Impl {
+  Sha256Digest sha256{};
+  FileRecord record;
+  std::vector<uint64_t> begins;  // of each extent
+  std::unique_ptr<ExtentGeometry[]> extents;
+  std::mutex resolve_mutex;
+  AccessPattern pattern;
+
+  std::string Name() const { return "file " + ToHex(sha256); }
+  // The extent that holds byte `offset` (< record.bytes).
+  size_t ExtentAt(uint64_t offset) const {
+    return static_cast<size_t>(std::upper_bound(begins.begin(), begins.end(), offset) - begins.begin()) - 1;
+  }
+};
+
+OpenFile::OpenFile(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+OpenFile::~OpenFile() = default;
+uint64_t OpenFile::bytes() const { return impl_->record.bytes; }
+const FileRecord& OpenFile::record() const { return impl_->record; }
+
+struct ReadEngine::Impl {
+  Impl(const KvStore& the_store, WorkerPool& the_pool, const ReadOptions& the_options)
+      : store(the_store),
+        pool(the_pool),
+        prefetch_bytes(the_options.prefetch_bytes),
+        budget_bytes(std::max(the_options.memory_budget_bytes, kMinReadBudgetBytes)),
+        cache(budget_bytes - budget_bytes / kTensorShare),
+        tensors(the_store, budget_bytes / kTensorShare) {}
+
+  const KvStore& store;
+  WorkerPool& pool;
+  const uint64_t prefetch_bytes;
+  const uint64_t budget_bytes;
+  BlockCache cache;
+  TensorTable tensors;
+  std::atomic<uint64_t> decoded_blocks{0}, decoded_bytes{0};
+
+  mutable std::mutex files_mutex;
+  std::map<Sha256Digest, std::weak_ptr<OpenFile>> files;
+  size_t sweep_at = 64;
+
+  std::mutex prefetch_mutex;
+  std::condition_variable prefetch_done;
+  size_t prefetches = 0;  // submitted and not finished
+  bool stopping = false;
+
+  // Functions named …Held run within a reservation that their caller made for PeakBytes.
+
+  // The most bytes that decoding any block of the tensor's elements [begin, end) holds at once, blocks included.
+  Result<uint64_t> PeakBytes(const OpenTensor& tensor, uint64_t begin, uint64_t end) {
+    const Frame& frame = tensor.frame;
+    const uint64_t block_elems = std::min<uint64_t>(frame.block_elems, frame.elems);
+    const uint64_t out_bytes = block_elems * DTypeBytes(frame.dtype);
+    const uint64_t coded_bytes = out_bytes + kBlockHeaderBytes;
+    if (frame.encoding != Encoding::kDelta) return coded_bytes + out_bytes;
+    const uint64_t prediction_bytes = block_elems * DTypeBytes(frame.coded_dtype);
+    uint64_t rest_bytes = prediction_bytes + out_bytes;
+    uint64_t at = 0;
+    for (const ViewSegment& segment : tensor.record.view) {
+      const uint64_t from = std::max(begin, at);
+      const uint64_t to = std::min(end, at + segment.elems);
+      if (segment.kind == ViewSegment::Kind::kIdentity && from < to) {
+        ASSIGN_OR_RETURN(const TensorRef base, tensors.GetReferenced(segment.base));
+        const uint64_t unit = base->frame.block_elems;
+        const uint64_t base_begin = (segment.base_offset_elems + (from - at)) / unit * unit;
+        const uint64_t base_end = (segment.base_offset_elems + (to - at) + unit - 1) / unit * unit;
+        ASSIGN_OR_RETURN(const uint64_t base_bytes, PeakBytes(*base, base_begin, base_end));
+        const uint64_t base_block_bytes =
+            std::min<uint64_t>(base->frame.block_elems, base->frame.elems) * DTypeBytes(base->frame.dtype);
+        rest_bytes = std::max({rest_bytes, prediction_bytes + base_bytes, base_block_bytes + out_bytes});
+      }
+      at += segment.elems;
+      if (at >= end) break;
+    }
+    return coded_bytes + rest_bytes;
+  }
+
+  Status CheckSize(const BlockPtr& block, const OpenTensor& tensor, uint32_t index) {
+    if (block->bytes().size() == BlockBytes(tensor.frame, index)) return OkStatus();
+    return Corruption(BlockName(tensor, index) + ": another tensor claims the same stored block");
+  }
+
+  Result<BlockPtr> DecodeHeld(const OpenTensor& tensor, uint32_t index) {
+    auto block = Guarded([&] { return DecodeNow(tensor, index); });
+    if (!block.ok()) return block.status().WithContext(BlockName(tensor, index));
+    decoded_blocks.fetch_add(1, std::memory_order_relaxed);
+    decoded_bytes.fetch_add((*block)->bytes().size(), std::memory_order_relaxed);
+    return block;
+  }
+
+  Result<BlockPtr> DecodeNow(const OpenTensor& tensor, uint32_t index) {
+    const Frame& frame = tensor.frame;
+    const uint32_t out_bytes = BlockBytes(frame, index);
+    auto stored = store.Get(Family::kBlocks, BlockKey(tensor.record.push, tensor.record.first_block + index));
+    if (!stored.ok()) {
+      if (stored.status().code() != StatusCode::kNotFound) return stored.status();
+      return Corruption("the store lost it; run verify, and push the model again");
+    }
+    ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored->bytes()));
+    if (coded.size() > out_bytes) {
+      return Corruption("it is stored in " + std::to_string(coded.size()) + " bytes, decoded it has only " +
+                        std::to_string(out_bytes));
+    }
+    BlockPtr base_block;  // holds what `prediction` points to
+    std::unique_ptr<std::byte[]> buffer;
+    ByteSpan prediction;
+    if (frame.encoding == Encoding::kDelta && coded.size() != out_bytes) {
+      const uint64_t begin = frame.BlockBegin(index);
+      const uint32_t elems = frame.BlockElems(index);
+      ASSIGN_OR_RETURN(prediction, PredictionInPlace(tensor, begin, elems, &base_block));
+      if (prediction.empty()) {
+        const size_t bytes = size_t{elems} * DTypeBytes(frame.coded_dtype);
+        buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
+        const MutableByteSpan assembled(buffer.get(), bytes);
+        RETURN_IF_ERROR(Assemble(tensor.record.view, frame.coded_dtype, begin, assembled,
+                                 [&](const OpenTensor& base, uint32_t i) { return BaseBlockHeld(base, i); }));
+        prediction = assembled;
+      }
+    }
+    BlockPtr block = Block::Create(cache.ledger(), out_bytes);
+    if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
+    RETURN_IF_ERROR(DecodeBlock(frame, index, coded, prediction, block->mutable_bytes()));
+    return block;
+  }
+
+  // The prediction as part of one decoded base block, without a copy; empty when it is not that simple.
+  Result<ByteSpan> PredictionInPlace(const OpenTensor& tensor, uint64_t begin, uint64_t elems, BlockPtr* holder) {
+    uint64_t at = 0;
+    for (const ViewSegment& segment : tensor.record.view) {
+      if (begin >= at + segment.elems) {
+        at += segment.elems;
+        continue;
+      }
+      if (segment.kind != ViewSegment::Kind::kIdentity || begin + elems > at + segment.elems) break;
+      ASSIGN_OR_RETURN(const TensorRef base, tensors.GetReferenced(segment.base));
+      const Frame& frame = base->frame;
+      const uint64_t base_begin = segment.base_offset_elems + (begin - at);
+      const uint64_t index = base_begin / frame.block_elems;
+      if (frame.dtype != tensor.frame.coded_dtype || base_begin + elems > frame.elems ||
+          (base_begin + elems - 1) / frame.block_elems != index)
+        break;
+      ASSIGN_OR_RETURN(*holder, BaseBlockHeld(*base, static_cast<uint32_t>(index)));
+      const size_t width = DTypeBytes(frame.dtype);
+      return (*holder)->bytes().subspan((base_begin - frame.BlockBegin(static_cast<uint32_t>(index))) * width,
+                                        elems * width);
+    }
+    return ByteSpan();
+  }
+
+  // Elements of a view, converted to `coded_dtype`; `get_block` gives decoded blocks of the bases.
+  template <typename GetBlockFn>
+  Status Assemble(const std::vector<ViewSegment>& view, DType coded_dtype, uint64_t begin, MutableByteSpan out,
+                  const GetBlockFn& get_block) {
+    const size_t width = DTypeBytes(coded_dtype);
+    uint64_t at = 0;
+    for (const ViewSegment& segment : view) {
+      if (out.empty()) return OkStatus();
+      const uint64_t segment_end = at + segment.elems;
+      if (begin < segment_end) {
+        const uint64_t elems = std::min<uint64_t>(segment_end - begin, out.size() / width);
+        const MutableByteSpan part = out.first(elems * width);
+        if (segment.kind == ViewSegment::Kind::kNone) {
+          std::memset(part.data(), 0, part.size());
+        } else {
+          RETURN_IF_ERROR(
+              AssembleSegment(segment.base, segment.base_offset_elems + (begin - at), coded_dtype, part, get_block));
+        }
+        out = out.subspan(part.size());
+        begin += elems;
+      }
+      at = segment_end;
+    }
+    if (!out.empty()) return Corruption("its view of the base ends before the tensor");
+    return OkStatus();
+  }
+
+  template <typename GetBlockFn>
+  Status AssembleSegment(const TensorId& base_id, uint64_t begin, DType coded_dtype, MutableByteSpan out,
+                         const GetBlockFn& get_block) {
+    ASSIGN_OR_RETURN(const TensorRef base, tensors.GetReferenced(base_id));
+    const Frame& frame = base->frame;
+    const size_t width = DTypeBytes(frame.dtype);
+    const size_t coded_width = DTypeBytes(coded_dtype);
+    if (!CanPredict(frame.dtype, coded_dtype) || begin > frame.elems || out.size() / coded_width > frame.elems - begin)
+      return Corruption("its view does not fit its base, " + TensorName(base_id));
+    while (!out.empty()) {
+      const uint32_t index = static_cast<uint32_t>(begin / frame.block_elems);
+      const uint64_t skip = begin - frame.BlockBegin(index);
+      const uint64_t elems = std::min<uint64_t>(frame.BlockElems(index) - skip, out.size() / coded_width);
+      ASSIGN_OR_RETURN(const BlockPtr block, get_block(*base, index));
+      ConvertElements(frame.dtype, coded_dtype, block->bytes().subspan(skip * width, elems * width),
+                      out.first(elems * coded_width));
+      out = out.subspan(elems * coded_width);
+      begin += elems;
+    }
+    return OkStatus();
+  }
+
+  Result<BlockPtr> BaseBlockHeld(const OpenTensor& base, uint32_t index) {
+    const BlockId id = GeometryOf(base).Id(index);
+    BlockCache::FlightPtr mine;
+    auto block = cache.Join(id, Use::kPredict, nullptr, 0, &mine);
+    if (mine != nullptr) {
+      block = DecodeHeld(base, index);
+      cache.Finish(mine, block, Use::kPredict, nullptr);
+    }
+    if (block.ok()) RETURN_IF_ERROR(CheckSize(*block, base, index));
+    return block;
+  }
+
+  Result<BlockPtr> GetBlock(const OpenTensor& tensor, uint32_t index, Use use) {
+    const BlockId id = GeometryOf(tensor).Id(index);
+    if (BlockPtr block = cache.Find(id, use)) {
+      RETURN_IF_ERROR(CheckSize(block, tensor, index));
+      return block;
+    }
+    ASSIGN_OR_RETURN(BlockCache::Reservation own, ReserveFor(tensor, index));
+    return JoinWith(std::move(own), tensor, index, use);
+  }
+
+  Result<BlockCache::Reservation> ReserveFor(const OpenTensor& tensor, uint32_t index) {
+    ASSIGN_OR_RETURN(const uint64_t peak_bytes, BlockPeakBytes(tensor, index));
+    auto own = cache.Reserve(peak_bytes);
+    if (!own.ok()) return own.status().WithContext(BlockName(tensor, index));
+    return own;
+  }
+
+  Result<uint64_t> BlockPeakBytes(const OpenTensor& tensor, uint32_t index) {
+    const uint64_t begin = tensor.frame.BlockBegin(index);
+    auto bytes = PeakBytes(tensor, begin, begin + tensor.frame.BlockElems(index));
+    if (!bytes.ok()) return bytes.status().WithContext(BlockName(tensor, index));
+    return bytes;
+  }
+
+  Result<BlockPtr> JoinWith(BlockCache::Reservation own, const OpenTensor& tensor, uint32_t index, Use use) {
+    BlockCache::FlightPtr mine;
+    auto block = cache.Join(GeometryOf(tensor).Id(index), use, &own, BlockBytes(tensor.frame, index), &mine);
+    if (mine != nullptr) {
+      block = DecodeHeld(tensor, index);
+      cache.Finish(mine, block, use, &own);
+    }
+    if (block.ok()) RETURN_IF_ERROR(CheckSize(*block, tensor, index));
+    return block;
+  }
+
+  // Copies what is cached of [offset, offset + out.size()) of a tensor to `out` and lists the rest.
+  template <typename ResolveFn>
+  Status CopyCached(const Geometry& geometry, uint64_t offset, MutableByteSpan out, bool sequential,
+                    const ResolveFn& resolve, std::vector<Missing>* missing) {
+    while (!out.empty()) {
+      const uint32_t index = static_cast<uint32_t>(offset / geometry.block_bytes);
+      const size_t begin = static_cast<size_t>(offset % geometry.block_bytes);
+      const size_t block_bytes = geometry.BytesOf(index);
+      const size_t n = std::min(out.size(), block_bytes - begin);
+      const Use use = sequential && begin + n == block_bytes ? Use::kReadLast : Use::kRead;
+      const BlockPtr block = cache.Find(geometry.Id(index), use);
+      if (block != nullptr && block->bytes().size() == block_bytes) {
+        std::memcpy(out.data(), block->bytes().data() + begin, n);
+      } else {
+        ASSIGN_OR_RETURN(TensorRef tensor, resolve());
+        missing->push_back({std::move(tensor), index, begin, out.first(n), use});
+      }
+      out = out.subspan(n);
+      offset += n;
+    }
+    return OkStatus();
+  }
+
+  Status Fill(const std::vector<Missing>& missing) {
+    const auto fill = [&](const Missing& m) -> Status {
+      return Guarded([&]() -> Status {
+        ASSIGN_OR_RETURN(const BlockPtr block, GetBlock(*m.tensor, m.index, m.use));
+        std::memcpy(m.out.data(), block->bytes().data() + m.begin, m.out.size());
+        return OkStatus();
+      });
+    };
+    if (missing.empty()) return OkStatus();
+    if (missing.size() == 1) return fill(missing[0]);
+    std::mutex mutex;
+    Status first;
+    std::atomic<bool> failed{false};
+    pool.ParallelFor(missing.size(), [&](size_t i) {
+      if (failed.load(std::memory_order_relaxed)) return;
+      Status status = fill(missing[i]);
+      if (status.ok()) return;
+      const std::lock_guard lock(mutex);
+      if (!failed.exchange(true)) first = std::move(status);
+    });
+    return first;
+  }
+
+  // The geometry of an extent's tensor; the first use loads the tensor and checks the extent against it.
+  Result<const Geometry*> Resolve(OpenFile::Impl& file, size_t extent_index) {
+    ExtentGeometry& known = file.extents[extent_index];
+    if (known.known_block_bytes.load(std::memory_order_acquire) != 0) return &std::as_const(known.geometry);
+    const Extent& extent = file.record.extents[extent_index];
+    auto tensor = tensors.GetReferenced(extent.tensor);
+    if (!tensor.ok()) return tensor.status().WithContext(file.Name());
+    const uint64_t bytes = (*tensor)->record.bytes;
+    const bool fits = extent.kind == Extent::Kind::kTensor
+                          ? extent.bytes == bytes
+                          : extent.offset_bytes <= bytes && extent.bytes <= bytes - extent.offset_bytes;
+    if (!fits) {
+      return Corruption(file.Name() + ": extent " + std::to_string(extent_index) + " wants " +
+                        std::to_string(extent.bytes) + " bytes at " + std::to_string(extent.offset_bytes) + " of " +
+                        TensorName(extent.tensor) + ", which has " + std::to_string(bytes));
+    }
+    const std::lock_guard lock(file.resolve_mutex);
+    if (known.known_block_bytes.load(std::memory_order_relaxed) == 0) {
+      known.geometry = GeometryOf(**tensor);
+      known.known_block_bytes.store(known.geometry.block_bytes, std::memory_order_release);
+    }
+    return &std::as_const(known.geometry);
+  }
+
+  // Calls visit(extent index, offset within the extent, bytes) for the extents of [begin, end) of the file.
+  template <typename VisitFn>
+  static Status ForExtents(const OpenFile::Impl& file, uint64_t begin, uint64_t end, const VisitFn& visit) {
+    for (size_t e = begin < end ? file.ExtentAt(begin) : 0; begin < end; ++e) {
+      const uint64_t skip = begin - file.begins[e];
+      const uint64_t n = std::min(end - begin, file.record.extents[e].bytes - skip);
+      if (n != 0) RETURN_IF_ERROR(visit(e, skip, n));
+      begin += n;
+    }
+    return OkStatus();
+  }
+
+  Result<size_t> Read(const FileRef& ref, uint64_t offset, MutableByteSpan out) {
+    OpenFile::Impl& file = *ref->impl_;
+    if (offset >= file.record.bytes || out.empty()) return size_t{0};
+    const uint64_t end = offset + std::min<uint64_t>(out.size(), file.record.bytes - offset);
+    const AccessPattern::Advice advice = file.pattern.Note(offset, end - offset, prefetch_bytes);
+    if (advice.prefetch_begin < advice.prefetch_end) {
+      SubmitPrefetch(ref, advice.prefetch_begin, std::min(advice.prefetch_end, file.record.bytes), true);
+    }
+    std::byte* to = out.data();
+    std::vector<Missing> missing;
+    RETURN_IF_ERROR(ForExtents(file, offset, end, [&](size_t e, uint64_t skip, uint64_t n) -> Status {
+      const Extent& extent = file.record.extents[e];
+      const MutableByteSpan part(to, n);
+      to += n;
+      if (extent.kind == Extent::Kind::kLiteral) {
+        std::memcpy(part.data(), extent.literal.data() + skip, n);
+        return OkStatus();
+      }
+      ASSIGN_OR_RETURN(const Geometry* geometry, Resolve(file, e));
+      return CopyCached(
+          *geometry, extent.offset_bytes + skip, part, advice.sequential,
+          [&] { return tensors.GetReferenced(extent.tensor); }, &missing);
+    }));
+    Status status = Fill(missing);
+    if (!status.ok()) return status.WithContext(file.Name());
+    return static_cast<size_t>(end - offset);
+  }
+
+  // Queues the blocks of [begin, end) in pieces of about a block; what does not fit the queue is dropped.
+  // `advised`: skip what the reader that it was advised for has passed meanwhile.
+  void SubmitPrefetch(const FileRef& file, uint64_t begin, uint64_t end, bool advised) {
+    while (begin < end) {
+      const uint64_t piece_end = std::min(end, begin / kBlockBytes * kBlockBytes + kBlockBytes);
+      {
+        const std::lock_guard lock(prefetch_mutex);
+        if (stopping) return;
+        ++prefetches;
+      }
+      const bool queued = pool.Submit(
+          [this, held = FileRef(file), begin, piece_end, advised]() mutable {
+            OpenFile::Impl& opened = *held->impl_;
+            if (!advised || opened.pattern.IsAhead(begin, piece_end)) PrefetchPiece(opened, begin, piece_end);
+            held.reset();
+            EndPrefetch();
+          },
+          kMaxQueuedPrefetches);
+      if (!queued) return EndPrefetch();
+      begin = piece_end;
+    }
+  }
+
+  void EndPrefetch() {
+    const std::lock_guard lock(prefetch_mutex);
+    if (--prefetches == 0) prefetch_done.notify_all();
+  }
+
+  void PrefetchPiece(OpenFile::Impl& file, uint64_t begin, uint64_t end) {
+    {
+      const std::lock_guard lock(prefetch_mutex);
+      if (stopping) return;
+    }
+    // A failure is the reader's to report, should it ever ask for these bytes.
+    (void)Guarded([&] {
+      return ForExtents(file, begin, end, [&](size_t e, uint64_t skip, uint64_t n) -> Status {
+        const Extent& extent = file.record.extents[e];
+        if (extent.kind == Extent::Kind::kLiteral) return OkStatus();
+        ASSIGN_OR_RETURN(const Geometry* geometry, Resolve(file, e));
+        const uint64_t from = extent.offset_bytes + skip;
+        for (uint64_t i = from / geometry->block_bytes; i <= (from + n - 1) / geometry->block_bytes; ++i) {
+          const uint32_t index = static_cast<uint32_t>(i);
+          if (cache.Contains(geometry->Id(index))) continue;
+          ASSIGN_OR_RETURN(const TensorRef tensor, tensors.GetReferenced(extent.tensor));
+          ASSIGN_OR_RETURN(const uint64_t peak_bytes, BlockPeakBytes(*tensor, index));
+          BlockCache::Reservation own = cache.TryReserve(peak_bytes, geometry->BytesOf(index));
+          if (own) RETURN_IF_ERROR(JoinWith(std::move(own), *tensor, index, Use::kPrefetch).status());
+        }
+        return OkStatus();
+      });
+    });
+  }
+};
+
+ReadEngine::ReadEngine(const KvStore& store, WorkerPool& pool, const ReadOptions& options)
+    : impl_(std::make_unique<Impl>(store, pool, options)) {}
+
+ReadEngine::~ReadEngine() {
+  std::unique_lock lock(impl_->prefetch_mutex);
+  impl_->stopping = true;
+  impl_->prefetch_done.wait(lock, [&] { return impl_->prefetches == 0; });
+}
+
+Result<FileRef> ReadEngine::OpenFileByHash(const Sha256Digest& sha256) {
+  return Guarded([&]() -> Result<FileRef> {
+    {
+      const std::lock_guard lock(impl_->files_mutex);
+      if (const auto it = impl_->files.find(sha256); it != impl_->files.end()) {
+        if (FileRef file = it->second.lock()) return file;
+      }
+    }
+    auto file = std::make_unique<OpenFile::Impl>();
+    file->sha256 = sha256;
+    auto value = impl_->store.Get(Family::kFiles, FileKey(sha256));
+    if (!value.ok()) {
+      if (value.status().code() == StatusCode::kNotFound)
+        return NotFound(file->Name() + ": the store has no such file");
+      return value.status().WithContext(file->Name());
+    }
+    auto record = ParseFileRecord(value->bytes());
+    if (!record.ok()) return record.status().WithContext(file->Name());
+    file->record = std::move(*record);
+    const std::vector<Extent>& extents = file->record.extents;
+    file->begins.reserve(extents.size());
+    uint64_t at = 0;
+    for (const Extent& extent : extents) {
+      file->begins.push_back(at);
+      if (extent.bytes > file->record.bytes - at ||
+          (extent.kind == Extent::Kind::kLiteral && extent.literal.size() != extent.bytes))
+        return Corruption(file->Name() + ": extent " + std::to_string(file->begins.size() - 1) +
+                          " does not fit the file of " + std::to_string(file->record.bytes) + " bytes");
+      at += extent.bytes;
+    }
+    if (at != file->record.bytes)
+      return Corruption(file->Name() + ": its extents cover " + std::to_string(at) + " of " +
+                        std::to_string(file->record.bytes) + " bytes");
+    file->extents = std::make_unique<ExtentGeometry[]>(extents.size());
+    FileRef opened(new OpenFile(std::move(file)));
+
+    // Whoever opens the same file shares one object, so that PinnedTensors sees it as long as anybody has it open.
+    const std::lock_guard lock(impl_->files_mutex);
+    std::weak_ptr<OpenFile>& slot = impl_->files[sha256];
+    if (FileRef other = slot.lock()) return other;
+    slot = opened;
+    if (impl_->files.size() > impl_->sweep_at) {
+      std::erase_if(impl_->files, [](const auto& entry) { return entry.second.expired(); });
+      impl_->sweep_at = 64 + 2 * impl_->files.size();
+    }
+    return opened;
+  });
+}
+
+Result<TensorRef> ReadEngine::OpenTensorById(const TensorId& id) {
+  return Guarded([&] { return impl_->tensors.Get(id); });
+}
+
+Result<size_t> ReadEngine::Read(const FileRef& file, uint64_t offset, MutableByteSpan out) {
+  return Guarded([&] { return impl_->Read(file, offset, out); });
+}
+
+Result<BlockRef> ReadEngine::ReadBlock(const TensorRef& tensor, uint32_t index, bool keep) {
+  return Guarded([&]() -> Result<BlockRef> {
+    if (index >= tensor->frame.BlockCount())
+      return InvalidArgument(TensorName(tensor->id) + ": it has no block " + std::to_string(index));
+    if (keep) {
+      ASSIGN_OR_RETURN(const BlockPtr block, impl_->GetBlock(*tensor, index, Use::kRead));
+      return BlockRef(block->bytes(), block);
+    }
+    ASSIGN_OR_RETURN(BlockCache::Reservation own, impl_->ReserveFor(*tensor, index));
+    ASSIGN_OR_RETURN(const BlockPtr block, impl_->DecodeHeld(*tensor, index));
+    impl_->cache.Charge(block, own);
+    return BlockRef(block->bytes(), block);
+  });
+}
+
+Status ReadEngine::ReadTensor(const TensorRef& tensor, uint64_t offset_bytes, MutableByteSpan out) {
+  const uint64_t bytes = tensor->frame.elems * DTypeBytes(tensor->frame.dtype);
+  if (offset_bytes > bytes || out.size() > bytes - offset_bytes)
+    return InvalidArgument(TensorName(tensor->id) + ": " + std::to_string(out.size()) + " bytes at " +
+                           std::to_string(offset_bytes) + " end after its " + std::to_string(bytes));
+  return Guarded([&]() -> Status {
+    std::vector<Missing> missing;
+    Geometry geometry = GeometryOf(*tensor);
+    geometry.tensor_bytes = bytes;
+    RETURN_IF_ERROR(impl_->CopyCached(
+        geometry, offset_bytes, out, false, [&]() -> Result<TensorRef> { return tensor; }, &missing));
+    return impl_->Fill(missing);
+  });
+}
+
+Status ReadEngine::ReadPrediction(const std::vector<ViewSegment>& view, DType coded_dtype, uint64_t begin_elems,
+                                  MutableByteSpan out) {
+  if (out.size() % DTypeBytes(coded_dtype) != 0)
+    return InvalidArgument("a prediction of " + std::to_string(out.size()) + " bytes is not whole elements");
+  return Guarded([&] {
+    return impl_->Assemble(view, coded_dtype, begin_elems, out, [&](const OpenTensor& base, uint32_t index) {
+      return impl_->GetBlock(base, index, Use::kPredict);
+    });
+  });
+}
+
+void ReadEngine::Prefetch(const FileRef& file, uint64_t offset, uint64_t bytes) {
+  const uint64_t total = file->bytes();
+  if (offset >= total) return;
+  impl_->SubmitPrefetch(file, offset, offset + std::min(bytes, total - offset), false);
+}
+
+std::vector<TensorId> ReadEngine::PinnedTensors() const {
+  std::vector<FileRef> open;
+  {
+    const std::lock_guard lock(impl_->files_mutex);
+    for (const auto& [sha256, weak] : impl_->files) {
+      if (FileRef file = weak.lock()) open.push_back(std::move(file));
+    }
+  }
+  std::set<TensorId> pinned;
+  std::vector<TensorId> to_visit;
+  const auto pin = [&](const TensorId& id) {
+    if (pinned.insert(id).second) to_visit.push_back(id);
+  };
+  for (const FileRef& file : open) {
+    for (const Extent& extent : file->record().extents) {
+      if (extent.kind != Extent::Kind::kLiteral) pin(extent.tensor);
+    }
+  }
+  while (!to_visit.empty()) {
+    const TensorId id = to_visit.back();
+    to_visit.pop_back();
+    // A record that cannot be read names no bases; its tensor cannot be read either.
+    const Result<TensorRecord> record = LoadTensorRecord(impl_->store, id);
+    if (!record.ok()) continue;
+    for (const ViewSegment& segment : record->view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity) pin(segment.base);
+    }
+  }
+  return {pinned.begin(), pinned.end()};
+}
+
+ReadStats ReadEngine::stats() const {
+  const BlockCache::Stats blocks = impl_->cache.stats();
+  ReadStats stats;
+  stats.cache_bytes = blocks.cached_bytes;
+  stats.cache_capacity_bytes = blocks.capacity_bytes;
+  stats.peak_bytes = blocks.peak_bytes + impl_->tensors.peak_bytes();
+  stats.hits = blocks.hits;
+  stats.misses = blocks.misses;
+  stats.waits = blocks.waits;
+  stats.prefetched_blocks = blocks.prefetched;
+  stats.decoded_blocks = impl_->decoded_blocks.load(std::memory_order_relaxed);
+  stats.decoded_bytes = impl_->decoded_bytes.load(std::memory_order_relaxed);
+  return stats;
+}
+
+void ReadEngine::DropCaches() {
+  impl_->cache.Clear();
+  impl_->tensors.Clear();
+}
+
+}  // namespace modelstore

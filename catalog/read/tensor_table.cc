@@ -1,0 +1,150 @@
+#include "catalog/read/tensor_table.h"
+
+#include <algorithm>
+
+#include "codec/decode/block_decoder.h"
+
+namespace modelstore {
+namespace {
+
+std::string Number(uint64_t n) { return std::to_string(n); }
+
+// About what a parsed tensor takes in memory.
+uint64_t CostBytes(const OpenTensor& tensor) {
+  uint64_t symbols = 0;
+  for (const RansContext& context : tensor.frame.model.contexts) symbols += context.size();
+  const uint64_t tables = tensor.frame.tables == nullptr ? 0 : 4096;
+  return sizeof(OpenTensor) + 128 + tensor.record.shape.size() * sizeof(uint64_t) + tensor.record.frame.size() +
+         tensor.record.view.size() * sizeof(ViewSegment) + symbols * sizeof(RansSymbol) + tables;
+}
+
+Status CheckFrame(const OpenTensor& tensor) {
+  const TensorRecord& record = tensor.record;
+  const Frame& frame = tensor.frame;
+  if (frame.dtype != record.dtype)
+    return Corruption("its frame holds " + std::string(DTypeName(frame.dtype)) + ", its record says " +
+                      std::string(DTypeName(record.dtype)));
+  if (frame.elems * DTypeBytes(frame.dtype) != record.bytes)
+    return Corruption("its frame holds " + Number(frame.elems) + " elements, its record says " + Number(record.bytes) +
+                      " bytes");
+  if (frame.BlockCount() != record.block_count)
+    return Corruption("its frame has " + Number(frame.BlockCount()) + " blocks, its record says " +
+                      Number(record.block_count));
+  if (record.block_count > UINT32_MAX - record.first_block) return Corruption("its block numbers overflow");
+  return OkStatus();
+}
+
+}  // namespace
+
+std::string TensorName(const TensorId& id) { return "tensor " + ToHex(AsBytes(TensorKey(id))); }
+
+Result<TensorRecord> LoadTensorRecord(const KvStore& store, const TensorId& id) {
+  auto value = store.Get(Family::kTensors, TensorKey(id));
+  if (!value.ok()) {
+    if (value.status().code() == StatusCode::kNotFound)
+      return NotFound(TensorName(id) + ": the store has no such tensor");
+    return value.status().WithContext(TensorName(id));
+  }
+  auto record = ParseTensorRecord(value->bytes());
+  if (!record.ok()) return record.status().WithContext(TensorName(id));
+  return record;
+}
+
+Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
+  TensorRef tensor;
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto it = slots_.find(id); it != slots_.end()) {
+      recent_.splice(recent_.begin(), recent_, it->second);
+      tensor = it->second->tensor;
+    }
+  }
+  if (tensor == nullptr) return Load(id, max_depth);
+  if (tensor->record.depth > max_depth) {
+    return Corruption(TensorName(id) + ": depth " + Number(tensor->record.depth) + " where at most " +
+                      Number(max_depth) + " is possible");
+  }
+  return tensor;
+}
+
+Result<TensorRef> TensorTable::GetReferenced(const TensorId& id, uint8_t max_depth) {
+  auto tensor = Get(id, max_depth);
+  if (!tensor.ok() && tensor.status().code() == StatusCode::kNotFound)
+    return Corruption(std::string(tensor.status().message()) + ", although others refer to it");
+  return tensor;
+}
+
+Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
+  auto tensor = std::make_shared<OpenTensor>();
+  tensor->id = id;
+  ASSIGN_OR_RETURN(tensor->record, LoadTensorRecord(store_, id));
+  // Before its bases are loaded: each is allowed less, so that hostile records cannot recurse without end.
+  if (tensor->record.depth > max_depth) {
+    return Corruption(TensorName(id) + ": depth " + Number(tensor->record.depth) + " where at most " +
+                      Number(max_depth) + " is possible");
+  }
+  auto frame = ParseFrame(tensor->record.frame);
+  if (!frame.ok()) return frame.status().WithContext(TensorName(id));
+  tensor->frame = std::move(*frame);
+  Status status = CheckFrame(*tensor);
+  if (status.ok()) status = CheckView(*tensor);
+  if (!status.ok()) return status.WithContext(TensorName(id));
+
+  const uint64_t bytes = CostBytes(*tensor);
+  const std::lock_guard lock(mutex_);
+  if (const auto it = slots_.find(id); it != slots_.end()) return it->second->tensor;
+  if (bytes > capacity_bytes_) return TensorRef(tensor);
+  while (bytes_ + bytes > capacity_bytes_) {
+    bytes_ -= recent_.back().bytes;
+    slots_.erase(recent_.back().tensor->id);
+    recent_.pop_back();
+  }
+  recent_.push_front(Slot{tensor, bytes});
+  slots_.emplace(id, recent_.begin());
+  bytes_ += bytes;
+  peak_bytes_ = std::max(peak_bytes_, bytes_);
+  return TensorRef(tensor);
+}
+
+Status TensorTable::CheckView(const OpenTensor& tensor) {
+  const TensorRecord& record = tensor.record;
+  if (tensor.frame.encoding != Encoding::kDelta) {
+    if (!record.view.empty()) return Corruption("it has a view of a base, but is not a delta");
+    if (record.depth != 0) return Corruption("it has depth " + Number(record.depth) + ", but is not a delta");
+    return OkStatus();
+  }
+  uint64_t elems = 0;
+  for (size_t i = 0; i < record.view.size(); ++i) {
+    const ViewSegment& segment = record.view[i];
+    const std::string name = "view segment " + Number(i);
+    if (segment.elems > tensor.frame.elems - elems) return Corruption(name + ": ends past the tensor");
+    elems += segment.elems;
+    if (segment.kind == ViewSegment::Kind::kNone) continue;
+    if (record.depth == 0) return Corruption(name + ": names a base, but the tensor's depth is 0");
+    auto base = GetReferenced(segment.base, static_cast<uint8_t>(record.depth - 1));
+    if (!base.ok()) return base.status().WithContext(name);
+    const Frame& frame = (*base)->frame;
+    if (segment.base_offset_elems > frame.elems || segment.elems > frame.elems - segment.base_offset_elems)
+      return Corruption(name + ": reaches past its base's " + Number(frame.elems) + " elements");
+    if (!CanPredict(frame.dtype, tensor.frame.coded_dtype))
+      return Corruption(name + ": elements of " + std::string(DTypeName(frame.dtype)) + " cannot predict " +
+                        std::string(DTypeName(tensor.frame.coded_dtype)));
+  }
+  if (elems != tensor.frame.elems)
+    return Corruption("its view covers " + Number(elems) + " of " + Number(tensor.frame.elems) + " elements");
+  return OkStatus();
+}
+
+uint64_t TensorTable::peak_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return peak_bytes_;
+}
+
+void TensorTable::Clear() {
+  const std::lock_guard lock(mutex_);
+  slots_.clear();
+  recent_.clear();
+  bytes_ = 0;
+}
+
+}  // namespace modelstore

@@ -1,0 +1,59 @@
+// TensorTable: parsed tensor records, checked against each other (layer: catalog/read; private).
+//
+// Thread-safe. Keeps the most recently used tensors within a budget of bytes; what is in use lives on outside it.
+#pragma once
+
+#include <list>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "catalog/read/read_engine.h"
+#include "catalog/schema/records.h"
+#include "catalog/store/kv_store.h"
+
+namespace modelstore {
+
+// Longest chain of bases that is read.
+inline constexpr uint8_t kMaxDepth = 8;
+
+// "tensor <key in hexadecimal>", for messages.
+std::string TensorName(const TensorId& id);
+// Errors: NotFound, Corruption, Unsupported, Io.
+Result<TensorRecord> LoadTensorRecord(const KvStore& store, const TensorId& id);
+
+class TensorTable {
+ public:
+  TensorTable(const KvStore& store, uint64_t capacity_bytes) : store_(store), capacity_bytes_(capacity_bytes) {}
+
+  // The tensor, its record and frame in agreement, its view tiling it, and its bases (all the way down) able to predict
+  // it and of a smaller depth. Errors: NotFound, Corruption, Unsupported, Io.
+  Result<TensorRef> Get(const TensorId& id) { return Get(id, kMaxDepth); }
+  // A tensor that another record refers to: NotFound becomes Corruption.
+  Result<TensorRef> GetReferenced(const TensorId& id) { return GetReferenced(id, kMaxDepth); }
+  uint64_t peak_bytes() const;
+  void Clear();
+
+ private:
+  struct Slot {
+    TensorRef tensor;
+    uint64_t bytes;
+  };
+  struct IdHash {
+    size_t operator()(const TensorId& id) const { return static_cast<size_t>(id.hash.low ^ id.ordinal); }
+  };
+
+  Result<TensorRef> Get(const TensorId& id, uint8_t max_depth);
+  Result<TensorRef> GetReferenced(const TensorId& id, uint8_t max_depth);
+  Result<TensorRef> Load(const TensorId& id, uint8_t max_depth);
+  Status CheckView(const OpenTensor& tensor);
+
+  const KvStore& store_;
+  const uint64_t capacity_bytes_;
+  mutable std::mutex mutex_;
+  std::unordered_map<TensorId, std::list<Slot>::iterator, IdHash> slots_;
+  std::list<Slot> recent_;
+  uint64_t bytes_ = 0, peak_bytes_ = 0;
+};
+
+}  // namespace modelstore
