@@ -61,7 +61,49 @@ const EncodeSymbol& EncodeTables::FindLarge(uint32_t context, uint64_t value) co
   return symbols_[0];
 }
 
-// Runs backwards, so that the decoder runs forwards: groups, phases and lanes in reverse, words written downwards.
+namespace {
+
+// One group, backwards: later phases first, then the symbols with their first raw bits; lanes in reverse. Words are
+// written downwards from `p`; returns the new end. kFull: all 32 lanes have an element.
+template <typename U, bool kFull>
+std::byte* EncodeGroup(const EncodeSymbol* const* symbols, const U* raws, size_t count, unsigned longest,
+                       uint32_t* state, std::byte* p) {
+  for (unsigned phase = longest <= kFirstRawBits ? 0 : (longest - kFirstRawBits + 15) / 16; phase-- > 0;) {
+    const unsigned shift = kFirstRawBits + 16 * phase;
+    for (unsigned lane = kLanes; lane-- > 0;) {
+      const unsigned e = LaneElement(lane);
+      if ((!kFull && e >= count) || symbols[e]->raw_bits <= shift) continue;
+      const unsigned bits = std::min<unsigned>(symbols[e]->raw_bits - shift, 16);
+      uint32_t x = state[lane];
+      const uint16_t word = static_cast<uint16_t>(x);
+      std::memcpy(p - 2, &word, 2);
+      const bool emit = (x >> (32 - bits)) != 0;
+      p -= emit ? 2 : 0;
+      x = emit ? x >> 16 : x;
+      state[lane] = (x << bits) | (static_cast<uint32_t>(uint64_t{raws[e]} >> shift) & ((1u << bits) - 1));
+    }
+  }
+  for (unsigned lane = kLanes; lane-- > 0;) {
+    const unsigned e = LaneElement(lane);
+    if (!kFull && e >= count) continue;
+    const EncodeSymbol& s = *symbols[e];
+    uint32_t x = state[lane];
+    // Without a branch: the word is always written, the pointer moves only when it counts.
+    const uint16_t word = static_cast<uint16_t>(x);
+    std::memcpy(p - 2, &word, 2);
+    const bool emit = x > s.limit;
+    p -= emit ? 2 : 0;
+    x = emit ? x >> 16 : x;
+    const uint32_t y = (x << s.first_bits) | (static_cast<uint32_t>(raws[e]) & ((1u << s.first_bits) - 1));
+    const uint32_t q = static_cast<uint32_t>((uint64_t{y} * s.reciprocal) >> kReciprocalShift);
+    state[lane] = (q << kProbBits) + s.start + (y - q * s.freq);
+  }
+  return p;
+}
+
+}  // namespace
+
+// Runs backwards, so that the decoder runs forwards.
 template <typename U>
 bool EncodeStream(const EncodeTables& tables, const U* values, const uint8_t* contexts, size_t n, size_t max_bytes,
                   Bytes* out, bool* uncodable) {
@@ -82,49 +124,20 @@ bool EncodeStream(const EncodeTables& tables, const U* values, const uint8_t* co
     const size_t count = std::min<size_t>(kLanes, n - begin);
     if (static_cast<size_t>(p - scratch.data()) < kWorstGroupBytes) return false;
     unsigned longest = 0;
+    bool codable = true;
     for (size_t e = 0; e < count; ++e) {
       const EncodeSymbol& s = tables.Find(contexts[begin + e], values[begin + e]);
       symbols[e] = &s;
       raws[e] = static_cast<U>(values[begin + e] - s.base);
       longest = std::max<unsigned>(longest, s.raw_bits);
-      if (s.freq == 0) {
-        *uncodable = true;
-        return false;
-      }
+      codable &= s.freq != 0;
     }
-    if (longest > kFirstRawBits) {
-      const unsigned phases = (longest - kFirstRawBits + 15) / 16;
-      for (unsigned phase = phases; phase-- > 0;) {
-        const unsigned shift = kFirstRawBits + 16 * phase;
-        for (unsigned lane = kLanes; lane-- > 0;) {
-          const unsigned e = LaneElement(lane);
-          if (e >= count || symbols[e]->raw_bits <= shift) continue;
-          const unsigned bits = std::min<unsigned>(symbols[e]->raw_bits - shift, 16);
-          uint32_t x = state[lane];
-          if (x >= uint32_t{1} << (32 - bits)) {
-            const uint16_t word = static_cast<uint16_t>(x);
-            std::memcpy(p -= 2, &word, 2);
-            x >>= 16;
-          }
-          state[lane] = (x << bits) | (static_cast<uint32_t>(uint64_t{raws[e]} >> shift) & ((1u << bits) - 1));
-        }
-      }
+    if (!codable) {
+      *uncodable = true;
+      return false;
     }
-    for (unsigned lane = kLanes; lane-- > 0;) {
-      const unsigned e = LaneElement(lane);
-      if (e >= count) continue;
-      const EncodeSymbol& s = *symbols[e];
-      uint32_t x = state[lane];
-      // Without a branch: the word is always written, the pointer moves only when it counts.
-      const uint16_t word = static_cast<uint16_t>(x);
-      std::memcpy(p - 2, &word, 2);
-      const bool emit = x > s.limit;
-      p -= emit ? 2 : 0;
-      x = emit ? x >> 16 : x;
-      const uint32_t y = (x << s.first_bits) | (static_cast<uint32_t>(raws[e]) & ((1u << s.first_bits) - 1));
-      const uint32_t q = static_cast<uint32_t>((uint64_t{y} * s.reciprocal) >> kReciprocalShift);
-      state[lane] = (q << kProbBits) + s.start + (y - q * s.freq);
-    }
+    p = count == kLanes ? EncodeGroup<U, true>(symbols, raws, count, longest, state, p)
+                        : EncodeGroup<U, false>(symbols, raws, count, longest, state, p);
   }
   const size_t words = static_cast<size_t>(end - p);
   if (sizeof(state) + words > max_bytes) return false;

@@ -14,6 +14,10 @@ constexpr double kLog2E = 1.4426950408889634;
 // Bits that one more symbol adds to the frame: frequency and count of raw bits.
 constexpr double kSymbolTableBits = 15;
 
+// What a symbol that needs a second phase of raw bits is charged besides: splitting it costs table bits once, the phase
+// time with every use.
+constexpr double kSecondPhaseBits = 0.05;
+
 // log2 of counts; planning calls it a hundred million times for a small model, hence a table for the small ones.
 double Log2(uint64_t n) {
   static const std::array<double, 4096> table = [] {
@@ -102,8 +106,10 @@ class CellTree {
     leaf_bits_.assign(counts_.size(), 0.0);
     split_.assign(counts_.size(), 0);
     for (uint32_t n = 1; n < counts_.size(); ++n) {
-      if (counts_[n] != 0)
-        leaf_bits_[n] = SymbolBits(counts_[n], total_, log2_total_) + static_cast<double>(counts_[n]) * RawBits(n);
+      if (counts_[n] == 0) continue;
+      const double count = static_cast<double>(counts_[n]);
+      leaf_bits_[n] = SymbolBits(counts_[n], total_, log2_total_) + count * RawBits(n);
+      if (RawBits(n) > kFirstRawBits && kFirstRawBits >= cell_raw_bits_) leaf_bits_[n] += count * kSecondPhaseBits;
     }
   }
 

@@ -173,16 +173,16 @@ struct SelfStep {
   }
 };
 
-void Delta16(const DecodeTables& t, const uint32_t* slots, DecodeJob* jobs, unsigned job_count) {
-  Run(DeltaStep(t, slots), jobs, job_count);
-}
-
-void Self16(const DecodeTables& t, const uint32_t* slots, DecodeJob* jobs, unsigned job_count) {
-  Run(SelfStep(t, slots), jobs, job_count);
+void Decode(const DecodeTables& t, const uint32_t* slots, DecodeJob* jobs, unsigned job_count) {
+  if (t.delta) {
+    Run(DeltaStep(t, slots), jobs, job_count);
+  } else {
+    Run(SelfStep(t, slots), jobs, job_count);
+  }
 }
 
 }  // namespace
 
-const RansFastPath kRansAvx2 = {Delta16, Self16, true};
+const RansFastPath kRansAvx2 = {Decode, true};
 
 }  // namespace modelstore

@@ -101,7 +101,7 @@ inline __m512i Table(const uint16_t* at) { return _mm512_loadu_si512(at); }
 // low bits and the path of comparisons above.
 struct DeltaStep {
   __m512i level1, level2, level3_low, level3_high;
-  std::array<__m512i, 4> base, raw;
+  __m512i base[4], raw[4];
   __m512i exponent_low, exponent_mask;
   __m128i exponent_shift;
 
@@ -228,16 +228,16 @@ struct SelfStep {
   }
 };
 
-void Delta16(const DecodeTables& t, const uint32_t* /*slots*/, DecodeJob* jobs, unsigned job_count) {
-  Run(DeltaStep(t), jobs, job_count);
-}
-
-void Self16(const DecodeTables& t, const uint32_t* /*slots*/, DecodeJob* jobs, unsigned job_count) {
-  Run(SelfStep(t), jobs, job_count);
+void Decode(const DecodeTables& t, const uint32_t* /*slots*/, DecodeJob* jobs, unsigned job_count) {
+  if (t.delta) {
+    Run(DeltaStep(t), jobs, job_count);
+  } else {
+    Run(SelfStep(t), jobs, job_count);
+  }
 }
 
 }  // namespace
 
-const RansFastPath kRansAvx512 = {Delta16, Self16, false};
+const RansFastPath kRansAvx512 = {Decode, false};
 
 }  // namespace modelstore

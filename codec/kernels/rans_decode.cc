@@ -8,7 +8,7 @@
 namespace modelstore {
 namespace {
 
-// The plain path of targets without vectors is worth a slot table from about this many elements on.
+// A slot table pays from about this many elements on; fewer are decoded by search.
 constexpr size_t kSlotTableMinElems = 8192;
 
 std::vector<uint32_t> BuildSlotTable(const DecodeTables& t) {
@@ -51,9 +51,10 @@ U LoadPattern(const std::byte* at, size_t index) {
   return u;
 }
 
-// The reference: one group after the other, lane by lane. Returns false at the first missing word.
+// The reference, and what finishes after a fast path: group after group, lane by lane, every read checked. False at the
+// first missing word.
 template <typename U, bool kDeltaStream>
-bool DecodePlain(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
+bool DecodeRest(const DecodeTables& t, DecodeJob& job) {
   WordReader words{job.next, job.end};
   U value[kLanes];
   uint8_t rest[kLanes];  // raw bits still to read
@@ -72,18 +73,11 @@ bool DecodePlain(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
         context = job.classes[(job.done + e) / kSelfChunkElems];
       }
       const uint32_t slot = x & (kProbScale - 1);
-      size_t entry;
-      if (slots != nullptr) {
-        const uint32_t s = slots[(context << kProbBits) + slot];
-        entry = size_t{context} * t.symbols + (s & 0xff);
-        x = (s >> kSlotFreqShift) * (x >> kProbBits) + ((s >> kSlotOffsetShift) & (kProbScale - 1));
-      } else {
-        const uint16_t* start = &t.start[size_t{context} * t.symbols];
-        const unsigned s = static_cast<unsigned>(std::upper_bound(start, start + t.symbols, slot) - start) - 1;
-        const uint32_t end = s + 1 < t.symbols ? start[s + 1] : kProbScale;
-        entry = size_t{context} * t.symbols + s;
-        x = (end - start[s]) * (x >> kProbBits) + slot - start[s];
-      }
+      const uint16_t* start = &t.start[size_t{context} * t.symbols];
+      const unsigned s = static_cast<unsigned>(std::upper_bound(start, start + t.symbols, slot) - start) - 1;
+      const uint32_t end = s + 1 < t.symbols ? start[s + 1] : kProbScale;
+      const size_t entry = size_t{context} * t.symbols + s;
+      x = (end - start[s]) * (x >> kProbBits) + slot - start[s];
       const unsigned raw = t.raw_bits[entry];
       const unsigned first = std::min(raw, kFirstRawBits);
       value[e] = static_cast<U>(t.base[entry] + (x & ((1u << first) - 1)));
@@ -127,20 +121,22 @@ bool DecodePlain(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
 }
 
 template <typename U>
-bool DecodePlain(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
-  return t.delta ? DecodePlain<U, true>(t, slots, job) : DecodePlain<U, false>(t, slots, job);
+bool DecodeRest(const DecodeTables& t, DecodeJob& job) {
+  return t.delta ? DecodeRest<U, true>(t, job) : DecodeRest<U, false>(t, job);
 }
 
-const RansFastPath* FastPath() {
+// The vector targets know 16-bit patterns; everything else takes the plain path.
+const RansFastPath& FastPath(unsigned width_bits) {
+  if (width_bits != 16) return kRansPlain;
   switch (CurrentCpuTarget()) {
 #if defined(MODELSTORE_X86_KERNELS)
     case CpuTarget::kAvx512:
-      return &kRansAvx512;
+      return kRansAvx512;
     case CpuTarget::kAvx2:
-      return &kRansAvx2;
+      return kRansAvx2;
 #endif
     default:
-      return nullptr;
+      return kRansPlain;
   }
 }
 
@@ -173,32 +169,29 @@ DecodeTables BuildDecodeTables(const RansModel& model, bool delta, DType coded_d
 }
 
 bool DecodeStreams(const DecodeTables& tables, DecodeJob* jobs, unsigned job_count) {
-  const RansFastPath* fast = FastPath();
-  const bool vector = fast != nullptr && tables.layout.width_bits == 16;
+  const RansFastPath& fast = FastPath(tables.layout.width_bits);
   size_t elems = 0;
   for (unsigned j = 0; j < job_count; ++j) elems += jobs[j].elems;
-
-  std::vector<uint32_t> slots;
-  if ((vector ? fast->wants_slots : true) && elems >= kSlotTableMinElems) slots = BuildSlotTable(tables);
-  const uint32_t* slot_table = slots.empty() ? nullptr : slots.data();
-
-  if (vector && (!fast->wants_slots || slot_table != nullptr)) {
-    (tables.delta ? fast->delta16 : fast->self16)(tables, slot_table, jobs, job_count);
+  if (!fast.wants_slots) {
+    fast.decode(tables, nullptr, jobs, job_count);
+  } else if (elems >= kSlotTableMinElems) {
+    const std::vector<uint32_t> slots = BuildSlotTable(tables);
+    fast.decode(tables, slots.data(), jobs, job_count);
   }
   bool ok = true;
   for (unsigned j = 0; j < job_count; ++j) {
     switch (tables.layout.width_bits) {
       case 8:
-        ok &= DecodePlain<uint8_t>(tables, slot_table, jobs[j]);
+        ok &= DecodeRest<uint8_t>(tables, jobs[j]);
         break;
       case 16:
-        ok &= DecodePlain<uint16_t>(tables, slot_table, jobs[j]);
+        ok &= DecodeRest<uint16_t>(tables, jobs[j]);
         break;
       case 32:
-        ok &= DecodePlain<uint32_t>(tables, slot_table, jobs[j]);
+        ok &= DecodeRest<uint32_t>(tables, jobs[j]);
         break;
       case 64:
-        ok &= DecodePlain<uint64_t>(tables, slot_table, jobs[j]);
+        ok &= DecodeRest<uint64_t>(tables, jobs[j]);
         break;
       default:
         return false;

@@ -6,11 +6,11 @@
 
 namespace modelstore {
 
-// Advances the jobs by whole groups of kLanes 16-bit elements while each has enough input for the worst case; may stop
-// at any group boundary. `slots` is the slot table (BuildSlotTable) when the target asks for one.
+// Advances the jobs by whole groups of kLanes elements while each has enough input for the worst case; may stop at any
+// group boundary. `slots` is the slot table, or null for a target that does not want one. The vector targets take
+// 16-bit patterns only.
 struct RansFastPath {
-  void (*delta16)(const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs, unsigned job_count);
-  void (*self16)(const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs, unsigned job_count);
+  void (*decode)(const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs, unsigned job_count);
   bool wants_slots;
 };
 
@@ -19,6 +19,7 @@ struct RansFastPath {
 inline constexpr unsigned kSlotOffsetShift = 8;
 inline constexpr unsigned kSlotFreqShift = 18;
 
+extern const RansFastPath kRansPlain;
 extern const RansFastPath kRansAvx2;
 extern const RansFastPath kRansAvx512;
 
