@@ -38,7 +38,7 @@ struct ViewSegment {
   enum class Kind : uint8_t {
     kIdentity = 0,  // element i of the segment is predicted by element base_offset_elems + i of `base`, converted to
                     // the frame's coded dtype
-    kNone = 1,               // no base: predicted as zero (rows that a base with a smaller vocabulary lacks)
+    kNone = 1,      // no base: predicted as zero (rows that a base with a smaller vocabulary lacks)
   } kind = Kind::kIdentity;  // 2.. reserved: row permutation, transpose, row range
   uint64_t elems = 0;
   TensorId base;
