@@ -19,10 +19,11 @@ namespace modelstore {
 struct SourceFile {
   std::string path;      // within the model
   std::string shown_as;  // for messages: the path as the user knows it
-  int fd = -1;           // read-only, regular; owned by SourceTree
+  int fd = -1;           // read-only, regular; owned by SourceTree; -1: opened when its turn comes
   uint64_t bytes = 0;
   uint32_t mode = 0;
   int64_t mtime_ns = 0;
+  bool linked = true;  // false: had no name any more when it was opened (a descriptor of a deleted file)
 };
 
 // The files below a path, opened. Closes them when destroyed.
@@ -34,9 +35,9 @@ class SourceTree {
   ~SourceTree();
 
   // `path`: a file, a folder, or a link to one. Links to files inside are followed; links to folders, sockets, devices
-  // and FIFOs are refused by name, as are files under `refused_prefix` (our own mount; "" for none). Files are sorted
-  // by path. Opening is lazy when there are more files than descriptors allow: see EnsureOpen. Errors: NotFound,
-  // PermissionDenied, InvalidArgument, Io.
+  // and FIFOs are refused by name. Files are sorted by path. With more files than descriptors allow, the rest have
+  // fd -1: Push opens those by `shown_as` when their turn comes. Errors: NotFound, PermissionDenied, InvalidArgument,
+  // Io.
   static Result<SourceTree> Scan(const std::string& path);
 
   const std::string& default_name() const { return default_name_; }  // PATH's last component

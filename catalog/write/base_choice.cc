@@ -1,0 +1,282 @@
+#include "catalog/write/base_choice.h"
+
+#include <algorithm>
+#include <set>
+#include <unordered_set>
+
+#include "catalog/write/parallel.h"
+#include "codec/decode/block_decoder.h"
+
+namespace modelstore {
+namespace {
+
+constexpr size_t kMaxCandidates = 3;     // of which each costs decoding its blocks once
+constexpr size_t kMaxExamined = 64;      // sketches near enough to look at their records
+constexpr uint32_t kFarValue = 2048;     // distances beyond are equally far: 16 powers of two in bfloat16
+constexpr uint32_t kFarSketch = 38'000;  // unrelated tensors measure 60,000 to 80,000, noisy finetunes below 20,000
+constexpr size_t kWindowsPerTask = 64;
+
+// Integer distance of mapped bfloat16 patterns follows the distance of their values (docs/format.md, "Ordered
+// integers").
+uint16_t Ordered(uint16_t pattern) {
+  return static_cast<uint16_t>(pattern ^ (static_cast<uint16_t>(static_cast<int16_t>(pattern) >> 15) | 0x8000));
+}
+
+std::vector<uint16_t> OrderedValues(const std::vector<uint16_t>& values) {
+  std::vector<uint16_t> ordered(values.size());
+  std::transform(values.begin(), values.end(), ordered.begin(), Ordered);
+  return ordered;
+}
+
+uint32_t Distance(const std::vector<uint16_t>& a, const std::vector<uint16_t>& b) {
+  uint32_t sum = 0;
+  for (size_t i = 0; i < kSketchValues; ++i) {
+    const uint32_t d = a[i] > b[i] ? uint32_t{a[i]} - b[i] : uint32_t{b[i]} - a[i];
+    sum += std::min(d, kFarValue);
+  }
+  return sum;
+}
+
+// How `shape` can see a base of `base_shape`: element by element, or its first rows when only the number of rows
+// differs (a resized vocabulary). 0: not at all.
+uint64_t CommonElems(const std::vector<uint64_t>& shape, const std::vector<uint64_t>& base_shape, uint64_t elems,
+                     uint64_t base_elems) {
+  if (shape == base_shape) return elems;
+  if (shape.size() < 2 || shape.size() != base_shape.size()) return 0;
+  if (!std::equal(shape.begin() + 1, shape.end(), base_shape.begin() + 1)) return 0;
+  return std::min(elems, base_elems);
+}
+
+}  // namespace
+
+BaseChooser::ShapeKey BaseChooser::KeyOf(const std::vector<uint64_t>& shape) {
+  return {reinterpret_cast<const char*>(shape.data()), shape.size() * sizeof(uint64_t)};
+}
+
+Result<std::unique_ptr<BaseChooser>> BaseChooser::Load(Catalog& catalog, const PushOptions& options,
+                                                       const std::vector<std::vector<uint64_t>>& shapes) {
+  std::unique_ptr<BaseChooser> chooser(new BaseChooser(catalog, options.base));
+  if (options.base == PushOptions::Base::kNone) return chooser;
+  ASSIGN_OR_RETURN(chooser->models_, catalog.ListModels());
+  if (options.base == PushOptions::Base::kNamed) {
+    const auto named = std::find_if(chooser->models_.begin(), chooser->models_.end(),
+                                    [&](const ModelRecord& model) { return model.name == options.base_name; });
+    if (named == chooser->models_.end())
+      return NotFound("the base '" + options.base_name + "' is not in the store; see ls for the models that are");
+    RETURN_IF_ERROR(chooser->IndexModel(*named));
+  }
+  RETURN_IF_ERROR(chooser->LoadSketches(shapes));
+  return chooser;
+}
+
+Status BaseChooser::LoadSketches(const std::vector<std::vector<uint64_t>>& shapes) {
+  if (models_.empty()) return OkStatus();
+  std::unordered_set<ShapeKey> wanted;
+  for (const auto& shape : shapes) wanted.insert(KeyOf(shape));
+  std::set<TensorId> allowed;
+  for (const auto& [shape, tensors] : by_shape_) {
+    for (const NamedTensor& tensor : tensors) allowed.insert(tensor.id);
+  }
+  return catalog_.store().Scan(Family::kSketches, "", [&](std::string_view key, ByteSpan value) -> Status {
+    ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
+    if (mode_ == PushOptions::Base::kNamed && !allowed.contains(id)) return OkStatus();
+    ASSIGN_OR_RETURN(const SketchRecord record, ParseSketchRecord(value));
+    const ShapeKey shape = KeyOf(record.shape);
+    if (wanted.contains(shape) && record.values.size() == kSketchValues)
+      sketches_[shape].push_back({id, record.dtype, OrderedValues(record.values)});
+    return OkStatus();
+  });
+}
+
+Result<FileRecord> BaseChooser::FileOf(const ModelFile& file) const {
+  ASSIGN_OR_RETURN(const StoredValue value, catalog_.store().Get(Family::kFiles, FileKey(file.sha256)));
+  return ParseFileRecord(value.bytes());
+}
+
+Status BaseChooser::IndexModel(const ModelRecord& model) {
+  elected_ = &model;
+  for (const ModelFile& file : model.files) {
+    ASSIGN_OR_RETURN(const FileRecord record, FileOf(file));
+    if (record.kind != FileKind::kSafetensors) continue;
+    for (const Extent& extent : record.extents) {
+      if (extent.kind != Extent::Kind::kTensor || extent.name.empty() || extent.bytes == 0) continue;
+      ASSIGN_OR_RETURN(const TensorRef tensor, catalog_.reader().OpenTensorById(extent.tensor));
+      by_shape_[KeyOf(tensor->record.shape)].push_back({extent.tensor, extent.name});
+      by_name_.emplace(extent.name, extent.tensor);
+    }
+  }
+  return OkStatus();
+}
+
+Status BaseChooser::AddCandidate(const SourceExtent& extent, const TensorId& id,
+                                 std::vector<BaseCandidate>* candidates) {
+  ASSIGN_OR_RETURN(TensorRef base, catalog_.reader().OpenTensorById(id));
+  if (base->record.depth > 0) {
+    // One hop only: what the nearest is stored against is nearly as near.
+    const std::vector<ViewSegment>& view = base->record.view;
+    if (view.size() != 1 || view[0].kind != ViewSegment::Kind::kIdentity || view[0].base_offset_elems != 0)
+      return OkStatus();
+    ASSIGN_OR_RETURN(base, catalog_.reader().OpenTensorById(view[0].base));
+    if (base->record.depth > 0) return OkStatus();
+  }
+  const TensorRecord& record = base->record;
+  const uint64_t elems = extent.elems();
+  if (!DTypeIsFloat(extent.dtype) || !DTypeIsFloat(record.dtype) || !CanPredict(record.dtype, extent.dtype))
+    return OkStatus();
+  const uint64_t common = CommonElems(extent.shape, record.shape, elems, record.bytes / DTypeBytes(record.dtype));
+  if (common == 0) return OkStatus();
+  for (const BaseCandidate& candidate : *candidates) {
+    if (candidate.base->id == base->id) return OkStatus();
+  }
+  BaseCandidate candidate;
+  candidate.view.push_back({ViewSegment::Kind::kIdentity, common, base->id, 0});
+  if (common < elems) candidate.view.push_back({ViewSegment::Kind::kNone, elems - common, TensorId{}, 0});
+  candidate.base = std::move(base);
+  candidates->push_back(std::move(candidate));
+  return OkStatus();
+}
+
+Result<std::vector<BaseCandidate>> BaseChooser::ByContent(const SourceExtent& extent, const SketchRecord& sketch) {
+  std::vector<BaseCandidate> candidates;
+  const auto stored = sketches_.find(KeyOf(extent.shape));
+  if (stored == sketches_.end()) return candidates;
+  const std::vector<uint16_t> ordered = OrderedValues(sketch.values);
+  std::vector<std::pair<uint32_t, const Sketch*>> near;
+  for (const Sketch& other : stored->second) {
+    const uint32_t distance = Distance(ordered, other.ordered);
+    if (distance < kFarSketch) near.emplace_back(distance, &other);
+  }
+  const size_t examined = std::min(near.size(), kMaxExamined);
+  std::partial_sort(near.begin(), near.begin() + examined, near.end(), [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first < b.first : a.second->id < b.second->id;
+  });
+  for (size_t i = 0; i < examined && candidates.size() < kMaxCandidates; ++i) {
+    // Clearly farther than the nearest: not worth decoding.
+    if (near[i].first > near[0].first * 2 + kSketchValues) break;
+    RETURN_IF_ERROR(AddCandidate(extent, near[i].second->id, &candidates));
+  }
+  return candidates;
+}
+
+Result<std::vector<BaseCandidate>> BaseChooser::ByModel(const SourceExtent& extent, size_t position) {
+  std::vector<BaseCandidate> candidates;
+  if (elected_ == nullptr) return candidates;
+  if (const auto named = by_name_.find(extent.name); named != by_name_.end())
+    RETURN_IF_ERROR(AddCandidate(extent, named->second, &candidates));
+  if (!candidates.empty()) return candidates;
+  const auto shaped = by_shape_.find(KeyOf(extent.shape));
+  if (shaped != by_shape_.end() && position < shaped->second.size())
+    RETURN_IF_ERROR(AddCandidate(extent, shaped->second[position].id, &candidates));
+  return candidates;
+}
+
+Status BaseChooser::ReadSample(const BaseCandidate& candidate, const SourceExtent& extent, Buffer* out) {
+  const uint64_t elems = extent.elems();
+  const uint32_t width = DTypeBytes(candidate.base->record.dtype);
+  const uint64_t common = candidate.view[0].elems;
+  const MutableByteSpan sample = out->Resize(SampleElems(elems) * width);
+  const uint64_t windows = SampleWindowCount(elems);
+  // All windows but the last are as long as the first.
+  const uint64_t window_bytes = SampleWindowElems(elems, 0) * width;
+  const size_t tasks = (windows + kWindowsPerTask - 1) / kWindowsPerTask;
+  return ParallelRun(catalog_.pool(), tasks, [&](size_t task) -> Status {
+    const uint64_t end = std::min<uint64_t>((task + 1) * kWindowsPerTask, windows);
+    for (uint64_t w = task * kWindowsPerTask; w < end; ++w) {
+      const uint64_t begin = SampleWindowBegin(elems, w);
+      const MutableByteSpan window = sample.subspan(w * window_bytes, SampleWindowElems(elems, w) * width);
+      const uint64_t covered = begin < common ? std::min<uint64_t>(common - begin, window.size() / width) : 0;
+      if (covered > 0)
+        RETURN_IF_ERROR(catalog_.reader().ReadTensor(candidate.base, begin * width, window.first(covered * width)));
+      const MutableByteSpan rest = window.subspan(covered * width);
+      std::fill(rest.begin(), rest.end(), std::byte{0});
+    }
+    return OkStatus();
+  });
+}
+
+Result<BaseChoice> BaseChooser::Choose(const TensorData& data, const std::vector<BaseCandidate>& candidates) {
+  const SourceExtent& extent = data.extent();
+  const uint64_t elems = extent.elems();
+  const uint32_t width = DTypeBytes(extent.dtype);
+  Buffer sample_buffer, scratch;
+  const MutableByteSpan sample = sample_buffer.Resize(SampleElems(elems) * width);
+  size_t filled = 0;
+  for (uint64_t w = 0; w < SampleWindowCount(elems); ++w) {
+    ASSIGN_OR_RETURN(const ByteSpan window,
+                     data.Read(SampleWindowBegin(elems, w) * width, SampleWindowElems(elems, w) * width, &scratch));
+    std::copy(window.begin(), window.end(), sample.begin() + filled);
+    filled += window.size();
+  }
+  BaseChoice best;
+  best.plan = PlanTensor(extent.dtype, elems, sample, DType::kOpaque, {});
+  uint64_t best_bytes = best.plan.estimated_bytes;
+  Buffer base_sample;
+  for (const BaseCandidate& candidate : candidates) {
+    RETURN_IF_ERROR(ReadSample(candidate, extent, &base_sample));
+    const EncodePlan plan = PlanTensor(extent.dtype, elems, sample, candidate.base->record.dtype, base_sample.span());
+    if (plan.encoding != Encoding::kDelta || plan.estimated_bytes + kDeltaRecordBytes >= best_bytes) continue;
+    best_bytes = plan.estimated_bytes + kDeltaRecordBytes;
+    best.plan = plan;
+    best.view = candidate.view;
+  }
+  return best;
+}
+
+void BaseChooser::Vote(const TensorId& id, uint64_t bytes, bool as_base) {
+  const std::lock_guard lock(votes_mutex_);
+  votes_[id] += bytes;
+  if (as_base) base_bytes_[id] += bytes;
+}
+
+Result<const ModelRecord*> BaseChooser::HolderOf(const std::map<TensorId, uint64_t>& weights) {
+  const ModelRecord* best = nullptr;
+  uint64_t best_bytes = 0;
+  if (weights.empty()) return best;
+  for (const ModelRecord& model : models_) {
+    std::set<TensorId> held;
+    uint64_t bytes = 0;
+    for (const ModelFile& file : model.files) {
+      ASSIGN_OR_RETURN(const FileRecord record, FileOf(file));
+      for (const Extent& extent : record.extents) {
+        if (extent.kind == Extent::Kind::kLiteral) continue;
+        const auto weight = weights.find(extent.tensor);
+        if (weight != weights.end() && held.insert(extent.tensor).second) bytes += weight->second;
+      }
+    }
+    if (bytes > best_bytes || (bytes == best_bytes && best != nullptr && model.id < best->id)) {
+      best = &model;
+      best_bytes = bytes;
+    }
+  }
+  return best;
+}
+
+Status BaseChooser::Elect(const std::vector<const SourceExtent*>& tensors) {
+  if (elected_ != nullptr || tensors.empty() || !may_use_bases()) return OkStatus();
+  ASSIGN_OR_RETURN(const ModelRecord* elected, HolderOf(votes_));
+  if (elected == nullptr) {
+    // Only small tensors: the model with most of their names, at the same size.
+    std::map<std::string_view, uint64_t> named;
+    for (const SourceExtent* tensor : tensors) named.emplace(tensor->name, tensor->elems());
+    size_t most = 0;
+    for (const ModelRecord& model : models_) {
+      size_t matches = 0;
+      for (const ModelFile& file : model.files) {
+        ASSIGN_OR_RETURN(const FileRecord record, FileOf(file));
+        for (const Extent& extent : record.extents) {
+          const auto it = extent.name.empty() ? named.end() : named.find(extent.name);
+          matches += it != named.end() && it->second > 0 && extent.bytes % it->second == 0;
+        }
+      }
+      if (matches > most || (matches == most && elected != nullptr && model.id < elected->id)) {
+        elected = &model;
+        most = matches;
+      }
+    }
+  }
+  return elected == nullptr ? OkStatus() : IndexModel(*elected);
+}
+
+Result<const ModelRecord*> BaseChooser::BaseModel() { return HolderOf(base_bytes_); }
+
+}  // namespace modelstore

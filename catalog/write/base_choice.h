@@ -1,0 +1,98 @@
+// BaseChooser: which stored tensors a new tensor could be a delta against, and which of them is cheapest
+// (layer: catalog/write; private; docs/architecture.md, "Choosing a base").
+//
+// Large tensors find their base by content: sketches (sampled values) of all stored tensors of their shape. What has no
+// sketch, or no near one, looks into one model, the one that gives the large tensors most base bytes, by name and shape
+// first and by position among its tensors of that shape second. Names are only hints: every candidate is compared by
+// its estimated coded size. ByContent, ByModel, Choose and Vote may be called from several threads; Load and Elect not
+// beside them.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "catalog/read/catalog.h"
+#include "catalog/write/push.h"
+#include "catalog/write/tensor_data.h"
+#include "codec/encode/exact_encoder.h"
+
+namespace modelstore {
+
+// A tensor of a candidate's model, and how the new tensor would see it.
+struct BaseCandidate {
+  TensorRef base;
+  std::vector<ViewSegment> view;
+};
+
+struct BaseChoice {
+  EncodePlan plan;
+  std::vector<ViewSegment> view;  // empty unless the plan is a delta
+};
+
+// Records that a delta adds besides its frame and blocks: its edge and its view.
+inline constexpr uint64_t kDeltaRecordBytes = 80;
+
+// Sampled values of a floating-point tensor of at least kSketchMinElems elements; nothing for others. Errors: Io.
+Result<std::optional<SketchRecord>> MakeSketch(const TensorData& data);
+
+class BaseChooser {
+ public:
+  // Reads the sketches of stored tensors that have one of `shapes`. Errors: NotFound (--base names no model).
+  static Result<std::unique_ptr<BaseChooser>> Load(Catalog& catalog, const PushOptions& options,
+                                                   const std::vector<std::vector<uint64_t>>& shapes);
+
+  // Stored tensors whose sketch is near, nearest first, at most kMaxCandidates.
+  Result<std::vector<BaseCandidate>> ByContent(const SourceExtent& extent, const SketchRecord& sketch);
+  // The counterpart of the push's `position`th tensor of its shape (and name) in the elected or given model.
+  Result<std::vector<BaseCandidate>> ByModel(const SourceExtent& extent, size_t position);
+  // The cheapest way to code `data`: by itself or against one of the candidates. Decodes only the candidates' blocks.
+  Result<BaseChoice> Choose(const TensorData& data, const std::vector<BaseCandidate>& candidates);
+
+  // A tensor of `bytes` bytes was found equal to, or coded against, stored tensor `id`.
+  void Vote(const TensorId& id, uint64_t bytes, bool as_base);
+  // Settles which model ByModel looks into: the one that holds most of what was voted for, or, without votes, the one
+  // most of whose tensors have the name and shape of one of `tensors`.
+  Status Elect(const std::vector<const SourceExtent*>& tensors);
+  // The model that gives most base bytes; nullptr when nothing is a delta. Errors: Corruption, Io.
+  Result<const ModelRecord*> BaseModel();
+
+  bool may_use_bases() const { return mode_ != PushOptions::Base::kNone && !models_.empty(); }
+
+ private:
+  struct Sketch {
+    TensorId id;
+    DType dtype;
+    std::vector<uint16_t> ordered;  // values, mapped so that integer distance is distance of values
+  };
+  struct NamedTensor {
+    TensorId id;
+    std::string name;
+  };
+  using ShapeKey = std::string;
+
+  BaseChooser(Catalog& catalog, PushOptions::Base mode) : catalog_(catalog), mode_(mode) {}
+  static ShapeKey KeyOf(const std::vector<uint64_t>& shape);
+  Status LoadSketches(const std::vector<std::vector<uint64_t>>& shapes);
+  Status IndexModel(const ModelRecord& model);
+  // Bytes of each model's tensors among `weights`; the model with most, the oldest of equals.
+  Result<const ModelRecord*> HolderOf(const std::map<TensorId, uint64_t>& weights);
+  // Adds `id` (or its own base, when it is a delta itself) unless it is there already or cannot predict the extent.
+  Status AddCandidate(const SourceExtent& extent, const TensorId& id, std::vector<BaseCandidate>* candidates);
+  Status ReadSample(const BaseCandidate& candidate, const SourceExtent& extent, Buffer* out);
+  Result<FileRecord> FileOf(const ModelFile& file) const;
+
+  Catalog& catalog_;
+  PushOptions::Base mode_;
+  std::vector<ModelRecord> models_;
+  std::unordered_map<ShapeKey, std::vector<Sketch>> sketches_;
+  const ModelRecord* elected_ = nullptr;
+  std::unordered_map<ShapeKey, std::vector<NamedTensor>> by_shape_;  // the elected model's tensors, in file order
+  std::unordered_map<std::string, TensorId> by_name_;
+  std::mutex votes_mutex_;
+  std::map<TensorId, uint64_t> votes_, base_bytes_;
+};
+
+}  // namespace modelstore

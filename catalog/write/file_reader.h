@@ -1,0 +1,17 @@
+// Reads a stored file from front to back with all cores, for verify and export (layer: catalog/write; private).
+#pragma once
+
+#include <functional>
+
+#include "catalog/read/catalog.h"
+#include "codec/support/job_control.h"
+
+namespace modelstore {
+
+// Calls `consume` with the file's bytes in order, window by window, while the next window is decoded; then compares
+// their SHA-256, and the hash of every whole tensor, with what the store's records say. Advances `job`. Errors:
+// Corruption (decoding fails, a hash differs, a record is missing), Io, Cancelled, and what `consume` returns.
+Status ReadWholeFile(Catalog& catalog, const Sha256Digest& sha256, JobControl& job,
+                     const std::function<Status(ByteSpan)>& consume);
+
+}  // namespace modelstore

@@ -1,0 +1,15 @@
+// ParallelFor with a Status (layer: catalog/write; private).
+#pragma once
+
+#include <functional>
+
+#include "catalog/read/worker_pool.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+// Runs task(i) for every i in [0, n) on the caller and the pool. After the first failure the tasks that have not
+// started are skipped and that failure is returned. Running out of memory is ResourceExhausted.
+Status ParallelRun(WorkerPool& pool, size_t n, const std::function<Status(size_t)>& task);
+
+}  // namespace modelstore

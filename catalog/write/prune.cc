@@ -1,0 +1,126 @@
+#include <map>
+
+#include "catalog/write/maintain.h"
+#include "catalog/write/store_walk.h"
+
+namespace modelstore {
+namespace {
+
+constexpr size_t kOpsPerBatch = 4096;
+constexpr uint64_t kBlockKeyBytes = 12;
+constexpr size_t kPushKeyBytes = 8;
+
+PushId PushOf(std::string_view prefix) {
+  PushId push = 0;
+  for (const char c : prefix) push = push << 8 | static_cast<unsigned char>(c);
+  return push;
+}
+
+// Deletes in bounded, synced batches, in the order asked for: killed between two of them, the store is as good as
+// before.
+class Sweeper {
+ public:
+  Sweeper(KvStore& store, bool dry_run, JobControl& job) : store_(store), dry_run_(dry_run), job_(job) {}
+
+  WriteBatch& batch() { return batch_; }
+  // Ends a group of deletions that must happen together.
+  Status EndGroup() { return batch_.ops().size() < kOpsPerBatch ? OkStatus() : Commit(); }
+  Status Commit() {
+    RETURN_IF_ERROR(job_.Check());
+    if (!dry_run_ && !batch_.empty()) RETURN_IF_ERROR(store_.Write(batch_, Durability::kSync));
+    batch_ = {};
+    return OkStatus();
+  }
+
+ private:
+  KvStore& store_;
+  const bool dry_run_;
+  JobControl& job_;
+  WriteBatch batch_;
+};
+
+Status SweepFiles(const StoreWalk& walk, const StoreWalk::Reachable& live, Sweeper& sweeper, PruneReport* report) {
+  for (size_t i = 0; i < walk.files().size(); ++i) {
+    if (live.files[i]) continue;
+    sweeper.batch().Delete(Family::kFiles, FileKey(walk.files()[i].sha256));
+    report->files += 1;
+    report->freed_bytes += walk.files()[i].cost;
+    RETURN_IF_ERROR(sweeper.EndGroup());
+  }
+  return sweeper.Commit();
+}
+
+// A tensor's record goes together with its blocks, so that neither is ever there without the other.
+Status SweepTensors(const StoreWalk& walk, const StoreWalk::Reachable& live, Sweeper& sweeper, PruneReport* report) {
+  for (size_t i = 0; i < walk.tensors().size(); ++i) {
+    if (live.tensors[i]) continue;
+    const StoreWalk::Tensor& tensor = walk.tensors()[i];
+    const std::string key = TensorKey(tensor.id);
+    sweeper.batch().Delete(Family::kTensors, key);
+    if (tensor.has_sketch) sweeper.batch().Delete(Family::kSketches, key);
+    for (const uint32_t base : tensor.bases) {
+      if (base != StoreWalk::kMissing)
+        sweeper.batch().Delete(Family::kEdges, EdgeKey(walk.tensors()[base].id, tensor.id));
+    }
+    if (tensor.block_count > 0) {
+      const uint64_t end = uint64_t{tensor.first_block} + tensor.block_count;
+      sweeper.batch().DeleteRange(
+          Family::kBlocks, BlockKey(tensor.push, tensor.first_block),
+          end > UINT32_MAX ? BlockKeyPrefix(tensor.push + 1) : BlockKey(tensor.push, static_cast<uint32_t>(end)));
+    }
+    report->tensors += 1;
+    report->blocks += tensor.block_count;
+    report->freed_bytes += tensor.cost;
+    RETURN_IF_ERROR(sweeper.EndGroup());
+  }
+  return sweeper.Commit();
+}
+
+// Blocks of pushes that no tensor names: of killed or failed ones, which never published.
+Status SweepUnpublished(KvStore& store, const StoreWalk& walk, Sweeper& sweeper, PruneReport* report) {
+  std::map<PushId, bool> published;
+  for (const StoreWalk::Tensor& tensor : walk.tensors()) published[tensor.push] = true;
+  std::vector<PushId> unpublished;
+  RETURN_IF_ERROR(store.ScanPrefixes(Family::kBlocks, kPushKeyBytes, [&](std::string_view prefix) {
+    if (!published.contains(PushOf(prefix))) unpublished.push_back(PushOf(prefix));
+    return OkStatus();
+  }));
+  for (const PushId push : unpublished) {
+    RETURN_IF_ERROR(store.Scan(Family::kBlocks, BlockKeyPrefix(push), [&](std::string_view, ByteSpan value) {
+      report->blocks += 1;
+      report->freed_bytes += kBlockKeyBytes + value.size();
+      return OkStatus();
+    }));
+    sweeper.batch().DeleteRange(Family::kBlocks, BlockKeyPrefix(push), BlockKeyPrefix(push + 1));
+    RETURN_IF_ERROR(sweeper.EndGroup());
+  }
+  return sweeper.Commit();
+}
+
+}  // namespace
+
+Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
+  const std::unique_lock collect(catalog.collect_mutex());
+  KvStore& store = catalog.store();
+  PruneReport report;
+  ASSIGN_OR_RETURN(report.disk_bytes_before, store.DiskBytes());
+  report.disk_bytes_after = report.disk_bytes_before;
+  ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(store));
+  const StoreWalk::Reachable live = walk.Mark(StoreWalk::kMissing, catalog.reader().PinnedTensors());
+
+  job.Begin("removing", 0);
+  Sweeper sweeper(store, dry_run, job);
+  RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
+  RETURN_IF_ERROR(SweepTensors(walk, live, sweeper, &report));
+  RETURN_IF_ERROR(SweepUnpublished(store, walk, sweeper, &report));
+  if (dry_run) return report;
+
+  catalog.reader().DropCaches();
+  job.Begin("giving space back", 0);
+  RETURN_IF_ERROR(store.CollectGarbage([&] { return job.cancelled(); }));
+  RETURN_IF_ERROR(job.Check());
+  ASSIGN_OR_RETURN(report.disk_bytes_after, store.DiskBytes());
+  return report;
+}
+
+}  // namespace modelstore

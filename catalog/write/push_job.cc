@@ -1,0 +1,342 @@
+#include "catalog/write/push_job.h"
+
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "catalog/write/parallel.h"
+#include "codec/decode/block_decoder.h"
+
+namespace modelstore {
+namespace {
+
+constexpr uint64_t kProofWindowBytes = 1 << 20;
+// Records, logs and file system metadata that coded bytes bring along.
+constexpr uint64_t kSpaceMarginBytes = 4 << 20;
+// Smaller tensors cannot save what the records of a delta cost.
+constexpr uint64_t kMinDeltaBytes = 512;
+constexpr uint64_t kMinHoldBytes = 4 << 20;
+
+bool MayBeDelta(const SourceExtent& extent) {
+  return DTypeIsFloat(extent.dtype) && !extent.name.empty() && extent.bytes >= kMinDeltaBytes;
+}
+
+Result<uint64_t> FreeBytes(const std::string& dir) {
+  struct statvfs st;
+  if (statvfs(dir.c_str(), &st) != 0) return StatusFromErrno(errno, "asking for the free space of " + dir);
+  return uint64_t{st.f_bavail} * st.f_frsize;
+}
+
+std::string Megabytes(uint64_t bytes) {
+  return bytes < 1'000'000 ? std::to_string(bytes) + " bytes" : std::to_string((bytes + 999'999) / 1'000'000) + " MB";
+}
+
+}  // namespace
+
+uint64_t PushJob::HoldBytes() const {
+  // Every thread holds at most one tensor and its prediction; the other half is for coded blocks and windows.
+  return std::max(catalog_.write_budget_bytes() / (4 * (catalog_.pool().threads() + 1)), kMinHoldBytes);
+}
+
+Status PushJob::Plan() {
+  std::map<std::vector<uint64_t>, size_t> shapes;
+  uint64_t blocks = 0;
+  for (const SourceFile& source : source_.files()) {
+    ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(source));
+    RETURN_IF_ERROR(reader.CheckUnchanged());
+    ASSIGN_OR_RETURN(FileLayout layout, LayOutFile(reader, job_));
+    PlannedFile& file = files_.emplace_back();
+    file.source = &source;
+    file.kind = layout.kind;
+    for (SourceExtent& extent : layout.extents) {
+      PlannedExtent& planned = file.extents.emplace_back();
+      planned.source = std::move(extent);
+      planned.file = &file;
+      if (planned.source.is_literal()) continue;
+      if (MayBeDelta(planned.source)) planned.position = shapes[planned.source.shape]++;
+      // Blocks in file order, so that reading a file from front to back reads the store's files in order too.
+      planned.first_block = static_cast<uint32_t>(blocks);
+      blocks += BlocksFor(planned.source.bytes);
+      if (blocks > UINT32_MAX)
+        return ResourceExhausted("a push of more than " + Megabytes(uint64_t{UINT32_MAX} * kBlockBytes) +
+                                 "; push its files as several models");
+    }
+  }
+  std::vector<std::vector<uint64_t>> wanted;
+  for (const auto& [shape, count] : shapes) wanted.push_back(shape);
+  ASSIGN_OR_RETURN(bases_, BaseChooser::Load(catalog_, options_, wanted));
+  return OkStatus();
+}
+
+Status PushJob::CheckSpace() {
+  if (catalog_.dir().empty()) return OkStatus();
+  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes(catalog_.dir()));
+  if (free_bytes >= source_.total_bytes() + kSpaceMarginBytes) return OkStatus();
+  ASSIGN_OR_RETURN(const uint64_t estimate, EstimateStoredBytes());
+  const uint64_t need = estimate + kSpaceMarginBytes;
+  if (need <= free_bytes) return OkStatus();
+  return NoSpace("storing '" + options_.name + "' takes about " + Megabytes(need) + ", " + catalog_.dir() + " has " +
+                 Megabytes(free_bytes) + " free: " + Megabytes(need - free_bytes) +
+                 " are missing; free space there (rm and prune may help) and push again");
+}
+
+// Only when space is short: chooses for every extent without coding it. What turns out to be stored already costs
+// nearly nothing as a delta against itself.
+Result<uint64_t> PushJob::EstimateStoredBytes() {
+  std::vector<PlannedExtent*> extents;
+  for (PlannedFile& file : files_) {
+    for (PlannedExtent& extent : file.extents) {
+      if (!extent.source.is_literal() && extent.source.bytes > 0) extents.push_back(&extent);
+    }
+  }
+  std::atomic<uint64_t> total{0};
+  const auto estimate = [&](size_t i) -> Status {
+    RETURN_IF_ERROR(job_.Check());
+    ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extents[i]->file->source));
+    Buffer hold;
+    ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extents[i]->source, 0, &hold));
+    ASSIGN_OR_RETURN(const std::optional<SketchRecord> sketch, MakeSketch(data));
+    std::vector<BaseCandidate> candidates;
+    if (sketch && bases_->may_use_bases()) {
+      ASSIGN_OR_RETURN(candidates, bases_->ByContent(extents[i]->source, *sketch));
+    }
+    ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, candidates));
+    total += choice.plan.estimated_bytes;
+    return OkStatus();
+  };
+  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), extents.size(), estimate));
+  return total.load();
+}
+
+Status PushJob::CodeAll() {
+  job_.Begin("storing", source_.total_bytes());
+  struct Task {
+    PlannedFile* file;
+    PlannedExtent* extent;  // nullptr: prove the file
+  };
+  std::vector<Task> tasks;
+  for (PlannedFile& file : files_) {
+    tasks.push_back({&file, nullptr});
+    for (PlannedExtent& extent : file.extents) {
+      if (!extent.source.is_literal()) tasks.push_back({&file, &extent});
+    }
+  }
+  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), tasks.size(), [&](size_t i) {
+    return tasks[i].extent == nullptr ? Prove(*tasks[i].file) : Code(*tasks[i].extent);
+  }));
+  std::vector<const SourceExtent*> small;
+  for (const PlannedExtent* extent : deferred_) small.push_back(&extent->source);
+  RETURN_IF_ERROR(bases_->Elect(small));
+  RETURN_IF_ERROR(
+      ParallelRun(catalog_.pool(), deferred_.size(), [&](size_t i) { return CodeDeferred(*deferred_[i]); }));
+  return CheckSources();
+}
+
+Status PushJob::Prove(PlannedFile& file) {
+  ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
+  Sha256 sha256;
+  Buffer buffer;
+  for (PlannedExtent& extent : file.extents) {
+    const SourceExtent& source = extent.source;
+    Hasher128 hasher = StartTensorHash(source.dtype, source.shape);
+    for (uint64_t at = 0; at < source.bytes; at += kProofWindowBytes) {
+      RETURN_IF_ERROR(job_.Check());
+      const MutableByteSpan window = buffer.Resize(std::min(kProofWindowBytes, source.bytes - at));
+      RETURN_IF_ERROR(reader.ReadAt(source.begin + at, window));
+      sha256.Update(window);
+      hasher.Update(window);
+      if (source.is_literal() && !SameBytes(window, source.literal))
+        return SourceChanged(*file.source, "two reads of one place differ");
+    }
+    extent.proof = hasher.Finish();
+  }
+  file.sha256 = sha256.Finish();
+  const Result<StoredValue> stored = catalog_.store().Get(Family::kFiles, FileKey(file.sha256));
+  if (stored.ok()) {
+    file.known = true;
+  } else if (stored.status().code() != StatusCode::kNotFound) {
+    return stored.status();
+  }
+  return OkStatus();
+}
+
+Status PushJob::Code(PlannedExtent& extent) {
+  RETURN_IF_ERROR(job_.Check());
+  const SourceExtent& source = extent.source;
+  if (extent.file->known) {
+    job_.Advance(source.bytes);
+    return OkStatus();
+  }
+  ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
+  Buffer hold;
+  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, source, HoldBytes(), &hold));
+  ASSIGN_OR_RETURN(extent.hash, data.Hash());
+  ASSIGN_OR_RETURN(extent.sketch, MakeSketch(data));
+
+  std::vector<const PlannedExtent*> rivals;
+  {
+    const std::lock_guard lock(mutex_);
+    std::vector<const PlannedExtent*>& claims = claims_[extent.hash];
+    rivals = claims;
+    extent.rank = static_cast<uint16_t>(std::min<size_t>(claims.size(), UINT16_MAX));
+    claims.push_back(&extent);
+  }
+  for (const PlannedExtent* rival : rivals) {
+    ASSIGN_OR_RETURN(const bool equal, EqualsExtent(data, *rival));
+    if (!equal) continue;
+    extent.repeats = rival;
+    job_.Advance(source.bytes);
+    return OkStatus();
+  }
+  ASSIGN_OR_RETURN(const bool identical, FindIdentical(data, extent));
+  if (identical) {
+    bases_->Vote(*extent.stored, source.bytes, false);
+    job_.Advance(source.bytes);
+    return OkStatus();
+  }
+  std::vector<BaseCandidate> candidates;
+  if (bases_->may_use_bases() && MayBeDelta(source)) {
+    if (options_.base == PushOptions::Base::kNamed) {
+      ASSIGN_OR_RETURN(candidates, bases_->ByModel(source, extent.position));
+    }
+    if (extent.sketch) {
+      ASSIGN_OR_RETURN(const std::vector<BaseCandidate> near, bases_->ByContent(source, *extent.sketch));
+      for (const BaseCandidate& candidate : near) {
+        const bool is_new = std::none_of(candidates.begin(), candidates.end(), [&](const BaseCandidate& other) {
+          return other.base->id == candidate.base->id;
+        });
+        if (is_new) candidates.push_back(candidate);
+      }
+    }
+    if (candidates.empty() && options_.base == PushOptions::Base::kAuto) {
+      const std::lock_guard lock(mutex_);
+      deferred_.push_back(&extent);
+      return OkStatus();
+    }
+  }
+  return StoreNew(data, extent, candidates);
+}
+
+Status PushJob::CodeDeferred(PlannedExtent& extent) {
+  RETURN_IF_ERROR(job_.Check());
+  ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
+  Buffer hold;
+  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extent.source, HoldBytes(), &hold));
+  ASSIGN_OR_RETURN(const std::vector<BaseCandidate> candidates, bases_->ByModel(extent.source, extent.position));
+  return StoreNew(data, extent, candidates);
+}
+
+// Sets extent.stored when a stored tensor has these bytes; else moves extent.rank behind the ordinals in use.
+Result<bool> PushJob::FindIdentical(const TensorData& data, PlannedExtent& extent) {
+  std::vector<TensorId> ids;
+  RETURN_IF_ERROR(
+      catalog_.store().ScanKeys(Family::kTensors, TensorKeyPrefix(extent.hash), [&](std::string_view key) -> Status {
+        ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
+        ids.push_back(id);
+        return OkStatus();
+      }));
+  for (const TensorId& id : ids) {
+    ASSIGN_OR_RETURN(const bool equal, EqualsStored(data, id));
+    if (!equal) continue;
+    extent.stored = id;
+    return true;
+  }
+  const uint32_t ordinal = (ids.empty() ? 0u : ids.back().ordinal + 1u) + extent.rank;
+  if (ordinal > UINT16_MAX)
+    return ResourceExhausted("tensor '" + extent.source.name + "' of " + extent.file->source->shown_as +
+                             ": more than 65535 different contents share its hash");
+  extent.rank = static_cast<uint16_t>(ordinal);
+  return false;
+}
+
+Result<bool> PushJob::EqualsStored(const TensorData& data, const TensorId& id) {
+  ASSIGN_OR_RETURN(const TensorRef tensor, catalog_.reader().OpenTensorById(id));
+  const TensorRecord& record = tensor->record;
+  const SourceExtent& source = data.extent();
+  if (record.dtype != source.dtype || record.shape != source.shape || record.bytes != source.bytes) return false;
+  std::atomic<bool> equal{true};
+  const auto compare = [&](size_t block) -> Status {
+    if (!equal) return OkStatus();
+    const uint32_t index = static_cast<uint32_t>(block);
+    ASSIGN_OR_RETURN(const BlockRef stored, catalog_.reader().ReadBlock(tensor, index, /*keep=*/false));
+    Buffer scratch;
+    ASSIGN_OR_RETURN(const ByteSpan own, data.Read(tensor->frame.BlockBegin(index) * DTypeBytes(record.dtype),
+                                                   stored.bytes().size(), &scratch));
+    if (!SameBytes(own, stored.bytes())) equal = false;
+    return OkStatus();
+  };
+  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), record.block_count, compare));
+  return equal.load();
+}
+
+Result<bool> PushJob::EqualsExtent(const TensorData& data, const PlannedExtent& other) {
+  const SourceExtent& source = data.extent();
+  if (other.source.dtype != source.dtype || other.source.shape != source.shape) return false;
+  ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*other.file->source));
+  Buffer own_scratch, other_scratch;
+  for (uint64_t at = 0; at < source.bytes; at += kProofWindowBytes) {
+    const uint64_t bytes = std::min(kProofWindowBytes, source.bytes - at);
+    ASSIGN_OR_RETURN(const ByteSpan own, data.Read(at, bytes, &own_scratch));
+    RETURN_IF_ERROR(reader.ReadAt(other.source.begin + at, other_scratch.Resize(bytes)));
+    if (!SameBytes(own, other_scratch.span())) return false;
+  }
+  return true;
+}
+
+Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const std::vector<BaseCandidate>& candidates) {
+  const SourceExtent& source = extent.source;
+  NewTensor made;
+  made.id = {extent.hash, extent.rank};
+  if (source.bytes == 0) {
+    made.record.dtype = source.dtype;
+    made.record.shape = source.shape;
+    made.record.push = push_;
+    made.record.frame = SerializeFrame(PlainFrame(Encoding::kRaw, source.dtype, 0));
+  } else {
+    ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, candidates));
+    Result<TensorRecord> record = writer_->Store(data, choice, extent.first_block, HoldBytes());
+    if (!record.ok()) {
+      // A source that changed between two passes can surface as a failure of the encoder.
+      ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
+      RETURN_IF_ERROR(reader.CheckUnchanged());
+      return ExplainNoSpace(record.status());
+    }
+    made.record = *std::move(record);
+    for (const ViewSegment& segment : made.record.view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity)
+        bases_->Vote(segment.base, segment.elems * DTypeBytes(source.dtype), true);
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  extent.made = &new_tensors_.emplace_back(std::move(made));
+  return OkStatus();
+}
+
+Status PushJob::ExplainNoSpace(const Status& status) const {
+  if (status.code() != StatusCode::kNoSpace || catalog_.dir().empty()) return status;
+  const Result<uint64_t> free_bytes = FreeBytes(catalog_.dir());
+  const uint64_t written = writer_->written_bytes();
+  const uint64_t total = source_.total_bytes();
+  const std::string free_text = free_bytes.ok() ? Megabytes(*free_bytes) : "little";
+  return NoSpace("the disk became full while '" + options_.name + "' was stored: " + Megabytes(written) +
+                 " were written, " + free_text + " are free, and up to " +
+                 Megabytes(total > written ? total - written : 0) + " more were needed (" +
+                 std::string(status.message()) + "); nothing was published, free space and push again");
+}
+
+// The coding pass saw what the proof pass saw, and both saw a file that nobody touched.
+Status PushJob::CheckSources() {
+  for (PlannedFile& file : files_) {
+    ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
+    RETURN_IF_ERROR(reader.CheckUnchanged());
+    if (file.known) continue;
+    for (const PlannedExtent& extent : file.extents) {
+      if (!extent.source.is_literal() && extent.hash != extent.proof)
+        return SourceChanged(*file.source, "two reads of one place differ");
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace modelstore

@@ -1,0 +1,111 @@
+// PushJob: one push from source to published model (layer: catalog/write; private; traced in docs/architecture.md).
+//
+// Run() does everything; it is called once. What it wrote is removed again when it fails.
+//
+// Each file is read twice. The proof pass reads it from front to back and computes its SHA-256 and the hash of every
+// extent over the same bytes. The coding pass reads each extent on its own, finds or makes its tensor, and hashes what
+// it read. Equal hashes prove that the extents make the file of that SHA-256; both passes run at the same time.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "catalog/read/catalog.h"
+#include "catalog/write/base_choice.h"
+#include "catalog/write/file_layout.h"
+#include "catalog/write/push.h"
+#include "catalog/write/tensor_writer.h"
+
+namespace modelstore {
+
+class PushJob {
+ public:
+  PushJob(Catalog& catalog, const SourceTree& source, const PushOptions& options, JobControl& job)
+      : catalog_(catalog), source_(source), options_(options), job_(job) {}
+  Result<PushReport> Run();
+
+ private:
+  // A tensor that this push wrote.
+  struct NewTensor {
+    TensorId id;
+    TensorRecord record;
+    bool needed = false;  // a file that is published refers to it
+  };
+  struct PlannedFile;
+  // One extent of a file and what became of it. Exactly one of `stored`, `made` and `repeats` is set in the end
+  // (none for literals and for files that were already stored).
+  struct PlannedExtent {
+    SourceExtent source;
+    PlannedFile* file = nullptr;
+    uint32_t first_block = 0;
+    size_t position = 0;  // among the push's extents of this shape
+    Hash128 hash, proof;
+    uint16_t rank = 0;  // among the push's extents of this hash
+    std::optional<SketchRecord> sketch;
+    std::optional<TensorId> stored;
+    NewTensor* made = nullptr;
+    const PlannedExtent* repeats = nullptr;
+  };
+  struct PlannedFile {
+    const SourceFile* source = nullptr;
+    FileKind kind = FileKind::kContent;
+    std::deque<PlannedExtent> extents;
+    Sha256Digest sha256{};
+    std::atomic<bool> known{false};  // a file of this SHA-256 is stored already
+    bool repeats = false;            // … or comes earlier in this push
+  };
+
+  // push_job.cc: reading and coding.
+  Status Plan();
+  Status CheckSpace();
+  Result<uint64_t> EstimateStoredBytes();
+  Status CodeAll();
+  Status Prove(PlannedFile& file);
+  Status Code(PlannedExtent& extent);
+  Status CodeDeferred(PlannedExtent& extent);
+  Result<bool> FindIdentical(const TensorData& data, PlannedExtent& extent);
+  Result<bool> EqualsStored(const TensorData& data, const TensorId& id);
+  Result<bool> EqualsExtent(const TensorData& data, const PlannedExtent& other);
+  Status StoreNew(const TensorData& data, PlannedExtent& extent, const std::vector<BaseCandidate>& candidates);
+  Status CheckSources();
+  Status ExplainNoSpace(const Status& status) const;
+
+  // push_publish.cc: verifying and publishing.
+  Status AllocatePush();
+  Status Verify();
+  Status Publish(const ModelRecord* base, PushReport* report);
+  // Which files are published for the first time, and which new tensors they need.
+  Status MarkNeeded();
+  // Another push may have published one of this push's tensors meanwhile: that one stays.
+  Status YieldToRivals();
+  Status AddTensors(WriteBatch* batch);
+  ModelRecord MakeModel(const CatalogMeta& meta, const ModelRecord* base) const;
+  void CountLevels(PushReport* report) const;
+  static const PlannedExtent& OriginOf(const PlannedExtent& extent);
+  static const TensorId& IdOf(const PlannedExtent& extent);
+  static FileRecord RecordOf(const PlannedFile& file);
+  void RollBack();
+
+  uint64_t HoldBytes() const;
+
+  Catalog& catalog_;
+  const SourceTree& source_;
+  const PushOptions& options_;
+  JobControl& job_;
+  std::deque<PlannedFile> files_;
+  std::unique_ptr<BaseChooser> bases_;
+  std::unique_ptr<TensorWriter> writer_;
+  PushId push_ = 0;
+
+  std::mutex mutex_;  // guards what follows
+  std::map<Hash128, std::vector<const PlannedExtent*>> claims_;
+  std::deque<NewTensor> new_tensors_;
+  std::vector<PlannedExtent*> deferred_;
+};
+
+}  // namespace modelstore

@@ -1,0 +1,279 @@
+#include <chrono>
+#include <set>
+
+#include "catalog/write/levels.h"
+#include "catalog/write/model_names.h"
+#include "catalog/write/parallel.h"
+#include "catalog/write/push_job.h"
+
+namespace modelstore {
+namespace {
+
+constexpr Family kCatalogFamilies[] = {Family::kModels, Family::kFiles,    Family::kTensors,
+                                       Family::kEdges,  Family::kSketches, Family::kMeta};
+constexpr Family kBlockFamily[] = {Family::kBlocks};
+constexpr uint64_t kBlockKeyBytes = 12;
+
+int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string BlocksEnd(PushId push, uint64_t end) {
+  return end > UINT32_MAX ? BlockKeyPrefix(push + 1) : BlockKey(push, static_cast<uint32_t>(end));
+}
+
+}  // namespace
+
+Result<PushReport> PushJob::Run() {
+  const auto start = std::chrono::steady_clock::now();
+  RETURN_IF_ERROR(CheckModelName(options_.name));
+  RETURN_IF_ERROR(CheckNameIsFree(catalog_.store(), options_.name));
+  // Nothing that this push refers to is collected while it runs.
+  const std::shared_lock keep(catalog_.collect_mutex());
+  RETURN_IF_ERROR(Plan());
+  RETURN_IF_ERROR(CheckSpace());
+  RETURN_IF_ERROR(AllocatePush());
+  writer_ = std::make_unique<TensorWriter>(catalog_, push_, job_);
+
+  PushReport report;
+  const Status status = [&]() -> Status {
+    RETURN_IF_ERROR(CodeAll());
+    RETURN_IF_ERROR(MarkNeeded());
+    RETURN_IF_ERROR(Verify());
+    ASSIGN_OR_RETURN(const ModelRecord* base, bases_->BaseModel());
+    RETURN_IF_ERROR(job_.Check());
+    return Publish(base, &report);
+  }();
+  if (!status.ok()) {
+    RollBack();
+    return ExplainNoSpace(status);
+  }
+  // The published batch is in the synced log already; this takes it out of the log's reach.
+  if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
+    job_.Warn("'" + options_.name + "' is stored, but the store could not flush its records: " + flushed.ToString());
+  catalog_.NotifyChanged({TopLevelName(options_.name)});
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return report;
+}
+
+Status PushJob::AllocatePush() {
+  const std::lock_guard lock(catalog_.publish_mutex());
+  ASSIGN_OR_RETURN(CatalogMeta meta, catalog_.Meta());
+  push_ = meta.next_push++;
+  WriteBatch batch;
+  batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
+  return catalog_.store().Write(batch, Durability::kSync);
+}
+
+const PushJob::PlannedExtent& PushJob::OriginOf(const PlannedExtent& extent) {
+  const PlannedExtent* origin = &extent;
+  while (origin->repeats != nullptr) origin = origin->repeats;
+  return *origin;
+}
+
+const TensorId& PushJob::IdOf(const PlannedExtent& extent) {
+  const PlannedExtent& origin = OriginOf(extent);
+  return origin.stored ? *origin.stored : origin.made->id;
+}
+
+Status PushJob::MarkNeeded() {
+  for (NewTensor& tensor : new_tensors_) tensor.needed = false;
+  std::set<Sha256Digest> seen;
+  for (PlannedFile& file : files_) {
+    if (!file.known) {
+      const Result<StoredValue> stored = catalog_.store().Get(Family::kFiles, FileKey(file.sha256));
+      if (!stored.ok() && stored.status().code() != StatusCode::kNotFound) return stored.status();
+      file.known = stored.ok();
+    }
+    file.repeats = !seen.insert(file.sha256).second;
+    if (file.known || file.repeats) continue;
+    for (PlannedExtent& extent : file.extents) {
+      if (extent.source.is_literal()) continue;
+      const PlannedExtent& origin = OriginOf(extent);
+      if (!origin.stored) origin.made->needed = true;
+    }
+  }
+  return OkStatus();
+}
+
+Status PushJob::Verify() {
+  RETURN_IF_ERROR(catalog_.store().Flush(kBlockFamily));
+  std::vector<const NewTensor*> tensors;
+  uint64_t bytes = 0;
+  for (const NewTensor& tensor : new_tensors_) {
+    if (!tensor.needed) continue;
+    tensors.push_back(&tensor);
+    bytes += tensor.record.bytes;
+  }
+  job_.Begin("verifying", bytes);
+  return ParallelRun(catalog_.pool(), tensors.size(), [&](size_t i) -> Status {
+    ASSIGN_OR_RETURN(const Hash128 hash, writer_->HashStored(tensors[i]->record));
+    if (hash != tensors[i]->id.hash)
+      return Corruption(
+          "a tensor decodes to other bytes than were pushed; nothing was published: check this "
+          "machine's memory and disk, and push again");
+    return OkStatus();
+  });
+}
+
+Status PushJob::YieldToRivals() {
+  for (PlannedFile& file : files_) {
+    for (PlannedExtent& extent : file.extents) {
+      if (extent.made == nullptr || !extent.made->needed) continue;
+      const Result<StoredValue> rival = catalog_.store().Get(Family::kTensors, TensorKey(extent.made->id));
+      if (!rival.ok()) {
+        if (rival.status().code() != StatusCode::kNotFound) return rival.status();
+        continue;
+      }
+      ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
+      Buffer hold;
+      ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extent.source, HoldBytes(), &hold));
+      ASSIGN_OR_RETURN(const bool equal, EqualsStored(data, extent.made->id));
+      if (!equal)
+        return Busy("another push stored a tensor of the same hash as '" + extent.source.name +
+                    "' at the same time; push again");
+      extent.stored = extent.made->id;
+      extent.made->needed = false;
+    }
+  }
+  return OkStatus();
+}
+
+// Records, edges and sketches of what this push made; blocks that are not needed after all go.
+Status PushJob::AddTensors(WriteBatch* batch) {
+  for (const NewTensor& tensor : new_tensors_) {
+    const TensorRecord& record = tensor.record;
+    if (!tensor.needed) {
+      if (record.block_count > 0)
+        batch->DeleteRange(Family::kBlocks, BlockKey(push_, record.first_block),
+                           BlocksEnd(push_, uint64_t{record.first_block} + record.block_count));
+      continue;
+    }
+    batch->Put(Family::kTensors, TensorKey(tensor.id), Serialize(record));
+    for (const ViewSegment& segment : record.view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity)
+        batch->Put(Family::kEdges, EdgeKey(segment.base, tensor.id), {});
+    }
+  }
+  for (const PlannedFile& file : files_) {
+    for (const PlannedExtent& extent : file.extents) {
+      if (!extent.sketch || (extent.made == nullptr && !extent.stored)) continue;
+      if (!extent.stored && !extent.made->needed) continue;
+      // A tensor that a removed model left behind has lost its sketch (Remove).
+      const std::string key = TensorKey(IdOf(extent));
+      if (extent.stored) {
+        const Result<StoredValue> present = catalog_.store().Get(Family::kSketches, key);
+        if (present.ok()) continue;
+        if (present.status().code() != StatusCode::kNotFound) return present.status();
+      }
+      batch->Put(Family::kSketches, key, Serialize(*extent.sketch));
+    }
+  }
+  return OkStatus();
+}
+
+FileRecord PushJob::RecordOf(const PlannedFile& file) {
+  FileRecord record;
+  record.kind = file.kind;
+  record.bytes = file.source->bytes;
+  for (const PlannedExtent& planned : file.extents) {
+    Extent& extent = record.extents.emplace_back();
+    extent.bytes = planned.source.bytes;
+    if (planned.source.is_literal()) {
+      extent.kind = Extent::Kind::kLiteral;
+      extent.literal = planned.source.literal;
+      continue;
+    }
+    extent.kind = Extent::Kind::kTensor;
+    extent.tensor = IdOf(planned);
+    extent.name = planned.source.name;
+  }
+  return record;
+}
+
+ModelRecord PushJob::MakeModel(const CatalogMeta& meta, const ModelRecord* base) const {
+  ModelRecord model;
+  model.id = meta.next_model;
+  model.name = options_.name;
+  model.created_ns = NowNs();
+  model.push = push_;
+  model.logical_bytes = source_.total_bytes();
+  model.base = base == nullptr ? 0 : base->id;
+  for (const PlannedFile& file : files_) {
+    const SourceFile& source = *file.source;
+    model.files.push_back({source.path, file.sha256, source.bytes, source.mode & 0444, source.mtime_ns});
+  }
+  return model;
+}
+
+Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
+  const std::lock_guard lock(catalog_.publish_mutex());
+  RETURN_IF_ERROR(CheckNameIsFree(catalog_.store(), options_.name));
+  RETURN_IF_ERROR(MarkNeeded());
+  RETURN_IF_ERROR(YieldToRivals());
+  ASSIGN_OR_RETURN(CatalogMeta meta, catalog_.Meta());
+
+  WriteBatch batch;
+  RETURN_IF_ERROR(AddTensors(&batch));
+  for (const PlannedFile& file : files_) {
+    if (!file.known && !file.repeats) batch.Put(Family::kFiles, FileKey(file.sha256), Serialize(RecordOf(file)));
+  }
+  uint64_t block_bytes = 0;
+  for (const NewTensor& tensor : new_tensors_) {
+    if (tensor.needed) block_bytes += tensor.record.coded_bytes + tensor.record.block_count * kBlockKeyBytes;
+  }
+  ModelRecord model = MakeModel(meta, base);
+  // The record holds the size it is part of; a second round settles the length of that number.
+  const uint64_t others = block_bytes + batch.put_bytes() + model.name.size();
+  for (int round = 0; round < 2; ++round) model.pushed_stored_bytes = others + Serialize(model).size();
+  batch.Put(Family::kModels, model.name, Serialize(model));
+  meta.next_model = model.id + 1;
+  meta.model_count += 1;
+  meta.model_digest ^= ModelDigest(model);
+  batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
+  RETURN_IF_ERROR(catalog_.store().Write(batch, Durability::kSync));
+
+  report->name = model.name;
+  report->base = base == nullptr ? "" : base->name;
+  report->logical_bytes = model.logical_bytes;
+  report->stored_bytes = model.pushed_stored_bytes;
+  report->verified = true;
+  CountLevels(report);
+  return OkStatus();
+}
+
+void PushJob::CountLevels(PushReport* report) const {
+  LevelBytes levels;
+  for (const PlannedFile& file : files_) {
+    if (file.known || file.repeats) {
+      levels.identical_file += file.source->bytes;
+      continue;
+    }
+    for (const PlannedExtent& extent : file.extents) {
+      if (extent.source.is_literal()) {
+        levels.content += extent.source.bytes;
+      } else if (extent.stored || extent.repeats != nullptr) {
+        levels.identical_tensor += extent.source.bytes;
+      } else {
+        LevelOf(levels, EncodingOf(extent.made->record), !extent.source.name.empty()) += extent.source.bytes;
+      }
+    }
+  }
+  report->identical_file_bytes = levels.identical_file;
+  report->identical_tensor_bytes = levels.identical_tensor;
+  report->self_bytes = levels.self;
+  report->delta_bytes = levels.delta;
+  report->raw_bytes = levels.raw;
+  report->content_bytes = levels.content;
+}
+
+void PushJob::RollBack() {
+  WriteBatch batch;
+  batch.DeleteRange(Family::kBlocks, BlockKeyPrefix(push_), BlockKeyPrefix(push_ + 1));
+  // On a full disk even this may fail: prune finds the blocks of pushes that were never published.
+  if (const Status removed = catalog_.store().Write(batch, Durability::kSync); !removed.ok())
+    job_.Warn("what this push had written could not be removed (" + removed.ToString() + "); run prune to free it");
+}
+
+}  // namespace modelstore

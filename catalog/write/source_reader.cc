@@ -1,0 +1,66 @@
+#include "catalog/write/source_reader.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "catalog/write/source_stat.h"
+
+namespace modelstore {
+
+Status SourceChanged(const SourceFile& file, const std::string& how) {
+  return IoError(file.shown_as + " changed while it was pushed (" + how + "); nothing was stored, push it again");
+}
+
+Result<SourceReader> SourceReader::Open(const SourceFile& file) {
+  if (file.fd >= 0) return SourceReader(&file, file.fd, false);
+  // O_NONBLOCK: a FIFO that took the file's place must not hang the push.
+  const int fd = open(file.shown_as.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) {
+    if (errno == ENOENT) return IoError(file.shown_as + " vanished while it was pushed; nothing was stored");
+    return StatusFromErrno(errno, "opening " + file.shown_as);
+  }
+  SourceReader reader(&file, fd, true);
+  RETURN_IF_ERROR(reader.CheckUnchanged());
+  return reader;
+}
+
+SourceReader::SourceReader(SourceReader&& other) noexcept
+    : file_(other.file_), fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)) {}
+
+SourceReader::~SourceReader() {
+  if (owned_) close(fd_);
+}
+
+Status SourceReader::ReadAt(uint64_t offset, MutableByteSpan out) const {
+  size_t done = 0;
+  while (done < out.size()) {
+    const ssize_t n = pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return StatusFromErrno(errno, "reading " + file_->shown_as);
+    }
+    if (n == 0)
+      return SourceChanged(*file_, "expected " + std::to_string(file_->bytes) + " bytes, found its end at " +
+                                       std::to_string(offset + done));
+    done += static_cast<size_t>(n);
+  }
+  return OkStatus();
+}
+
+Status SourceReader::CheckUnchanged() const {
+  struct stat now;
+  if (fstat(fd_, &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
+  if (!S_ISREG(now.st_mode)) return SourceChanged(*file_, "it is no longer a regular file");
+  if (static_cast<uint64_t>(now.st_size) != file_->bytes)
+    return SourceChanged(*file_,
+                         "it had " + std::to_string(file_->bytes) + " bytes, now " + std::to_string(now.st_size));
+  if (ModificationTime(now) != file_->mtime_ns) return SourceChanged(*file_, "its time of modification is new");
+  if (now.st_nlink == 0 && file_->linked) return SourceChanged(*file_, "it was removed or replaced");
+  return OkStatus();
+}
+
+}  // namespace modelstore

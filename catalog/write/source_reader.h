@@ -1,0 +1,39 @@
+// SourceReader: positioned reads of one source file of a push, and the check that it did not change
+// (layer: catalog/write; private). Safe for concurrent reads; borrows the descriptor of the SourceFile, or owns one
+// that it opened because the SourceTree had more files than descriptors.
+#pragma once
+
+#include <sys/types.h>
+
+#include "catalog/write/push.h"
+#include "codec/support/bytes.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+class SourceReader {
+ public:
+  // Errors: Io (changed or vanished since it was listed), NotFound, PermissionDenied.
+  static Result<SourceReader> Open(const SourceFile& file);
+  SourceReader(SourceReader&& other) noexcept;
+  SourceReader& operator=(SourceReader&&) = delete;
+  ~SourceReader();
+
+  const SourceFile& file() const { return *file_; }
+  // Fills `out` from `offset`. Errors: Io ("… changed while it was pushed" when the file became shorter).
+  Status ReadAt(uint64_t offset, MutableByteSpan out) const;
+  // Errors: Io when size, time of modification or link count say that the file changed or was removed since it was
+  // listed.
+  Status CheckUnchanged() const;
+
+ private:
+  SourceReader(const SourceFile* file, int fd, bool owned) : file_(file), fd_(fd), owned_(owned) {}
+  const SourceFile* file_;
+  int fd_;
+  bool owned_;
+};
+
+// "… changed while it was pushed; push it again": the error for every sign of a changed source.
+Status SourceChanged(const SourceFile& file, const std::string& how);
+
+}  // namespace modelstore

@@ -1,0 +1,153 @@
+#include "catalog/write/store_walk.h"
+
+#include <algorithm>
+
+#include "catalog/write/levels.h"
+
+namespace modelstore {
+namespace {
+
+constexpr uint64_t kBlockKeyBytes = 12;
+constexpr uint64_t kEdgeKeyBytes = 36;
+
+}  // namespace
+
+Result<StoreWalk> StoreWalk::Load(const KvStore& store) {
+  StoreWalk walk;
+  // Models first: what a push publishes meanwhile is then a model that this walk does not know, never a record that it
+  // misses.
+  RETURN_IF_ERROR(walk.LoadModels(store));
+  RETURN_IF_ERROR(walk.LoadTensors(store));
+  RETURN_IF_ERROR(walk.LoadFiles(store));
+  for (Model& model : walk.models_) {
+    for (const ModelFile& file : model.record.files) {
+      const auto it = walk.file_index_.find(file.sha256);
+      model.files.push_back(it == walk.file_index_.end() ? kMissing : it->second);
+    }
+  }
+  return walk;
+}
+
+Status StoreWalk::LoadModels(const KvStore& store) {
+  return store.Scan(Family::kModels, "", [&](std::string_view key, ByteSpan value) -> Status {
+    Model& model = models_.emplace_back();
+    ASSIGN_OR_RETURN(model.record, ParseModelRecord(value));
+    model.cost = key.size() + value.size();
+    return OkStatus();
+  });
+}
+
+Status StoreWalk::LoadTensors(const KvStore& store) {
+  std::vector<std::pair<uint32_t, TensorId>> bases;
+  RETURN_IF_ERROR(store.Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
+    Tensor tensor;
+    ASSIGN_OR_RETURN(tensor.id, ParseTensorKey(key));
+    ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value));
+    const uint32_t index = static_cast<uint32_t>(tensors_.size());
+    tensor.encoding = EncodingOf(record);
+    tensor.bytes = record.bytes;
+    tensor.coded_bytes = record.coded_bytes;
+    tensor.push = record.push;
+    tensor.first_block = record.first_block;
+    tensor.block_count = record.block_count;
+    tensor.cost = key.size() + value.size() + record.coded_bytes + kBlockKeyBytes * record.block_count;
+    for (const ViewSegment& segment : record.view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity) bases.emplace_back(index, segment.base);
+    }
+    tensor_index_.emplace(tensor.id, index);
+    tensors_.push_back(std::move(tensor));
+    return OkStatus();
+  }));
+  for (const auto& [dependent, base_id] : bases) {
+    std::vector<uint32_t>& known = tensors_[dependent].bases;
+    const uint32_t base = FindTensor(base_id);
+    if (std::find(known.begin(), known.end(), base) != known.end()) continue;
+    known.push_back(base);
+    tensors_[dependent].cost += kEdgeKeyBytes;
+  }
+  return store.Scan(Family::kSketches, "", [&](std::string_view key, ByteSpan value) -> Status {
+    ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
+    if (const uint32_t index = FindTensor(id); index != kMissing) {
+      tensors_[index].has_sketch = true;
+      tensors_[index].cost += key.size() + value.size();
+    }
+    return OkStatus();
+  });
+}
+
+Status StoreWalk::LoadFiles(const KvStore& store) {
+  return store.Scan(Family::kFiles, "", [&](std::string_view key, ByteSpan value) -> Status {
+    File file;
+    if (key.size() != file.sha256.size())
+      return Corruption("a file's key has " + std::to_string(key.size()) + " bytes");
+    std::copy_n(AsBytes(key).begin(), file.sha256.size(), file.sha256.begin());
+    ASSIGN_OR_RETURN(const FileRecord record, ParseFileRecord(value));
+    file.kind = record.kind;
+    file.bytes = record.bytes;
+    file.cost = key.size() + value.size();
+    file.extents.reserve(record.extents.size());
+    for (const Extent& extent : record.extents) {
+      const bool is_literal = extent.kind == Extent::Kind::kLiteral;
+      file.extents.push_back(
+          {is_literal ? kMissing : FindTensor(extent.tensor), is_literal, !extent.name.empty(), extent.bytes});
+    }
+    file_index_.emplace(file.sha256, static_cast<uint32_t>(files_.size()));
+    files_.push_back(std::move(file));
+    return OkStatus();
+  });
+}
+
+uint32_t StoreWalk::FindTensor(const TensorId& id) const {
+  const auto it = tensor_index_.find(id);
+  return it == tensor_index_.end() ? kMissing : it->second;
+}
+
+uint32_t StoreWalk::FindModel(std::string_view name) const {
+  for (uint32_t i = 0; i < models_.size(); ++i) {
+    if (models_[i].record.name == name) return i;
+  }
+  return kMissing;
+}
+
+StoreWalk::Reachable StoreWalk::Mark(uint32_t without, const std::vector<TensorId>& pinned) const {
+  Reachable reachable;
+  reachable.tensors.resize(tensors_.size());
+  reachable.files.resize(files_.size());
+  std::vector<uint32_t> pending;
+  const auto reach = [&](uint32_t tensor) {
+    if (tensor == kMissing || reachable.tensors[tensor]) return;
+    reachable.tensors[tensor] = true;
+    pending.push_back(tensor);
+  };
+  for (const TensorId& id : pinned) reach(FindTensor(id));
+  for (uint32_t m = 0; m < models_.size(); ++m) {
+    if (m == without) continue;
+    for (const uint32_t file : models_[m].files) {
+      if (file == kMissing || reachable.files[file]) continue;
+      reachable.files[file] = true;
+      for (const FileExtent& extent : files_[file].extents) reach(extent.tensor);
+    }
+  }
+  while (!pending.empty()) {
+    const uint32_t tensor = pending.back();
+    pending.pop_back();
+    for (const uint32_t base : tensors_[tensor].bases) reach(base);
+  }
+  return reachable;
+}
+
+uint64_t StoreWalk::Cost(const Reachable& reachable) const {
+  uint64_t cost = 0;
+  for (size_t i = 0; i < tensors_.size(); ++i) cost += reachable.tensors[i] ? tensors_[i].cost : 0;
+  for (size_t i = 0; i < files_.size(); ++i) cost += reachable.files[i] ? files_[i].cost : 0;
+  return cost;
+}
+
+uint64_t StoreWalk::TotalCost() const {
+  uint64_t cost = 0;
+  for (const Tensor& tensor : tensors_) cost += tensor.cost;
+  for (const File& file : files_) cost += file.cost;
+  return cost;
+}
+
+}  // namespace modelstore

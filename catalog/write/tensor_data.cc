@@ -1,0 +1,41 @@
+#include "catalog/write/tensor_data.h"
+
+#include <algorithm>
+
+namespace modelstore {
+namespace {
+
+constexpr uint64_t kWindowBytes = 1 << 20;  // of one read of a tensor that is not held
+
+}  // namespace
+
+Result<TensorData> TensorData::Load(const SourceReader& source, const SourceExtent& extent, uint64_t hold_bytes,
+                                    Buffer* hold) {
+  TensorData data(source, extent);
+  if (extent.bytes <= hold_bytes) {
+    const MutableByteSpan out = hold->Resize(extent.bytes);
+    RETURN_IF_ERROR(source.ReadAt(extent.begin, out));
+    data.held_ = out;
+    data.is_held_ = true;
+  }
+  return data;
+}
+
+Result<ByteSpan> TensorData::Read(uint64_t offset, uint64_t bytes, Buffer* scratch) const {
+  if (is_held_) return held_.subspan(offset, bytes);
+  const MutableByteSpan out = scratch->Resize(bytes);
+  RETURN_IF_ERROR(source_->ReadAt(extent_->begin + offset, out));
+  return ByteSpan(out);
+}
+
+Result<Hash128> TensorData::Hash() const {
+  Hasher128 hasher = StartTensorHash(extent_->dtype, extent_->shape);
+  Buffer scratch;
+  for (uint64_t at = 0; at < extent_->bytes; at += kWindowBytes) {
+    ASSIGN_OR_RETURN(const ByteSpan window, Read(at, std::min(kWindowBytes, extent_->bytes - at), &scratch));
+    hasher.Update(window);
+  }
+  return hasher.Finish();
+}
+
+}  // namespace modelstore

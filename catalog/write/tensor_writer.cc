@@ -1,0 +1,185 @@
+#include "catalog/write/tensor_writer.h"
+
+#include <algorithm>
+
+#include "catalog/write/parallel.h"
+#include "codec/decode/block_decoder.h"
+
+namespace modelstore {
+namespace {
+
+// Blocks per task: long enough to amortise a task and a write batch, short enough to balance two cores.
+constexpr uint32_t kBlocksPerTask = 8;
+
+size_t TaskCount(uint32_t blocks) { return (blocks + kBlocksPerTask - 1) / kBlocksPerTask; }
+
+}  // namespace
+
+// The prediction of a delta's blocks, made by the reader, so that push and mount see the same bits.
+class TensorWriter::Prediction {
+ public:
+  // Holds all of it, made in parallel, when it takes at most hold_bytes.
+  static Result<Prediction> Make(Catalog& catalog, const Frame& frame, const std::vector<ViewSegment>& view,
+                                 uint64_t hold_bytes) {
+    Prediction prediction(catalog, frame.coded_dtype, view);
+    const uint32_t width = DTypeBytes(frame.coded_dtype);
+    if (view.empty() || frame.elems > hold_bytes / width) return prediction;
+    prediction.width_ = width;
+    const MutableByteSpan all = prediction.held_.Resize(frame.elems * width);
+    const uint32_t blocks = frame.BlockCount();
+    const auto make = [&](size_t task) -> Status {
+      const uint64_t begin = frame.BlockBegin(static_cast<uint32_t>(task * kBlocksPerTask));
+      const uint64_t end = std::min(begin + uint64_t{kBlocksPerTask} * frame.block_elems, frame.elems);
+      return catalog.reader().ReadPrediction(view, frame.coded_dtype, begin,
+                                             all.subspan(begin * width, (end - begin) * width));
+    };
+    RETURN_IF_ERROR(ParallelRun(catalog.pool(), TaskCount(blocks), make));
+    return prediction;
+  }
+
+  Result<ByteSpan> Block(const Frame& frame, uint32_t index, Buffer* scratch) const {
+    if (view_->empty()) return ByteSpan();
+    const uint64_t begin = frame.BlockBegin(index);
+    const uint64_t elems = frame.BlockElems(index);
+    if (width_ != 0) return held_.span().subspan(begin * width_, elems * width_);
+    const MutableByteSpan out = scratch->Resize(elems * DTypeBytes(coded_dtype_));
+    RETURN_IF_ERROR(catalog_->reader().ReadPrediction(*view_, coded_dtype_, begin, out));
+    return ByteSpan(out);
+  }
+
+ private:
+  Prediction(Catalog& catalog, DType coded_dtype, const std::vector<ViewSegment>& view)
+      : catalog_(&catalog), coded_dtype_(coded_dtype), view_(&view) {}
+  Catalog* catalog_;
+  DType coded_dtype_;
+  const std::vector<ViewSegment>* view_;
+  Buffer held_;
+  uint32_t width_ = 0;  // of a held element; 0: not held
+};
+
+Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block,
+                                         uint64_t hold_bytes) {
+  EncodePlan plan = choice.plan;
+  static const std::vector<ViewSegment> kNoView;
+  const std::vector<ViewSegment>& view = plan.encoding == Encoding::kDelta ? choice.view : kNoView;
+  const uint32_t width = DTypeBytes(plan.dtype);
+  while (true) {
+    FrameBuilder builder(plan);
+    const Frame& shape = builder.frame();
+    ASSIGN_OR_RETURN(const Prediction prediction, Prediction::Make(catalog_, shape, view, hold_bytes));
+    if (builder.needs_statistics()) {
+      const uint32_t blocks = shape.BlockCount();
+      const size_t tasks = std::min<size_t>(TaskCount(blocks), catalog_.pool().threads() + 1);
+      std::vector<FrameBuilder> builders;
+      for (size_t i = 1; i < tasks; ++i) builders.emplace_back(plan);
+      std::atomic<uint32_t> next{0};
+      const auto gather = [&](size_t task) -> Status {
+        FrameBuilder& own = task == 0 ? builder : builders[task - 1];
+        Buffer source_scratch, prediction_scratch;
+        for (uint32_t i = next++; i < blocks; i = next++) {
+          RETURN_IF_ERROR(job_.Check());
+          ASSIGN_OR_RETURN(const ByteSpan source,
+                           data.Read(shape.BlockBegin(i) * width, BlockBytes(shape, i), &source_scratch));
+          ASSIGN_OR_RETURN(const ByteSpan predicted, prediction.Block(shape, i, &prediction_scratch));
+          own.AddBlock(i, source, predicted);
+        }
+        return OkStatus();
+      };
+      RETURN_IF_ERROR(ParallelRun(catalog_.pool(), tasks, gather));
+      for (const FrameBuilder& other : builders) builder.Merge(other);
+      if (!builder.plan_holds()) {
+        plan = WithoutNarrowing(plan);
+        continue;
+      }
+    }
+    ASSIGN_OR_RETURN(const BlockEncoder encoder, std::move(builder).Finish());
+    const Frame& frame = encoder.frame();
+    TensorRecord record;
+    record.dtype = data.extent().dtype;
+    record.shape = data.extent().shape;
+    record.bytes = data.extent().bytes;
+    record.push = push_;
+    record.first_block = first_block;
+    record.block_count = frame.BlockCount();
+    if (frame.encoding == Encoding::kDelta) {
+      record.view = view;
+      record.depth = 1;
+    }
+    record.frame = SerializeFrame(frame);
+    if (record.block_count > BlocksFor(record.bytes))
+      return Internal("a frame of " + std::to_string(record.block_count) + " blocks where " +
+                      std::to_string(BlocksFor(record.bytes)) + " were expected");
+    RETURN_IF_ERROR(WriteBlocks(data, encoder, prediction, &record));
+    return record;
+  }
+}
+
+Status TensorWriter::WriteBlocks(const TensorData& data, const BlockEncoder& encoder, const Prediction& prediction,
+                                 TensorRecord* record) {
+  const Frame& frame = encoder.frame();
+  const bool predicts = frame.encoding == Encoding::kDelta;
+  const uint32_t width = DTypeBytes(frame.dtype);
+  std::atomic<uint64_t> coded_bytes{0};
+  const auto write = [&](size_t task) -> Status {
+    Buffer source_scratch, prediction_scratch;
+    Bytes coded;
+    WriteBatch batch;
+    const uint32_t begin = static_cast<uint32_t>(task * kBlocksPerTask);
+    const uint32_t end = std::min(begin + kBlocksPerTask, record->block_count);
+    for (uint32_t i = begin; i < end; ++i) {
+      RETURN_IF_ERROR(job_.Check());
+      ASSIGN_OR_RETURN(const ByteSpan source,
+                       data.Read(frame.BlockBegin(i) * width, BlockBytes(frame, i), &source_scratch));
+      ByteSpan predicted;
+      if (predicts) {
+        ASSIGN_OR_RETURN(predicted, prediction.Block(frame, i, &prediction_scratch));
+      }
+      RETURN_IF_ERROR(encoder.Encode(i, source, predicted, &coded));
+      const Bytes value = SealBlock(coded);
+      coded_bytes += value.size();
+      batch.Put(Family::kBlocks, BlockKey(push_, record->first_block + i), value);
+      job_.Advance(source.size());
+    }
+    written_bytes_ += batch.put_bytes();
+    return catalog_.store().Write(batch, Durability::kNone);
+  };
+  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), TaskCount(record->block_count), write));
+  record->coded_bytes = coded_bytes;
+  return OkStatus();
+}
+
+Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
+  ASSIGN_OR_RETURN(const Frame frame, ParseFrame(record.frame));
+  const uint32_t width = DTypeBytes(frame.dtype);
+  Hasher128 hasher = StartTensorHash(record.dtype, record.shape);
+  // Windows of a few blocks are decoded in parallel and hashed in order.
+  const uint32_t window_blocks = std::max<uint32_t>(catalog_.pool().threads() * 2, 2);
+  Buffer window;
+  for (uint32_t first = 0; first < record.block_count; first += window_blocks) {
+    RETURN_IF_ERROR(job_.Check());
+    const uint32_t count = std::min(window_blocks, record.block_count - first);
+    const uint64_t begin = frame.BlockBegin(first);
+    const uint64_t elems = std::min(uint64_t{count} * frame.block_elems, frame.elems - begin);
+    const MutableByteSpan decoded = window.Resize(elems * width);
+    const auto decode = [&](size_t offset) -> Status {
+      const uint32_t i = first + static_cast<uint32_t>(offset);
+      Buffer prediction;
+      ASSIGN_OR_RETURN(const StoredValue value,
+                       catalog_.store().Get(Family::kBlocks, BlockKey(record.push, record.first_block + i)));
+      ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(value.bytes()));
+      if (frame.encoding == Encoding::kDelta) {
+        RETURN_IF_ERROR(catalog_.reader().ReadPrediction(
+            record.view, frame.coded_dtype, frame.BlockBegin(i),
+            prediction.Resize(uint64_t{frame.BlockElems(i)} * DTypeBytes(frame.coded_dtype))));
+      }
+      return DecodeBlock(frame, i, coded, prediction.span(),
+                         decoded.subspan((frame.BlockBegin(i) - begin) * width, BlockBytes(frame, i)));
+    };
+    RETURN_IF_ERROR(ParallelRun(catalog_.pool(), count, decode));
+    hasher.Update(decoded);
+    job_.Advance(decoded.size());
+  }
+  return hasher.Finish();
+}
+
+}  // namespace modelstore
