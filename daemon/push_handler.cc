@@ -16,7 +16,11 @@ Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   if (fidelity != "exact") return Unsupported("fidelity '" + fidelity + "': this build stores models exactly only");
   if (!path.starts_with('/')) return InvalidArgument("path '" + path + "' is not absolute");
 
-  ASSIGN_OR_RETURN(const SourceTree source, SourceTree::Scan(path));
+  Result<SourceTree> scanned = SourceTree::Scan(path);
+  // The words were right, what they name cannot be stored.
+  if (scanned.status().code() == StatusCode::kInvalidArgument)
+    return Unsupported(std::string(scanned.status().message()));
+  ASSIGN_OR_RETURN(const SourceTree source, std::move(scanned));
   PushOptions options;
   options.name = name.empty() ? source.default_name() : name;
   if (base == "none") {

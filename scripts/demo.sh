@@ -109,7 +109,7 @@ for source in "${sources[@]}"; do
   taken[$name]=1
   printf '%s\n' "$source"
   "$binary" --store "$store" push "$source" --name "$name"
-  pairs+=("$name=$source")
+  pairs+=("$name" "$source")
 done
 
 step "mounting the store at $work/mount and loading from it"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares mounted models with their sources: the SHA-256 of every file, and every tensor loaded through mmap.
 
-usage: demo_check.py MOUNT NAME=SOURCE...      exits 1 when anything differs
+usage: demo_check.py MOUNT [NAME SOURCE]...      exits 1 when anything differs
 """
 import hashlib
 import json
@@ -71,12 +71,11 @@ def check(mount, name, source):
 
 
 def main():
-    if len(sys.argv) < 3:
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
     mount = pathlib.Path(sys.argv[1])
     try:
-        for pair in sys.argv[2:]:
-            name, source = pair.split("=", 1)
+        for name, source in zip(sys.argv[2::2], sys.argv[3::2]):
             check(mount, name, pathlib.Path(source))
     except (OSError, ValueError) as error:
         sys.exit(f"demo: {error}")
