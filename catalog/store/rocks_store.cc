@@ -4,6 +4,7 @@
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
@@ -76,6 +77,15 @@ class NullLogger final : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
+// After a write that failed for want of space RocksDB would poll the disk from a thread of its own, and refuse Resume
+// meanwhile. The next write resumes instead.
+class NoAutomaticRecovery final : public rocksdb::EventListener {
+ public:
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status, bool* auto_recovery) override {
+    *auto_recovery = false;
+  }
+};
+
 struct MemoryPlan {
   uint64_t block_cache, write_buffers, blocks_memtable, other_memtable;
 };
@@ -111,6 +121,8 @@ rocksdb::DBOptions MakeDbOptions(const StoreOptions& options, const MemoryPlan& 
   db.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   // What Flush did not promise need not survive: an aborted push is not written out on closing.
   db.avoid_flush_during_shutdown = true;
+  db.listeners.push_back(std::make_shared<NoAutomaticRecovery>());
+  db.max_bgerror_resume_count = 0;
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   db.skip_stats_update_on_db_open = true;
@@ -281,6 +293,7 @@ class RocksStore final : public KvStore {
 
   // Clears the state in which RocksDB refuses writes after a failed one, if the cause is gone.
   Status ResumeAfterFailure();
+  Status CheckRoom(uint64_t bytes) const;
   // Remembers a failure of a write for ResumeAfterFailure.
   Status Noted(const rocksdb::Status& s, std::string_view what);
   // `range` null: all keys.
@@ -327,8 +340,14 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
                       : rocksdb::DB::Open(db_options, folder_->db_dir(), families, &handles_, &db);
   };
   rocksdb::Status s = open();
-  if (s.IsNoSpace() && !read_only_ && folder_->ReleaseBallast()) s = open();
+  bool used_ballast = false;
+  if (s.IsNoSpace() && !read_only_ && folder_->ReleaseBallast()) {
+    used_ballast = true;
+    s = open();
+  }
   db_.reset(db);
+  // Given up to make room for the next writes too; CollectGarbage takes it back.
+  if (s.ok() && !read_only_ && !used_ballast) folder_->RefillBallast();
   return FromRocks(s, what);
 }
 
@@ -367,6 +386,7 @@ Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
   rocksdb::WriteOptions options;
   options.sync = durability == Durability::kSync;
   options.disableWAL = durability == Durability::kNone;
+  if (durability == Durability::kNone) RETURN_IF_ERROR(CheckRoom(batch.put_bytes()));
   const std::string what = InFamily("writing", batch.ops().front().family);
   const auto attempt = [&]() -> Status {
     RETURN_IF_ERROR(ResumeAfterFailure());
@@ -376,6 +396,19 @@ Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
   // A batch that only deletes is on its way to making room: that is what the ballast is for.
   if (status.code() == StatusCode::kNoSpace && batch.put_bytes() == 0 && folder_->ReleaseBallast()) status = attempt();
   return status;
+}
+
+// What is in memory without being in the log must fit on the disk later: a flush that fails leaves RocksDB refusing
+// every write, also those that would make room, until the flush succeeds.
+Status RocksStore::CheckRoom(uint64_t bytes) const {
+  constexpr uint64_t kMargin = 4 * kMiB;  // indexes, the log, the MANIFEST
+  uint64_t unflushed = 0;
+  (void)db_->GetIntProperty(Handle(Family::kBlocks), rocksdb::DB::Properties::kCurSizeAllMemTables, &unflushed);
+  const uint64_t needed = unflushed + bytes + kMargin;
+  ASSIGN_OR_RETURN(const uint64_t available, folder_->FreeBytes());
+  if (available >= needed) return OkStatus();
+  return NoSpace("store " + folder_->dir() + ": " + std::to_string(needed - available) + " bytes short of the " +
+                 std::to_string(needed) + " needed for what is being written; make room, or remove models and prune");
 }
 
 Status RocksStore::Flush(std::span<const Family> families) {
@@ -429,6 +462,9 @@ Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
   if (read_only_) return Refuse();
   std::array<Family, kFamilyCount> families;
   for (int i = 0; i < kFamilyCount; ++i) families[i] = static_cast<Family>(i);
+  constexpr uint64_t kLittleSpace = 16 * kMiB;
+  if (const auto available = folder_->FreeBytes(); available.ok() && *available < kLittleSpace)
+    folder_->ReleaseBallast();
   Status flushed = Flush(families);
   if (flushed.code() == StatusCode::kNoSpace && folder_->ReleaseBallast()) flushed = Flush(families);
   RETURN_IF_ERROR(flushed);
@@ -461,10 +497,8 @@ Result<std::unique_ptr<KvStore>> OpenRocksStore(const std::string& dir, const St
   std::unique_ptr<rocksdb::Env> env;
   if (options.before_write)
     env = rocksdb::NewCompositeEnv(NewHookedFileSystem(rocksdb::FileSystem::Default(), options.before_write));
-  StoreFolder& folder_ref = *folder;
   auto store = std::make_unique<RocksStore>(std::move(folder), std::move(env), options.read_only);
   RETURN_IF_ERROR(store->OpenDb(options));
-  if (!options.read_only) folder_ref.RefillBallast();
   return std::unique_ptr<KvStore>(std::move(store));
 }
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -183,10 +184,18 @@ Result<uint64_t> StoreFolder::DiskBytes() const {
   return bytes;
 }
 
+Result<uint64_t> StoreFolder::FreeBytes() const {
+  struct statvfs vfs {};
+  if (::statvfs(dir_.c_str(), &vfs) != 0) return StatusFromErrno(errno, "asking for the free space of " + dir_);
+  return uint64_t{vfs.f_bavail} * vfs.f_frsize;
+}
+
 void StoreFolder::RefillBallast() {
   const auto disk_bytes = DiskBytes();
-  if (!disk_bytes.ok()) return;
+  const auto free_bytes = FreeBytes();
+  if (!disk_bytes.ok() || !free_bytes.ok()) return;
   const uint64_t wanted = std::clamp(*disk_bytes / kBallastShare, kMinBallastBytes, kMaxBallastBytes);
+  if (*free_bytes / 4 < wanted) return;
   const std::lock_guard lock(ballast_mutex_);
   const std::string path = dir_ + "/ballast";
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);

@@ -4,7 +4,7 @@
 //   DIR/db/      RocksDB
 //   DIR/ballast  allocated space that is given up when the disk is full, so that space can be freed at all
 //
-// Not thread-safe, except that ReleaseBallast and DiskBytes may be called from any thread.
+// Not thread-safe, except that the ballast, FreeBytes and DiskBytes may be called from any thread.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,11 @@ class StoreFolder {
   // st_blocks of the folder and everything below it.
   Result<uint64_t> DiskBytes() const;
 
-  // Makes the ballast as large as the store warrants. Not an error when there is no room for it: the store works
-  // without, and the next call tries again.
+  // What this process may still write to the folder's file system.
+  Result<uint64_t> FreeBytes() const;
+
+  // Makes the ballast as large as the store warrants, if the disk is far from full. Not an error otherwise: the store
+  // works without, and the next call tries again.
   void RefillBallast();
   // False when there was none to give up.
   bool ReleaseBallast();
