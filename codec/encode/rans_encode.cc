@@ -63,6 +63,15 @@ const EncodeSymbol& EncodeTables::FindLarge(uint32_t context, uint64_t value) co
 
 namespace {
 
+// Gives the state's low word away when `emit`. In arithmetic, because a branch on it is a coin toss: the word is always written, the
+// pointer and the state move only when it counts.
+inline std::byte* Emit(uint32_t& x, bool emit, std::byte* p) {
+  const uint16_t word = static_cast<uint16_t>(x);
+  std::memcpy(p - 2, &word, 2);
+  x >>= static_cast<unsigned>(emit) * 16;
+  return p - static_cast<unsigned>(emit) * 2;
+}
+
 // One group, backwards: later phases first, then the symbols with their first raw bits; lanes in reverse. Words are
 // written downwards from `p`; returns the new end. kFull: all 32 lanes have an element.
 template <typename U, bool kFull>
@@ -75,11 +84,7 @@ std::byte* EncodeGroup(const EncodeSymbol* const* symbols, const U* raws, size_t
       if ((!kFull && e >= count) || symbols[e]->raw_bits <= shift) continue;
       const unsigned bits = std::min<unsigned>(symbols[e]->raw_bits - shift, 16);
       uint32_t x = state[lane];
-      const uint16_t word = static_cast<uint16_t>(x);
-      std::memcpy(p - 2, &word, 2);
-      const bool emit = (x >> (32 - bits)) != 0;
-      p -= emit ? 2 : 0;
-      x = emit ? x >> 16 : x;
+      p = Emit(x, (x >> (32 - bits)) != 0, p);
       state[lane] = (x << bits) | (static_cast<uint32_t>(uint64_t{raws[e]} >> shift) & ((1u << bits) - 1));
     }
   }
@@ -88,12 +93,7 @@ std::byte* EncodeGroup(const EncodeSymbol* const* symbols, const U* raws, size_t
     if (!kFull && e >= count) continue;
     const EncodeSymbol& s = *symbols[e];
     uint32_t x = state[lane];
-    // Without a branch: the word is always written, the pointer moves only when it counts.
-    const uint16_t word = static_cast<uint16_t>(x);
-    std::memcpy(p - 2, &word, 2);
-    const bool emit = x > s.limit;
-    p -= emit ? 2 : 0;
-    x = emit ? x >> 16 : x;
+    p = Emit(x, x > s.limit, p);
     const uint32_t y = (x << s.first_bits) | (static_cast<uint32_t>(raws[e]) & ((1u << s.first_bits) - 1));
     const uint32_t q = static_cast<uint32_t>((uint64_t{y} * s.reciprocal) >> kReciprocalShift);
     state[lane] = (q << kProbBits) + s.start + (y - q * s.freq);

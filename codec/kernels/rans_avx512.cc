@@ -14,9 +14,13 @@ namespace {
 
 constexpr __mmask32 kOddElements = 0xaaaaaaaa;
 
+// A job in registers: nothing here is reached through memory that the output could alias.
 struct Stream {
   __m512i even, odd;  // states of even and odd elements
   const std::byte* next;
+  const std::byte* prediction;
+  std::byte* out;
+  size_t done;
 };
 
 inline __m512i LowHalves(const Stream& s) {
@@ -65,33 +69,40 @@ inline __m512i Advance(Stream& s, __m512i slot, __m512i start, __m512i end, __m5
 }
 
 inline Stream Load(const DecodeJob& job) {
-  return {_mm512_loadu_si512(job.state), _mm512_loadu_si512(job.state + 16), job.next};
+  return {_mm512_loadu_si512(job.state), _mm512_loadu_si512(job.state + 16), job.next, job.prediction, job.out, job.done};
 }
 
 inline void Store(const Stream& s, DecodeJob& job) {
   _mm512_storeu_si512(job.state, s.even);
   _mm512_storeu_si512(job.state + 16, s.odd);
   job.next = s.next;
-}
-
-inline bool HasGroup(const DecodeJob& job, const Stream& s) {
-  return job.elems - job.done >= kLanes && static_cast<size_t>(job.end - s.next) >= kFastPathSlackBytes;
+  job.done = s.done;
 }
 
 // Runs `step` on both jobs in turn while both can, then on what is left.
 template <typename Step>
-inline void Run(const Step& step, DecodeJob* jobs, unsigned job_count) {
+inline void Run(const Step step, DecodeJob* jobs, unsigned job_count) {
+  struct Limits {
+    const std::byte* end;
+    size_t elems;
+    const uint8_t* classes;
+    bool HasGroup(const Stream& s) const {
+      return elems - s.done >= kLanes && end - s.next >= static_cast<ptrdiff_t>(kFastPathSlackBytes);
+    }
+  };
+  const Limits la{jobs[0].end, jobs[0].elems, jobs[0].classes};
   Stream a = Load(jobs[0]);
   if (job_count > 1) {
+    const Limits lb{jobs[1].end, jobs[1].elems, jobs[1].classes};
     Stream b = Load(jobs[1]);
-    while (HasGroup(jobs[0], a) && HasGroup(jobs[1], b)) {
-      step(jobs[0], a);
-      step(jobs[1], b);
+    while (la.HasGroup(a) && lb.HasGroup(b)) {
+      step(a, la.classes);
+      step(b, lb.classes);
     }
-    while (HasGroup(jobs[1], b)) step(jobs[1], b);
+    while (lb.HasGroup(b)) step(b, lb.classes);
     Store(b, jobs[1]);
   }
-  while (HasGroup(jobs[0], a)) step(jobs[0], a);
+  while (la.HasGroup(a)) step(a, la.classes);
   Store(a, jobs[0]);
 }
 
@@ -133,8 +144,8 @@ struct DeltaStep {
     exponent_shift = _mm_cvtsi32_si128(static_cast<int>(t.layout.exponent_shift));
   }
 
-  inline void operator()(DecodeJob& job, Stream& s) const {
-    const __m512i prediction = _mm512_loadu_si512(job.prediction + job.done * 2);
+  inline void operator()(Stream& s, const uint8_t* /*classes*/) const {
+    const __m512i prediction = _mm512_loadu_si512(s.prediction + s.done * 2);
     const __m512i exponent = _mm512_and_si512(_mm512_srl_epi16(prediction, exponent_shift), exponent_mask);
     __m512i path = _mm512_min_epu16(_mm512_subs_epu16(exponent, exponent_low), _mm512_set1_epi16(kDeltaContexts - 1));
     const __m512i slot = _mm512_and_si512(LowHalves(s), _mm512_set1_epi16(kProbScale - 1));
@@ -168,8 +179,8 @@ struct DeltaStep {
     const __m512i negative = _mm512_sub_epi16(_mm512_setzero_si512(), _mm512_and_si512(value, _mm512_set1_epi16(1)));
     const __m512i sum = _mm512_add_epi16(ordered, _mm512_xor_si512(_mm512_srli_epi16(value, 1), negative));
     const __m512i flip = _mm512_or_si512(_mm512_andnot_si512(_mm512_srai_epi16(sum, 15), _mm512_set1_epi16(-1)), sign);
-    _mm512_storeu_si512(job.out + job.done * 2, _mm512_xor_si512(sum, flip));
-    job.done += kLanes;
+    _mm512_storeu_si512(s.out + s.done * 2, _mm512_xor_si512(sum, flip));
+    s.done += kLanes;
   }
 };
 
@@ -198,8 +209,8 @@ struct SelfStep {
     }
   }
 
-  inline void operator()(DecodeJob& job, Stream& s) const {
-    const Class& k = classes[job.classes[job.done / kSelfChunkElems]];
+  inline void operator()(Stream& s, const uint8_t* chunk_classes) const {
+    const Class& k = classes[chunk_classes[s.done / kSelfChunkElems]];
     const __m512i slot = _mm512_and_si512(LowHalves(s), _mm512_set1_epi16(kProbScale - 1));
     const __m512i one = _mm512_set1_epi16(1);
     const __m512i upper = Table(k.heap.data());
@@ -223,8 +234,8 @@ struct SelfStep {
     const __m512i swapped = _mm512_or_si512(_mm512_srli_epi16(value, low_bit ? 15 : 1), _mm512_slli_epi16(value, 15));
     const __m512i pattern =
         low_bit ? _mm512_or_si512(swapped, _mm512_and_si512(value, _mm512_set1_epi16(0x7ffe))) : swapped;
-    _mm512_storeu_si512(job.out + job.done * 2, pattern);
-    job.done += kLanes;
+    _mm512_storeu_si512(s.out + s.done * 2, pattern);
+    s.done += kLanes;
   }
 };
 

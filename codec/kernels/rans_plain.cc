@@ -15,12 +15,13 @@ U LoadAt(const std::byte* p) {
   return u;
 }
 
-// Takes the next word when the state fell below its lower bound. The word is always loaded: the caller leaves slack.
+// Takes the next word when the state fell below its lower bound; in arithmetic, because a branch on it is a coin toss. The word is
+// always loaded: the caller leaves slack.
 inline uint32_t Refill(uint32_t x, const std::byte*& next) {
+  const uint32_t need = x < kStateLow ? 1 : 0;
   const uint32_t word = LoadAt<uint16_t>(next);
-  const bool need = x < kStateLow;
-  next += need ? 2 : 0;
-  return need ? (x << 16) | word : x;
+  next += 2 * need;
+  return (x << (16 * need)) | (word & (0 - need));
 }
 
 template <typename U, bool kDeltaStream>
