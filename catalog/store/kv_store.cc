@@ -13,8 +13,7 @@ std::string_view FamilyName(Family family) {
 }
 
 void WriteBatch::Put(Family family, std::string_view key, ByteSpan value) {
-  constexpr size_t kKeyTagBytes = 4;  // that the store adds to a block
-  put_bytes_ += key.size() + value.size() + (family == Family::kBlocks ? kKeyTagBytes : 0);
+  put_bytes_ += key.size() + value.size();
   ops_.push_back({Op::Kind::kPut, family, std::string(key), std::string(AsChars(value))});
 }
 

@@ -14,11 +14,11 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <cstring>
 #include <future>
 #include <system_error>
 
 #include "catalog/store/blob_references.h"
+#include "catalog/store/crc32c.h"
 #include "catalog/store/file_checksum.h"
 #include "catalog/store/hooked_file_system.h"
 #include "catalog/store/kv_store.h"
@@ -154,38 +154,9 @@ rocksdb::ColumnFamilyOptions MakeFamilyOptions(Family family, const MemoryPlan& 
     // Small SSTs (45 bytes a value) are what it copies at a time: about 3,000 values.
     cf.target_file_size_base = 128 << 10;
     cf.table_properties_collector_factories.push_back(NewBlobReferencesCollector());
-    // Read without checking its checksums (ReadOptionsOf): no decompressor should see damaged bytes.
-    cf.compression = rocksdb::kNoCompression;
   }
   cf.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   return cf;
-}
-
-// A value of kBlocks ends with 4 bytes that name its key. With them and the checksum that its writer put into it, a
-// read needs none of RocksDB's checksums, whose crc32c costs Debian's build 7/8 of the time of reading a block (1.2
-// against 8.4 GB/s): a damaged value fails the checksum, a damaged index that leads to another block fails the name.
-constexpr size_t kKeyTagBytes = 4;
-
-std::array<char, kKeyTagBytes> KeyTag(std::string_view key) {
-  const uint64_t hash = Checksum64(AsBytes(key));
-  std::array<char, kKeyTagBytes> tag;
-  std::memcpy(tag.data(), &hash, tag.size());
-  return tag;
-}
-
-// The value without its key's name, which must agree.
-Result<ByteSpan> CheckKeyTag(std::string_view key, ByteSpan value) {
-  const std::array<char, kKeyTagBytes> tag = KeyTag(key);
-  if (value.size() < tag.size() || std::memcmp(value.data() + value.size() - tag.size(), tag.data(), tag.size()) != 0)
-    return Corruption("family blocks: what is stored at key 0x" + ToHex(AsBytes(key)) +
-                      " belongs to another key; run verify");
-  return value.first(value.size() - tag.size());
-}
-
-rocksdb::ReadOptions ReadOptionsOf(Family family) {
-  rocksdb::ReadOptions options;
-  options.verify_checksums = family != Family::kBlocks;
-  return options;
 }
 
 // The first key after every key that starts with `prefix`; "" when there is none.
@@ -211,7 +182,7 @@ class RocksStore final : public KvStore {
 
   Result<StoredValue> Get(Family family, std::string_view key) const override {
     auto value = std::make_shared<rocksdb::PinnableSlice>();
-    const rocksdb::Status s = db_->Get(ReadOptionsOf(family), Handle(family), ToSlice(key), value.get());
+    const rocksdb::Status s = db_->Get(rocksdb::ReadOptions(), Handle(family), ToSlice(key), value.get());
     return Wrap(family, key, s, std::move(value));
   }
 
@@ -219,7 +190,7 @@ class RocksStore final : public KvStore {
     std::vector<rocksdb::Slice> slices(keys.begin(), keys.end());
     std::vector<rocksdb::PinnableSlice> values(keys.size());
     std::vector<rocksdb::Status> statuses(keys.size());
-    db_->MultiGet(ReadOptionsOf(family), Handle(family), keys.size(), slices.data(), values.data(), statuses.data());
+    db_->MultiGet(rocksdb::ReadOptions(), Handle(family), keys.size(), slices.data(), values.data(), statuses.data());
     std::vector<Result<StoredValue>> out;
     out.reserve(keys.size());
     for (size_t i = 0; i < keys.size(); ++i)
@@ -232,13 +203,8 @@ class RocksStore final : public KvStore {
 
   Status Scan(Family family, std::string_view prefix,
               const std::function<Status(std::string_view, ByteSpan)>& visit) const override {
-    return Iterate(family, prefix, [&](const rocksdb::Iterator& it) -> Status {
-      ByteSpan value = ToSpan(it.value());
-      if (family == Family::kBlocks) {
-        ASSIGN_OR_RETURN(value, CheckKeyTag(ToView(it.key()), value));
-      }
-      return visit(ToView(it.key()), value);
-    });
+    return Iterate(family, prefix,
+                   [&](const rocksdb::Iterator& it) { return visit(ToView(it.key()), ToSpan(it.value())); });
   }
 
   Status ScanKeys(Family family, std::string_view prefix,
@@ -262,10 +228,7 @@ class RocksStore final : public KvStore {
                                   std::shared_ptr<rocksdb::PinnableSlice> value) {
     if (s.IsNotFound()) return NotFound(InFamily("reading", family) + ": no key 0x" + ToHex(AsBytes(key)));
     if (!s.ok()) return FromRocks(s, InFamily("reading", family));
-    ByteSpan bytes = ToSpan(*value);
-    if (family == Family::kBlocks) {
-      ASSIGN_OR_RETURN(bytes, CheckKeyTag(key, bytes));
-    }
+    const ByteSpan bytes = ToSpan(*value);
     return StoredValue(bytes, std::move(value));
   }
 
@@ -282,15 +245,6 @@ class RocksStore final : public KvStore {
   }
 
   Status Refuse() const { return PermissionDenied("store " + folder_->dir() + " was opened read-only"); }
-  static rocksdb::Status PutOp(rocksdb::WriteBatch& changes, rocksdb::ColumnFamilyHandle* handle,
-                               const WriteBatch::Op& op) {
-    if (op.family != Family::kBlocks) return changes.Put(handle, op.key, op.value);
-    const std::array<char, kKeyTagBytes> tag = KeyTag(op.key);
-    const rocksdb::Slice key(op.key);
-    const std::array<rocksdb::Slice, 2> value = {rocksdb::Slice(op.value), rocksdb::Slice(tag.data(), tag.size())};
-    return changes.Put(handle, rocksdb::SliceParts(&key, 1), rocksdb::SliceParts(value.data(), value.size()));
-  }
-
   // Clears the state in which RocksDB refuses writes after a failed one, if the cause is gone.
   Status ResumeAfterFailure();
   Status CheckRoom(uint64_t bytes) const;
@@ -372,7 +326,7 @@ Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
     rocksdb::ColumnFamilyHandle* handle = Handle(op.family);
     switch (op.kind) {
       case WriteBatch::Op::Kind::kPut:
-        s = PutOp(changes, handle, op);
+        s = changes.Put(handle, op.key, op.value);
         break;
       case WriteBatch::Op::Kind::kDelete:
         s = changes.Delete(handle, op.key);
@@ -503,3 +457,12 @@ Result<std::unique_ptr<KvStore>> OpenRocksStore(const std::string& dir, const St
 }
 
 }  // namespace modelstore
+
+// The dynamic linker finds this definition before the one in librocksdb, for that library's calls too (crc32c.h says
+// why). Where it cannot, the library's own is used; the values are the same.
+namespace rocksdb::crc32c {
+
+uint32_t Extend(uint32_t crc, const char* data, size_t size);  // as in RocksDB's util/crc32c.h, which is not installed
+uint32_t Extend(uint32_t crc, const char* data, size_t size) { return modelstore::ExtendCrc32c(crc, data, size); }
+
+}  // namespace rocksdb::crc32c
