@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
@@ -29,6 +30,10 @@ constexpr unsigned kMaxBackground = 128;  // 12, the default, gave 16 faulting p
 constexpr unsigned kCongestionThreshold = 96;
 constexpr unsigned kMinThreads = 16;
 constexpr unsigned kMaxThreads = 64;
+
+// Interrupts the session thread's sleep and does nothing else.
+const int kInterruptSignal = SIGRTMIN;
+void IgnoreInterrupt(int) {}
 
 // While set, libfuse's complaints on this thread are kept here, as the reason why mounting failed.
 thread_local std::string* kept_messages = nullptr;
@@ -133,6 +138,7 @@ struct FuseSession::Impl {
       const std::lock_guard lock(mutex);
       loop_ended = true;
       loop_error = result;
+      changed.notify_all();
     }
     WakeControl();
     control_thread.join();
@@ -168,10 +174,14 @@ struct FuseSession::Impl {
         changed.notify_all();
       }
     }
-    // A worker sleeps in read(2) and looks at the flag only after a request: asking for a page of the root, which has
-    // none, makes the kernel send one.
     fuse_session_exit(session);
-    fuse_lowlevel_notify_retrieve(session, FUSE_ROOT_ID, 1, 0, nullptr);
+    // libfuse's loop sleeps in sem_wait and looks at the flag only when that is interrupted. Repeated, because a signal
+    // may come just before the sleep.
+    std::unique_lock lock(mutex);
+    while (!loop_ended) {
+      ::pthread_kill(session_thread.native_handle(), kInterruptSignal);
+      changed.wait_for(lock, std::chrono::milliseconds(10));
+    }
   }
 };
 
@@ -219,12 +229,19 @@ Result<std::unique_ptr<FuseSession>> FuseSession::Start(fuse_lowlevel_ops ops, v
   impl->mounted = **entry;
 
   // Signals belong to the program's own threads.
+  struct sigaction interrupt {};
+  interrupt.sa_handler = IgnoreInterrupt;  // without SA_RESTART
+  sigaction(kInterruptSignal, &interrupt, nullptr);
   sigset_t all, before;
   sigfillset(&all);
+  sigdelset(&all, kInterruptSignal);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   Impl* raw = impl.get();
-  impl->control_thread = std::thread([raw] { raw->Control(); });
-  impl->session_thread = std::thread([raw] { raw->ServeRequests(); });
+  {
+    const std::lock_guard lock(raw->mutex);  // the threads see each other's handles
+    raw->session_thread = std::thread([raw] { raw->ServeRequests(); });
+    raw->control_thread = std::thread([raw] { raw->Control(); });
+  }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   std::unique_ptr<FuseSession> started(new FuseSession(std::move(impl)));
 

@@ -90,8 +90,9 @@ Result<std::string> ResolveMountpoint(const std::string& path) {
   if (error == ENOENT && ::readlink(trimmed.c_str(), link, sizeof(link)) >= 0)
     return NotFound("resolving " + path + ": the link leads nowhere");
   const std::string above = slash == std::string::npos ? "." : slash == 0 ? "/" : trimmed.substr(0, slash);
-  ASSIGN_OR_RETURN(std::string parent, ResolveMountpoint(above));
-  return parent == "/" ? parent + last : parent + "/" + last;
+  const Result<std::string> parent = ResolveMountpoint(above);
+  if (!parent.ok()) return parent.status();
+  return *parent == "/" ? "/" + last : *parent + "/" + last;
 }
 
 bool IsDead(const std::string& mountpoint) {
