@@ -15,7 +15,8 @@ Result<Outcome> RunLs(Session& session, const Arguments& arguments) {
   Outcome out;
   if (session.options().quiet) {
     // Names only, for scripts and completion.
-    for (const json& model : json::parse(document)["models"])
+    const json parsed = json::parse(document);
+    for (const json& model : parsed["models"])
       out.text += Printable(model["name"].get<std::string>()) + "\n";
   } else {
     out.text = RenderLs(document, arguments.Has("--tree"), session.style());

@@ -60,8 +60,8 @@ def missing(requirement):
 
 
 def matches(expected, line):
-    pattern = "".join(part if i % 2 else re.escape(part)
-                      for i, part in enumerate(re.split(r"\{\{(.*?)\}\}", expected)))
+    pattern = "".join(f"(?:{part})" if i % 2 else re.escape(part)
+                      for i, part in enumerate(re.split(r"\{\{(.*?)\}\}(?!\})", expected)))
     return re.fullmatch(pattern, line) is not None
 
 
@@ -113,6 +113,12 @@ def compare(step, lines, code):
     return report
 
 
+def mounts_below(folder):
+    """Also dead ones, which only the mount table still shows."""
+    points = [line.split()[1] for line in pathlib.Path("/proc/self/mounts").read_text().splitlines()]
+    return [point for point in points if point.startswith(f"{folder}/")]
+
+
 def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
@@ -125,9 +131,8 @@ def main():
     try:
         results = run(steps, binary, folder)
     finally:
-        for mount in sorted(folder.rglob("mnt*")):
-            if os.path.ismount(mount):
-                subprocess.run(["fusermount3", "-u", "-z", str(mount)], check=False)
+        for mount in mounts_below(folder):
+            subprocess.run(["fusermount3", "-u", "-z", mount], check=False)
         subprocess.run(["chmod", "-R", "u+rwX", str(folder)], check=False)
         shutil.rmtree(folder, ignore_errors=True)
     if "--print" in sys.argv:

@@ -25,8 +25,8 @@ TEST(RenderBar, FitsEveryWidth) {
 }
 
 TEST(RenderBar, UsesBlocksWhereTheyCanBeShown) {
-  const std::string line = RenderBar(kHalf, {.color = false, .unicode = true, .width = 100});
-  EXPECT_NE(line.find("████████████████████ "), std::string::npos) << line;
+  const std::string line = RenderBar(kHalf, {.color = false, .unicode = true, .width = 101});
+  EXPECT_NE(line.find("▕████████████████████  "), std::string::npos) << line;
 }
 
 TEST(RenderBar, SaysNothingItCannotKnow) {
