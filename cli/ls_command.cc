@@ -16,8 +16,7 @@ Result<Outcome> RunLs(Session& session, const Arguments& arguments) {
   if (session.options().quiet) {
     // Names only, for scripts and completion.
     const json parsed = json::parse(document);
-    for (const json& model : parsed["models"])
-      out.text += Printable(model["name"].get<std::string>()) + "\n";
+    for (const json& model : parsed["models"]) out.text += Printable(model["name"].get<std::string>()) + "\n";
   } else {
     out.text = RenderLs(document, arguments.Has("--tree"), session.style());
   }
