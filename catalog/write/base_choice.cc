@@ -112,11 +112,11 @@ Status BaseChooser::AddCandidate(const SourceExtent& extent, const TensorId& id,
                                  std::vector<BaseCandidate>* candidates) {
   ASSIGN_OR_RETURN(TensorRef base, catalog_.reader().OpenTensorById(id));
   if (base->record.depth > 0) {
-    // One hop only: what the nearest is stored against is nearly as near.
-    const std::vector<ViewSegment>& view = base->record.view;
-    if (view.size() != 1 || view[0].kind != ViewSegment::Kind::kIdentity || view[0].base_offset_elems != 0)
+    // One hop only: what the nearest is stored against is nearly as near. A copy: `base` is what holds the view.
+    const ViewSegment first = base->record.view.empty() ? ViewSegment{} : base->record.view[0];
+    if (first.elems == 0 || first.kind != ViewSegment::Kind::kIdentity || first.base_offset_elems != 0)
       return OkStatus();
-    ASSIGN_OR_RETURN(base, catalog_.reader().OpenTensorById(view[0].base));
+    ASSIGN_OR_RETURN(base, catalog_.reader().OpenTensorById(first.base));
     if (base->record.depth > 0) return OkStatus();
   }
   const TensorRecord& record = base->record;

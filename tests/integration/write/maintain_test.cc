@@ -1,0 +1,306 @@
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tests/integration/write/model_fixture.h"
+
+namespace modelstore {
+namespace {
+
+namespace fs = std::filesystem;
+
+class MaintainTest : public ModelTest {
+ protected:
+  void PushPair() {
+    base_ = SmallModel(1);
+    base_folder_ = WriteModel("base", base_);
+    WriteSource("base", "config.json", AsBytes("{}"));
+    finetune_folder_ = WriteModel("ft", FinetunedModel(base_, 50));
+    WriteSource("ft", "config.json", AsBytes("{}"));
+    base_report_ = MustPush(base_folder_);
+    finetune_report_ = MustPush(finetune_folder_);
+    ASSERT_EQ(finetune_report_.base, "base");
+  }
+  Result<PruneReport> PruneAll(bool dry_run = false) { return Prune(catalog(), dry_run, job_); }
+  // Of everything but the catalog's own record.
+  uint64_t StoredBytes() {
+    uint64_t bytes = 0;
+    for (const Family family :
+         {Family::kModels, Family::kFiles, Family::kTensors, Family::kBlocks, Family::kEdges, Family::kSketches}) {
+      EXPECT_OK(catalog().store().Scan(family, "", [&](std::string_view key, ByteSpan value) {
+        bytes += key.size() + value.size();
+        return OkStatus();
+      }));
+    }
+    return bytes;
+  }
+
+  std::vector<TestTensor> base_;
+  std::string base_folder_, finetune_folder_;
+  PushReport base_report_, finetune_report_;
+};
+
+TEST_F(MaintainTest, BaseWithDependentsIsRefusedByName) {
+  PushPair();
+  const Result<RemoveReport> refused = Remove(catalog(), "base", false);
+  EXPECT_EQ(refused.status().code(), StatusCode::kHasDependents);
+  EXPECT_NE(refused.status().message().find("ft"), std::string::npos) << refused.status().ToString();
+  EXPECT_EQ(Remove(catalog(), "base", true).status().code(), StatusCode::kHasDependents);
+  EXPECT_EQ(Remove(catalog(), "nobody", false).status().code(), StatusCode::kNotFound);
+  // A second model that holds the same tensors keeps them alive: then the name can go.
+  MustPush(base_folder_, {"base-copy", PushOptions::Base::kAuto, ""});
+  EXPECT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(PruneAll().status());
+  ExpectStored("ft", finetune_folder_);
+  EXPECT_EQ(Remove(catalog(), "base-copy", false).status().code(), StatusCode::kHasDependents);
+  ExpectClean();
+}
+
+TEST_F(MaintainTest, RemoveAndPruneGiveBackWhatTheySay) {
+  PushPair();
+  const uint64_t before = StoredBytes();
+  const Result<RemoveReport> dry = Remove(catalog(), "ft", true);
+  ASSERT_OK(dry.status());
+  EXPECT_EQ(ModelNames().size(), 2u);
+  const Result<RemoveReport> removed = Remove(catalog(), "ft", false);
+  ASSERT_OK(removed.status());
+  EXPECT_EQ(removed->models, std::vector<std::string>{"ft"});
+  EXPECT_EQ(removed->freed_bytes, dry->freed_bytes);
+  EXPECT_EQ(removed->freed_bytes, finetune_report_.stored_bytes);
+  EXPECT_EQ(ModelNames(), std::vector<std::string>{"base"});
+  const Result<StoreReport> report = MakeReport(catalog());
+  ASSERT_OK(report.status());
+  EXPECT_EQ(report->stored_bytes, base_report_.stored_bytes);
+
+  const Result<PruneReport> counted = PruneAll(true);
+  ASSERT_OK(counted.status());
+  EXPECT_EQ(counted->freed_bytes, report->prunable_bytes);
+  const Result<PruneReport> pruned = PruneAll();
+  ASSERT_OK(pruned.status());
+  EXPECT_EQ(pruned->freed_bytes, counted->freed_bytes);
+  EXPECT_EQ(pruned->blocks, counted->blocks);
+  EXPECT_LT(pruned->disk_bytes_after, pruned->disk_bytes_before);
+  EXPECT_EQ(StoredBytes(), before - finetune_report_.stored_bytes);
+  EXPECT_EQ(PruneAll()->freed_bytes, 0u);
+  ExpectStored("base", base_folder_);
+  ExpectClean();
+
+  ASSERT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(PruneAll().status());
+  EXPECT_EQ(StoredBytes(), 0u);
+  Reopen();
+  EXPECT_TRUE(ModelNames().empty());
+}
+
+TEST_F(MaintainTest, RemovedModelIsNoBaseAndComesBackWhenPushedAgain) {
+  PushPair();
+  ASSERT_OK(Remove(catalog(), "ft", false).status());
+  ASSERT_OK(Remove(catalog(), "base", false).status());
+  // Not pruned: still stored, but nothing may be stored against it.
+  const std::string folder = WriteModel("ft2", FinetunedModel(base_, 60));
+  EXPECT_EQ(MustPush(folder).delta_bytes, 0u);
+  const PushReport again = MustPush(base_folder_);
+  EXPECT_EQ(again.identical_file_bytes, again.logical_bytes);
+  ASSERT_OK(PruneAll().status());
+  ExpectStored("base", base_folder_);
+  ExpectStored("ft2", folder);
+  ExpectClean();
+}
+
+TEST_F(MaintainTest, OpenFilesOutliveRemoveAndPrune) {
+  PushPair();
+  const Result<ModelRecord> model = catalog().FindModel("ft");
+  ASSERT_OK(model.status());
+  const auto file = std::find_if(model->files.begin(), model->files.end(),
+                                 [](const ModelFile& f) { return f.path == "model.safetensors"; });
+  Result<FileRef> open = catalog().reader().OpenFileByHash(file->sha256);
+  ASSERT_OK(open.status());
+  ASSERT_OK(Remove(catalog(), "ft", false).status());
+  ASSERT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(PruneAll().status());
+  Bytes out((*open)->bytes());
+  ASSERT_OK(catalog().reader().Read(*open, 0, out).status());
+  EXPECT_TRUE(out == ReadPath(finetune_folder_ + "/model.safetensors"));
+  *open = nullptr;
+  ASSERT_OK(PruneAll().status());
+  EXPECT_EQ(StoredBytes(), 0u);
+}
+
+TEST_F(MaintainTest, PruneFindsBlocksOfUnfinishedPushes) {
+  PushPair();
+  const Result<CatalogMeta> meta = catalog().Meta();
+  ASSERT_OK(meta.status());
+  WriteBatch batch;
+  for (uint32_t i = 0; i < 5; ++i)
+    batch.Put(Family::kBlocks, BlockKey(meta->next_push, i), SealBlock(NoiseBytes(i, 1000)));
+  ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+  const Result<PruneReport> pruned = PruneAll();
+  ASSERT_OK(pruned.status());
+  EXPECT_EQ(pruned->blocks, 5u);
+  EXPECT_EQ(pruned->freed_bytes, 5u * (1000 + kBlockHeaderBytes + 12));
+  EXPECT_EQ(StoredBytes(), base_report_.stored_bytes + finetune_report_.stored_bytes);
+  ExpectClean();
+}
+
+TEST_F(MaintainTest, RenameKeepsContentAndFamily) {
+  PushPair();
+  EXPECT_OK(Rename(catalog(), "base", "team/base"));
+  EXPECT_EQ(Rename(catalog(), "base", "x").code(), StatusCode::kNotFound);
+  EXPECT_EQ(Rename(catalog(), "ft", "team/base").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "team").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "team/base/ft").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "ft").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "/x").code(), StatusCode::kInvalidArgument);
+  EXPECT_OK(Rename(catalog(), "ft", "ft/below"));  // only its own old name is in the way
+  Reopen();
+  EXPECT_EQ(ModelNames(), (std::vector<std::string>{"ft/below", "team/base"}));
+  EXPECT_EQ(UsageOf("ft/below").base, "team/base");
+  ExpectStored("team/base", base_folder_);
+  ExpectStored("ft/below", finetune_folder_);
+}
+
+TEST_F(MaintainTest, ChangesAreAnnouncedByTopLevelName) {
+  std::vector<std::string> changed;
+  catalog().SetOnChanged(
+      [&](const std::vector<std::string>& names) { changed.insert(changed.end(), names.begin(), names.end()); });
+  const std::string folder = WriteSource("m", "f", AsBytes("x"));
+  MustPush(folder, {"a/b", PushOptions::Base::kAuto, ""});
+  ASSERT_OK(Rename(catalog(), "a/b", "c"));
+  ASSERT_OK(Remove(catalog(), "c", false).status());
+  EXPECT_EQ(changed, (std::vector<std::string>{"a", "a", "c", "c"}));
+  catalog().SetOnChanged(nullptr);
+}
+
+TEST_F(MaintainTest, VerifyNamesTheFileThatIsDamaged) {
+  PushPair();
+  const Result<VerifyReport> good = Verify(catalog(), {}, job_);
+  ASSERT_OK(good.status());
+  EXPECT_EQ(good->checked, 4u);
+  EXPECT_EQ(good->checked_bytes, base_report_.logical_bytes + finetune_report_.logical_bytes);
+  EXPECT_TRUE(good->failed.empty());
+  EXPECT_EQ(Verify(catalog(), {"nobody"}, job_).status().code(), StatusCode::kNotFound);
+
+  // One block of the finetune with other bytes under a valid checksum.
+  std::string key;
+  Bytes value;
+  const Result<ModelRecord> model = catalog().FindModel("ft");
+  ASSERT_OK(catalog().store().Scan(Family::kBlocks, BlockKeyPrefix(model->push), [&](std::string_view k, ByteSpan v) {
+    const Result<ByteSpan> coded = OpenBlock(v);
+    EXPECT_OK(coded.status());
+    if (coded->size() > value.size()) {
+      key = k;
+      value.assign(coded->begin(), coded->end());
+    }
+    return OkStatus();
+  }));
+  value[value.size() / 2] ^= std::byte{1};
+  WriteBatch batch;
+  batch.Put(Family::kBlocks, key, SealBlock(value));
+  ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+  Reopen();
+  const Result<VerifyReport> bad = Verify(catalog(), {}, job_);
+  ASSERT_OK(bad.status());
+  ASSERT_EQ(bad->failed.size(), 1u);
+  EXPECT_EQ(bad->failed[0].model, "ft");
+  EXPECT_EQ(bad->failed[0].file, "model.safetensors");
+  EXPECT_FALSE(bad->failed[0].reason.empty());
+  EXPECT_TRUE(Verify(catalog(), {"base"}, job_)->failed.empty());
+  // Export refuses to hand it out.
+  EXPECT_FALSE(Export(catalog(), "ft", temp() + "/out", job_).ok());
+  EXPECT_FALSE(fs::exists(temp() + "/out/model.safetensors"));
+}
+
+TEST_F(MaintainTest, VerifyReportsMissingRecords) {
+  PushPair();
+  const Result<ModelRecord> model = catalog().FindModel("base");
+  WriteBatch batch;
+  for (const ModelFile& file : model->files) batch.Delete(Family::kFiles, FileKey(file.sha256));
+  ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+  Reopen();
+  const Result<VerifyReport> report = Verify(catalog(), {}, job_);
+  ASSERT_OK(report.status());
+  // config.json is shared by both models.
+  ASSERT_EQ(report->failed.size(), 3u);
+  EXPECT_NE(report->failed[0].reason.find("missing"), std::string::npos) << report->failed[0].reason;
+}
+
+TEST_F(MaintainTest, ExportWritesPlainFilesAgain) {
+  PushPair();
+  WriteSource("deep", "a/b/c.txt", AsBytes("deep"));
+  const std::string deep = WriteSource("deep", "empty", {});
+  ASSERT_EQ(chmod((deep + "/a/b/c.txt").c_str(), 0640), 0);
+  MustPush(deep);
+  const std::string out = temp() + "/out/of/here";
+  const Result<ExportReport> report = Export(catalog(), "deep", out, job_);
+  ASSERT_OK(report.status());
+  EXPECT_EQ(report->files, 2u);
+  EXPECT_EQ(report->bytes, 4u);
+  EXPECT_TRUE(ReadPath(out + "/a/b/c.txt") == ReadPath(deep + "/a/b/c.txt"));
+  struct stat source, copy;
+  ASSERT_EQ(stat((deep + "/a/b/c.txt").c_str(), &source), 0);
+  ASSERT_EQ(stat((out + "/a/b/c.txt").c_str(), &copy), 0);
+  EXPECT_EQ(copy.st_mode & 07777, 0640u);
+  EXPECT_EQ(copy.st_mtim.tv_sec, source.st_mtim.tv_sec);
+  EXPECT_EQ(copy.st_mtim.tv_nsec, source.st_mtim.tv_nsec);
+  ASSERT_OK(Export(catalog(), "ft", out, job_).status());
+  EXPECT_TRUE(ReadPath(out + "/model.safetensors") == ReadPath(finetune_folder_ + "/model.safetensors"));
+
+  // What exists is left alone, and nothing else is written then.
+  fs::remove(out + "/config.json");
+  WritePath(out + "/model.safetensors", AsBytes("mine"));
+  EXPECT_EQ(Export(catalog(), "ft", out, job_).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_FALSE(fs::exists(out + "/config.json"));
+  EXPECT_TRUE(ReadPath(out + "/model.safetensors").size() == 4);
+  EXPECT_EQ(Export(catalog(), "nobody", out, job_).status().code(), StatusCode::kNotFound);
+}
+
+TEST_F(MaintainTest, ExportFollowsNoLinksOutOfItsFolder) {
+  WriteSource("m", "sub/file", AsBytes("content"));
+  MustPush(temp() + "/sources/m");
+  fs::create_directories(temp() + "/out");
+  fs::create_directories(temp() + "/victim");
+  fs::create_directory_symlink(temp() + "/victim", temp() + "/out/sub");
+  EXPECT_FALSE(Export(catalog(), "m", temp() + "/out", job_).ok());
+  EXPECT_TRUE(fs::is_empty(temp() + "/victim"));
+}
+
+TEST_F(MaintainTest, ReportTellsWhatIsSharedAndWhatIsOwn) {
+  PushPair();
+  MustPush(base_folder_, {"copy", PushOptions::Base::kAuto, ""});
+  const Result<StoreReport> report = MakeReport(catalog());
+  ASSERT_OK(report.status());
+  ASSERT_EQ(report->models.size(), 3u);
+  const ModelUsage& base = report->models[0];
+  const ModelUsage& copy = report->models[1];
+  const ModelUsage& finetune = report->models[2];
+  EXPECT_EQ(report->logical_bytes, base.logical_bytes + copy.logical_bytes + finetune.logical_bytes);
+  EXPECT_NEAR(report->saved_fraction,
+              1.0 - static_cast<double>(report->stored_bytes) / static_cast<double>(report->logical_bytes), 1e-9);
+  EXPECT_GT(report->disk_bytes, report->stored_bytes);
+  EXPECT_EQ(base.shared_bytes, copy.shared_bytes);
+  EXPECT_LT(base.stored_bytes, 300u) << "all but its own record is shared with its copy";
+  EXPECT_EQ(copy.levels.identical_file, copy.logical_bytes);
+  EXPECT_EQ(base.levels.identical_file, 0u);
+  EXPECT_GT(base.levels.self, 0u);
+  EXPECT_GT(finetune.levels.delta, finetune.logical_bytes * 9 / 10);
+  EXPECT_EQ(finetune.levels.identical_file, 2u) << "config.json";
+  for (const ModelUsage& model : report->models) {
+    const LevelBytes& levels = model.levels;
+    EXPECT_EQ(levels.identical_file + levels.identical_tensor + levels.self + levels.delta + levels.raw +
+                  levels.content + levels.compact,
+              model.logical_bytes)
+        << model.name;
+  }
+  const Result<ModelDetail> detail = DescribeModel(catalog(), "ft");
+  ASSERT_OK(detail.status());
+  ASSERT_EQ(detail->files.size(), 2u);
+  EXPECT_EQ(detail->files[0].kind, "content");
+  EXPECT_EQ(detail->files[1].kind, "safetensors");
+  ASSERT_EQ(detail->files[1].tensors.size(), base_.size());
+  EXPECT_EQ(detail->files[1].tensors[0].name, "embed");
+  EXPECT_EQ(detail->files[1].tensors[0].base_model, "base");
+  EXPECT_EQ(detail->files[1].sha256.size(), 64u);
+  EXPECT_EQ(DescribeModel(catalog(), "nobody").status().code(), StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace modelstore
