@@ -28,6 +28,10 @@ double Fraction(const ProgressState& state) {
   return static_cast<double>(std::min(state.done_bytes, state.total_bytes)) / static_cast<double>(state.total_bytes);
 }
 
+std::string RightAligned(const std::string& text, size_t columns) {
+  return std::string(columns - std::min(text.size(), columns), ' ') + text;
+}
+
 std::string BarOf(double fraction, size_t columns, bool unicode) {
   std::string out;
   if (!unicode) {
@@ -47,25 +51,27 @@ std::string BarOf(double fraction, size_t columns, bool unicode) {
 }  // namespace
 
 std::string RenderBar(const ProgressState& state, const Style& style) {
+  // Fields keep their width while their numbers change, so that the bar stands still.
   const std::string head = Printable(state.phase);
-  std::string tail = HumanBytes(state.done_bytes);
+  const uint64_t rate = Rate(state);
+  const double left = SecondsLeft(state);
+  std::string tail = RightAligned(HumanBytes(state.done_bytes), 8);
   if (state.total_bytes != 0) tail += " / " + HumanBytes(state.total_bytes);
-  if (const uint64_t rate = Rate(state); rate != 0) tail += "  " + HumanBytes(rate) + "/s";
-  if (const double left = SecondsLeft(state); left >= 0) tail += "  ETA " + Clock(left);
+  tail += "  " + RightAligned(rate == 0 ? "" : HumanBytes(rate) + "/s", 10);
+  if (left >= 0) tail += "  ETA " + Clock(left);
 
   const size_t room = style.width > 1 ? style.width - 1 : 0;
   std::string line = head + "  ";
-  const size_t used = DisplayWidth(head) + 2 + (state.total_bytes != 0 ? 7 : 0) + DisplayWidth(tail);
   if (state.total_bytes != 0) {
-    const std::string percent = std::to_string(static_cast<int>(Fraction(state) * 100));
+    constexpr size_t kEta = 13, kFrame = 4, kPercent = 7;
+    const size_t used =
+        DisplayWidth(line) + kFrame + kPercent + 8 + 3 + HumanBytes(state.total_bytes).size() + 12 + kEta;
     // Below 10 columns a bar says nothing.
-    constexpr size_t kFrame = 4;
-    if (used + kFrame + 10 <= room)
-      line += BarOf(Fraction(state), std::min<size_t>(room - used - kFrame, 40), style.unicode) + "  ";
-    line += std::string(3 - std::min<size_t>(percent.size(), 3), ' ') + percent + " %  ";
+    if (used + 10 <= room) line += BarOf(Fraction(state), std::min<size_t>(room - used, 40), style.unicode) + "  ";
+    line += RightAligned(std::to_string(static_cast<int>(Fraction(state) * 100)), 3) + " %  ";
   }
   line += tail;
-  // Only ASCII is left when it is too long: phases are ours and short.
+  // What is too long is ASCII: then there is no bar in it.
   if (DisplayWidth(line) > room) line.resize(std::min(line.size(), room));
   return line;
 }

@@ -10,8 +10,8 @@ constexpr ProgressState kHalf = {
     .phase = "storing", .done_bytes = 134'500'000, .total_bytes = 269'000'000, .seconds = 2};
 
 TEST(RenderBar, ShowsShareRateAndTimeLeft) {
-  EXPECT_EQ(RenderBar(kHalf, {.color = false, .unicode = false, .width = 101}),
-            "storing  [####################--------------------]   50 %  134.5 MB / 269.0 MB  67.2 MB/s  ETA 0:02");
+  EXPECT_EQ(RenderBar(kHalf, {.color = false, .unicode = false, .width = 120}),
+            "storing  [####################--------------------]   50 %  134.5 MB / 269.0 MB   67.2 MB/s  ETA 0:02");
 }
 
 TEST(RenderBar, FitsEveryWidth) {
@@ -24,14 +24,25 @@ TEST(RenderBar, FitsEveryWidth) {
   }
 }
 
+TEST(RenderBar, StandsStillWhileNumbersChange) {
+  const Style style = {.color = false, .unicode = false, .width = 90};
+  ProgressState state = kHalf;
+  const size_t end = RenderBar(state, style).find(']');
+  ASSERT_NE(end, std::string::npos);
+  for (const uint64_t done : {1'000ull, 99'000'000ull, 200'000'000ull, 269'000'000ull}) {
+    state.done_bytes = done;
+    EXPECT_EQ(RenderBar(state, style).find(']'), end) << done;
+  }
+}
+
 TEST(RenderBar, UsesBlocksWhereTheyCanBeShown) {
-  const std::string line = RenderBar(kHalf, {.color = false, .unicode = true, .width = 101});
+  const std::string line = RenderBar(kHalf, {.color = false, .unicode = true, .width = 120});
   EXPECT_NE(line.find("▕████████████████████  "), std::string::npos) << line;
 }
 
 TEST(RenderBar, SaysNothingItCannotKnow) {
   const std::string unknown = RenderBar({.phase = "reading", .done_bytes = 5000, .total_bytes = 0, .seconds = 1}, {});
-  EXPECT_EQ(unknown, "reading  5.0 kB  5.0 kB/s");
+  EXPECT_EQ(unknown, "reading    5.0 kB    5.0 kB/s");
   const std::string start = RenderBar({.phase = "reading", .done_bytes = 0, .total_bytes = 10, .seconds = 0}, {});
   EXPECT_EQ(start.find("ETA"), std::string::npos) << start;
 }
