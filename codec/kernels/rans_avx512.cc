@@ -12,64 +12,106 @@
 namespace modelstore {
 namespace {
 
-constexpr __mmask32 kOddElements = 0xaaaaaaaa;
+// A constant that the compiler cannot see through: GCC 12 would otherwise rebuild each from a general register in every
+// group, which costs a fifth of the speed.
+inline __m512i Opaque(__m512i v) {
+  __asm__("" : "+v"(v));
+  return v;
+}
+
+struct Constants {
+  __m512i low_halves = Opaque(_mm512_set1_epi32(0xffff));
+  __m512i state_low = Opaque(_mm512_set1_epi32(static_cast<int>(kStateLow)));
+  __m512i slot_mask = Opaque(_mm512_set1_epi16(kProbScale - 1));
+  __m512i prob_scale = Opaque(_mm512_set1_epi16(kProbScale));
+  __m512i first_max = Opaque(_mm512_set1_epi16(kFirstRawBits));
+  __m512i one = Opaque(_mm512_set1_epi16(1));
+  __m512i sign = Opaque(_mm512_set1_epi16(static_cast<short>(0x8000)));
+};
 
 // A job in registers: nothing here is reached through memory that the output could alias.
 struct Stream {
   __m512i even, odd;  // states of even and odd elements
   const std::byte* next;
   const std::byte* prediction;
+  const uint8_t* classes;
   std::byte* out;
   size_t done;
 };
 
-inline __m512i LowHalves(const Stream& s) {
-  return _mm512_mask_blend_epi16(kOddElements, s.even, _mm512_slli_epi32(s.odd, 16));
-}
+// Every statement below is written for N streams at once, so that their instructions alternate: the core's scheduler
+// holds fewer instructions than one group has, and would otherwise fill up with one chain waiting for itself.
+template <unsigned N>
+using Vectors = __m512i[N];
+#define MS_EACH for (unsigned i = 0; i < N; ++i)
 
-inline __m512i EvenOf(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xffff)); }
+inline __m512i EvenOf(const Constants& k, __m512i v) { return _mm512_and_si512(v, k.low_halves); }
 inline __m512i OddOf(__m512i v) { return _mm512_srli_epi32(v, 16); }
 
-// Lanes whose state fell below the lower bound take the next words, in lane order.
-inline __m512i Refill(__m512i x, const std::byte*& next) {
-  const __mmask16 need = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(static_cast<int>(kStateLow)));
-  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(next)));
-  next += 2 * static_cast<unsigned>(_mm_popcnt_u32(need));
-  return _mm512_mask_or_epi32(x, need, _mm512_slli_epi32(x, 16), _mm512_maskz_expand_epi32(need, words));
+// The states' low halves in element order: low_halves ? even : odd << 16.
+inline __m512i LowHalves(const Constants& k, const Stream& s) {
+  return _mm512_ternarylogic_epi32(k.low_halves, s.even, _mm512_slli_epi32(s.odd, 16), 0xca);
 }
 
-// x = freq * (x >> P) + slot - start, then the first raw bits, then the long values' second phase. Returns the coded
+// Lanes whose state fell below the lower bound take the next words, in lane order.
+template <unsigned N>
+__attribute__((always_inline)) inline void Refill(const Constants& k, Stream* s) {
+  __mmask16 even[N], odd[N];
+  Vectors<N> words;
+  MS_EACH even[i] = _mm512_cmplt_epu32_mask(s[i].even, k.state_low);
+  MS_EACH odd[i] = _mm512_cmplt_epu32_mask(s[i].odd, k.state_low);
+  const auto load = [](const Stream& t) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.next)));
+  };
+  MS_EACH words[i] = load(s[i]);
+  MS_EACH s[i].next += 2 * static_cast<unsigned>(_mm_popcnt_u32(even[i]));
+  MS_EACH words[i] = _mm512_maskz_expand_epi32(even[i], words[i]);
+  MS_EACH s[i].even = _mm512_mask_or_epi32(s[i].even, even[i], _mm512_slli_epi32(s[i].even, 16), words[i]);
+  MS_EACH words[i] = load(s[i]);
+  MS_EACH s[i].next += 2 * static_cast<unsigned>(_mm_popcnt_u32(odd[i]));
+  MS_EACH words[i] = _mm512_maskz_expand_epi32(odd[i], words[i]);
+  MS_EACH s[i].odd = _mm512_mask_or_epi32(s[i].odd, odd[i], _mm512_slli_epi32(s[i].odd, 16), words[i]);
+}
+
+// x = freq * (x >> P) + slot - start, then the first raw bits, then the long values' second phase. values: the coded
 // values.
-inline __m512i Advance(Stream& s, __m512i slot, __m512i start, __m512i end, __m512i base, __m512i raw) {
-  const __m512i one = _mm512_set1_epi16(1);
-  const __m512i first_max = _mm512_set1_epi16(kFirstRawBits);
-  const __m512i freq = _mm512_sub_epi16(end, start);
-  const __m512i offset = _mm512_sub_epi16(slot, start);
-  s.even = _mm512_add_epi32(_mm512_mullo_epi32(EvenOf(freq), _mm512_srli_epi32(s.even, kProbBits)), EvenOf(offset));
-  s.odd = _mm512_add_epi32(_mm512_mullo_epi32(OddOf(freq), _mm512_srli_epi32(s.odd, kProbBits)), OddOf(offset));
-
-  const __m512i first = _mm512_min_epu16(raw, first_max);
-  const __m512i first_mask = _mm512_sub_epi16(_mm512_sllv_epi16(one, first), one);
-  __m512i value = _mm512_add_epi16(base, _mm512_and_si512(LowHalves(s), first_mask));
-  s.even = _mm512_srlv_epi32(s.even, EvenOf(first));
-  s.odd = _mm512_srlv_epi32(s.odd, OddOf(first));
-  s.even = Refill(s.even, s.next);
-  s.odd = Refill(s.odd, s.next);
-
-  if (_mm512_cmpgt_epu16_mask(raw, first_max) != 0) {
-    const __m512i rest = _mm512_subs_epu16(raw, first_max);
-    const __m512i rest_mask = _mm512_sub_epi16(_mm512_sllv_epi16(one, rest), one);
-    value = _mm512_add_epi16(value, _mm512_slli_epi16(_mm512_and_si512(LowHalves(s), rest_mask), kFirstRawBits));
-    s.even = _mm512_srlv_epi32(s.even, EvenOf(rest));
-    s.odd = _mm512_srlv_epi32(s.odd, OddOf(rest));
-    s.even = Refill(s.even, s.next);
-    s.odd = Refill(s.odd, s.next);
+template <unsigned N>
+__attribute__((always_inline)) inline void Advance(const Constants& k, Stream* s, const __m512i* slot,
+                                                   const __m512i* start, const __m512i* end, const __m512i* base,
+                                                   const __m512i* raw, __m512i* value) {
+  Vectors<N> freq, offset, first, mask;
+  MS_EACH freq[i] = _mm512_sub_epi16(end[i], start[i]);
+  MS_EACH offset[i] = _mm512_sub_epi16(slot[i], start[i]);
+  MS_EACH s[i].even = _mm512_mullo_epi32(EvenOf(k, freq[i]), _mm512_srli_epi32(s[i].even, kProbBits));
+  MS_EACH s[i].odd = _mm512_mullo_epi32(OddOf(freq[i]), _mm512_srli_epi32(s[i].odd, kProbBits));
+  MS_EACH first[i] = _mm512_min_epu16(raw[i], k.first_max);
+  MS_EACH s[i].even = _mm512_add_epi32(s[i].even, EvenOf(k, offset[i]));
+  MS_EACH s[i].odd = _mm512_add_epi32(s[i].odd, OddOf(offset[i]));
+  MS_EACH mask[i] = _mm512_sub_epi16(_mm512_sllv_epi16(k.one, first[i]), k.one);
+  MS_EACH value[i] = _mm512_add_epi16(base[i], _mm512_and_si512(LowHalves(k, s[i]), mask[i]));
+  MS_EACH s[i].even = _mm512_srlv_epi32(s[i].even, EvenOf(k, first[i]));
+  MS_EACH s[i].odd = _mm512_srlv_epi32(s[i].odd, OddOf(first[i]));
+  Refill<N>(k, s);
+  MS_EACH {
+    if (__builtin_expect(_mm512_cmpgt_epu16_mask(raw[i], k.first_max) == 0, 1)) continue;
+    const __m512i rest = _mm512_subs_epu16(raw[i], k.first_max);
+    const __m512i rest_mask = _mm512_sub_epi16(_mm512_sllv_epi16(k.one, rest), k.one);
+    value[i] =
+        _mm512_add_epi16(value[i], _mm512_slli_epi16(_mm512_and_si512(LowHalves(k, s[i]), rest_mask), kFirstRawBits));
+    s[i].even = _mm512_srlv_epi32(s[i].even, EvenOf(k, rest));
+    s[i].odd = _mm512_srlv_epi32(s[i].odd, OddOf(rest));
+    Refill<1>(k, &s[i]);
   }
-  return value;
 }
 
 inline Stream Load(const DecodeJob& job) {
-  return {_mm512_loadu_si512(job.state), _mm512_loadu_si512(job.state + 16), job.next, job.prediction, job.out, job.done};
+  return {_mm512_loadu_si512(job.state),
+          _mm512_loadu_si512(job.state + 16),
+          job.next,
+          job.prediction,
+          job.classes,
+          job.out,
+          job.done};
 }
 
 inline void Store(const Stream& s, DecodeJob& job) {
@@ -79,31 +121,28 @@ inline void Store(const Stream& s, DecodeJob& job) {
   job.done = s.done;
 }
 
-// Runs `step` on both jobs in turn while both can, then on what is left.
-template <typename Step>
-inline void Run(const Step step, DecodeJob* jobs, unsigned job_count) {
-  struct Limits {
-    const std::byte* end;
-    size_t elems;
-    const uint8_t* classes;
-    bool HasGroup(const Stream& s) const {
-      return elems - s.done >= kLanes && end - s.next >= static_cast<ptrdiff_t>(kFastPathSlackBytes);
-    }
+// Runs `step` on N jobs together while all have a group left and input enough for it.
+template <unsigned N, typename Step>
+__attribute__((always_inline)) inline void Run(const Step& step, DecodeJob* jobs) {
+  const std::byte* end[N];
+  size_t elems[N];
+  Stream s[N];
+  MS_EACH end[i] = jobs[i].end;
+  MS_EACH elems[i] = jobs[i].elems;
+  MS_EACH s[i] = Load(jobs[i]);
+  const auto has_group = [&] {
+    bool all = true;
+    MS_EACH all &= elems[i] - s[i].done >= kLanes && end[i] - s[i].next >= static_cast<ptrdiff_t>(kFastPathSlackBytes);
+    return all;
   };
-  const Limits la{jobs[0].end, jobs[0].elems, jobs[0].classes};
-  Stream a = Load(jobs[0]);
-  if (job_count > 1) {
-    const Limits lb{jobs[1].end, jobs[1].elems, jobs[1].classes};
-    Stream b = Load(jobs[1]);
-    while (la.HasGroup(a) && lb.HasGroup(b)) {
-      step(a, la.classes);
-      step(b, lb.classes);
-    }
-    while (lb.HasGroup(b)) step(b, lb.classes);
-    Store(b, jobs[1]);
-  }
-  while (la.HasGroup(a)) step(a, la.classes);
-  Store(a, jobs[0]);
+  while (has_group()) step.template operator()<N>(s);
+  MS_EACH Store(s[i], jobs[i]);
+}
+
+template <typename Step>
+inline void RunAll(const Step step, DecodeJob* jobs, unsigned job_count) {
+  if (job_count == 2) Run<2>(step, jobs);
+  for (unsigned j = 0; j < job_count; ++j) Run<1>(step, jobs + j);
 }
 
 inline __m512i Table(const uint16_t* at) { return _mm512_loadu_si512(at); }
@@ -111,6 +150,10 @@ inline __m512i Table(const uint16_t* at) { return _mm512_loadu_si512(at); }
 // The eight symbols of 16 contexts: threshold trees of three levels, then 128 symbols, all indexed by context in the
 // low bits and the path of comparisons above.
 struct DeltaStep {
+  Constants k;
+  __m512i last_context = Opaque(_mm512_set1_epi16(kDeltaContexts - 1));
+  __m512i path1 = Opaque(_mm512_set1_epi16(16));
+  __m512i path2 = Opaque(_mm512_set1_epi16(32));
   __m512i level1, level2, level3_low, level3_high;
   __m512i base[4], raw[4];
   __m512i exponent_low, exponent_mask;
@@ -144,43 +187,48 @@ struct DeltaStep {
     exponent_shift = _mm_cvtsi32_si128(static_cast<int>(t.layout.exponent_shift));
   }
 
-  inline void operator()(Stream& s, const uint8_t* /*classes*/) const {
-    const __m512i prediction = _mm512_loadu_si512(s.prediction + s.done * 2);
-    const __m512i exponent = _mm512_and_si512(_mm512_srl_epi16(prediction, exponent_shift), exponent_mask);
-    __m512i path = _mm512_min_epu16(_mm512_subs_epu16(exponent, exponent_low), _mm512_set1_epi16(kDeltaContexts - 1));
-    const __m512i slot = _mm512_and_si512(LowHalves(s), _mm512_set1_epi16(kProbScale - 1));
+  template <unsigned N>
+  __attribute__((always_inline)) inline void operator()(Stream* s) const {
+    Vectors<N> prediction, path, slot, threshold, start, end, b, r, value;
+    __mmask32 above[N];
+    MS_EACH prediction[i] = _mm512_loadu_si512(s[i].prediction + s[i].done * 2);
+    MS_EACH path[i] = _mm512_and_si512(_mm512_srl_epi16(prediction[i], exponent_shift), exponent_mask);
+    MS_EACH path[i] = _mm512_min_epu16(_mm512_subs_epu16(path[i], exponent_low), last_context);
+    MS_EACH slot[i] = _mm512_and_si512(LowHalves(k, s[i]), k.slot_mask);
 
-    __m512i threshold = _mm512_permutexvar_epi16(path, level1);
-    __mmask32 above = _mm512_cmpge_epu16_mask(slot, threshold);
-    __m512i start = _mm512_maskz_mov_epi16(above, threshold);
-    __m512i end = _mm512_mask_mov_epi16(threshold, above, _mm512_set1_epi16(kProbScale));
-    path = _mm512_mask_add_epi16(path, above, path, _mm512_set1_epi16(16));
+    MS_EACH threshold[i] = _mm512_permutexvar_epi16(path[i], level1);
+    MS_EACH above[i] = _mm512_cmpge_epu16_mask(slot[i], threshold[i]);
+    MS_EACH start[i] = _mm512_maskz_mov_epi16(above[i], threshold[i]);
+    MS_EACH end[i] = _mm512_mask_mov_epi16(threshold[i], above[i], k.prob_scale);
+    MS_EACH path[i] = _mm512_mask_add_epi16(path[i], above[i], path[i], path1);
 
-    threshold = _mm512_permutexvar_epi16(path, level2);
-    above = _mm512_cmpge_epu16_mask(slot, threshold);
-    start = _mm512_mask_mov_epi16(start, above, threshold);
-    end = _mm512_mask_mov_epi16(threshold, above, end);
-    path = _mm512_mask_add_epi16(path, above, path, _mm512_set1_epi16(32));
+    MS_EACH threshold[i] = _mm512_permutexvar_epi16(path[i], level2);
+    MS_EACH above[i] = _mm512_cmpge_epu16_mask(slot[i], threshold[i]);
+    MS_EACH start[i] = _mm512_mask_mov_epi16(start[i], above[i], threshold[i]);
+    MS_EACH end[i] = _mm512_mask_mov_epi16(threshold[i], above[i], end[i]);
+    MS_EACH path[i] = _mm512_mask_add_epi16(path[i], above[i], path[i], path2);
 
-    threshold = _mm512_permutex2var_epi16(level3_low, path, level3_high);
-    above = _mm512_cmpge_epu16_mask(slot, threshold);
-    start = _mm512_mask_mov_epi16(start, above, threshold);
-    end = _mm512_mask_mov_epi16(threshold, above, end);
-
-    const __m512i b = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(base[0], path, base[1]), above,
-                                            _mm512_permutex2var_epi16(base[2], path, base[3]));
-    const __m512i r = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(raw[0], path, raw[1]), above,
-                                            _mm512_permutex2var_epi16(raw[2], path, raw[3]));
-    const __m512i value = Advance(s, slot, start, end, b, r);
+    MS_EACH threshold[i] = _mm512_permutex2var_epi16(level3_low, path[i], level3_high);
+    MS_EACH b[i] = _mm512_permutex2var_epi16(base[0], path[i], base[1]);
+    MS_EACH r[i] = _mm512_permutex2var_epi16(raw[0], path[i], raw[1]);
+    MS_EACH above[i] = _mm512_cmpge_epu16_mask(slot[i], threshold[i]);
+    MS_EACH start[i] = _mm512_mask_mov_epi16(start[i], above[i], threshold[i]);
+    MS_EACH end[i] = _mm512_mask_mov_epi16(threshold[i], above[i], end[i]);
+    MS_EACH b[i] = _mm512_mask_mov_epi16(b[i], above[i], _mm512_permutex2var_epi16(base[2], path[i], base[3]));
+    MS_EACH r[i] = _mm512_mask_mov_epi16(r[i], above[i], _mm512_permutex2var_epi16(raw[2], path[i], raw[3]));
+    Advance<N>(k, s, slot, start, end, b, r, value);
 
     // FromDeltaValue, 32 at once.
-    const __m512i sign = _mm512_set1_epi16(static_cast<short>(0x8000));
-    const __m512i ordered = _mm512_xor_si512(prediction, _mm512_or_si512(_mm512_srai_epi16(prediction, 15), sign));
-    const __m512i negative = _mm512_sub_epi16(_mm512_setzero_si512(), _mm512_and_si512(value, _mm512_set1_epi16(1)));
-    const __m512i sum = _mm512_add_epi16(ordered, _mm512_xor_si512(_mm512_srli_epi16(value, 1), negative));
-    const __m512i flip = _mm512_or_si512(_mm512_andnot_si512(_mm512_srai_epi16(sum, 15), _mm512_set1_epi16(-1)), sign);
-    _mm512_storeu_si512(s.out + s.done * 2, _mm512_xor_si512(sum, flip));
-    s.done += kLanes;
+    MS_EACH {
+      const __m512i ordered =
+          _mm512_xor_si512(prediction[i], _mm512_or_si512(_mm512_srai_epi16(prediction[i], 15), k.sign));
+      const __m512i negative = _mm512_sub_epi16(_mm512_setzero_si512(), _mm512_and_si512(value[i], k.one));
+      const __m512i sum = _mm512_add_epi16(ordered, _mm512_xor_si512(_mm512_srli_epi16(value[i], 1), negative));
+      // sum ^ (~(sum >> 15) | sign)
+      _mm512_storeu_si512(s[i].out + s[i].done * 2,
+                          _mm512_ternarylogic_epi32(sum, _mm512_srai_epi16(sum, 15), k.sign, 0x4b));
+      s[i].done += kLanes;
+    }
   }
 };
 
@@ -190,10 +238,13 @@ struct SelfStep {
   struct Class {
     std::array<uint16_t, 64> heap, base, raw;
   };
+  Constants k;
+  __m512i inner_bits;  // of a value with low_bit: those that stay where they are
+  __m128i low_shift;
   std::array<Class, kSelfClasses> classes;
-  bool low_bit;
 
-  explicit SelfStep(const DecodeTables& t) : low_bit(t.low_bit) {
+  explicit SelfStep(const DecodeTables& t)
+      : inner_bits(_mm512_set1_epi16(t.low_bit ? 0x7ffe : 0)), low_shift(_mm_cvtsi32_si128(t.low_bit ? 15 : 1)) {
     for (unsigned c = 0; c < kSelfClasses; ++c) {
       const size_t at = size_t{c} * kSelfSymbols;
       classes[c].heap[0] = 0;
@@ -209,43 +260,49 @@ struct SelfStep {
     }
   }
 
-  inline void operator()(Stream& s, const uint8_t* chunk_classes) const {
-    const Class& k = classes[chunk_classes[s.done / kSelfChunkElems]];
-    const __m512i slot = _mm512_and_si512(LowHalves(s), _mm512_set1_epi16(kProbScale - 1));
-    const __m512i one = _mm512_set1_epi16(1);
-    const __m512i upper = Table(k.heap.data());
-    const __m512i lower = Table(k.heap.data() + 32);
-    __m512i start = _mm512_setzero_si512();
-    __m512i end = _mm512_set1_epi16(kProbScale);
-    __m512i node = one;
+  template <unsigned N>
+  __attribute__((always_inline)) inline void operator()(Stream* s) const {
+    const Class* c[N];
+    Vectors<N> slot, upper, lower, threshold, start, end, node, b, r, value;
+    __mmask32 above[N];
+    MS_EACH c[i] = &classes[s[i].classes[s[i].done / kSelfChunkElems]];
+    MS_EACH slot[i] = _mm512_and_si512(LowHalves(k, s[i]), k.slot_mask);
+    MS_EACH upper[i] = Table(c[i]->heap.data());
+    MS_EACH lower[i] = Table(c[i]->heap.data() + 32);
+    MS_EACH start[i] = _mm512_setzero_si512();
+    MS_EACH end[i] = k.prob_scale;
+    MS_EACH node[i] = k.one;
     for (unsigned level = 0; level < 6; ++level) {
-      const __m512i threshold = level == 0 ? _mm512_set1_epi16(static_cast<short>(k.heap[1]))
-                                           : _mm512_permutexvar_epi16(node, level < 5 ? upper : lower);
-      const __mmask32 above = _mm512_cmpge_epu16_mask(slot, threshold);
-      start = _mm512_mask_mov_epi16(start, above, threshold);
-      end = _mm512_mask_mov_epi16(threshold, above, end);
-      node = _mm512_add_epi16(node, node);
-      node = _mm512_mask_add_epi16(node, above, node, one);
+      MS_EACH threshold[i] = _mm512_permutexvar_epi16(node[i], level < 5 ? upper[i] : lower[i]);
+      MS_EACH above[i] = _mm512_cmpge_epu16_mask(slot[i], threshold[i]);
+      MS_EACH start[i] = _mm512_mask_mov_epi16(start[i], above[i], threshold[i]);
+      MS_EACH end[i] = _mm512_mask_mov_epi16(threshold[i], above[i], end[i]);
+      MS_EACH node[i] = _mm512_add_epi16(node[i], node[i]);
+      MS_EACH node[i] = _mm512_mask_add_epi16(node[i], above[i], node[i], k.one);
     }
-    const __m512i b = _mm512_permutex2var_epi16(Table(k.base.data()), node, Table(k.base.data() + 32));
-    const __m512i r = _mm512_permutex2var_epi16(Table(k.raw.data()), node, Table(k.raw.data() + 32));
-    const __m512i value = Advance(s, slot, start, end, b, r);
+    MS_EACH b[i] = _mm512_permutex2var_epi16(Table(c[i]->base.data()), node[i], Table(c[i]->base.data() + 32));
+    MS_EACH r[i] = _mm512_permutex2var_epi16(Table(c[i]->raw.data()), node[i], Table(c[i]->raw.data() + 32));
+    Advance<N>(k, s, slot, start, end, b, r, value);
 
-    const __m512i swapped = _mm512_or_si512(_mm512_srli_epi16(value, low_bit ? 15 : 1), _mm512_slli_epi16(value, 15));
-    const __m512i pattern =
-        low_bit ? _mm512_or_si512(swapped, _mm512_and_si512(value, _mm512_set1_epi16(0x7ffe))) : swapped;
-    _mm512_storeu_si512(s.out + s.done * 2, pattern);
-    s.done += kLanes;
+    MS_EACH {
+      // FromSelfValue: the sign goes to the top; with low_bit the top bit becomes the lowest, else everything moves
+      // down.
+      const __m512i rotated = _mm512_or_si512(_mm512_srl_epi16(value[i], low_shift), _mm512_slli_epi16(value[i], 15));
+      _mm512_storeu_si512(s[i].out + s[i].done * 2, _mm512_or_si512(rotated, _mm512_and_si512(value[i], inner_bits)));
+      s[i].done += kLanes;
+    }
   }
 };
 
 void Decode(const DecodeTables& t, const uint32_t* /*slots*/, DecodeJob* jobs, unsigned job_count) {
   if (t.delta) {
-    Run(DeltaStep(t), jobs, job_count);
+    RunAll(DeltaStep(t), jobs, job_count);
   } else {
-    Run(SelfStep(t), jobs, job_count);
+    RunAll(SelfStep(t), jobs, job_count);
   }
 }
+
+#undef MS_EACH
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 #include "codec/kernels/rans_decode.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "codec/kernels/rans_fast.h"
@@ -140,6 +141,36 @@ const RansFastPath& FastPath(unsigned width_bits) {
   }
 }
 
+// The fast path on the streams as they lie, then, since it keeps away from a stream's end, on a padded copy of each
+// end: in a delta a few hundred bytes are a thousand elements. False when a stream ran into the padding.
+bool RunFastPath(const RansFastPath& fast, const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs,
+                 unsigned job_count) {
+  constexpr unsigned kMaxJobs = 2;
+  fast.decode(tables, slots, jobs, job_count);
+  std::array<std::byte, 2 * kFastPathSlackBytes> tails[kMaxJobs];
+  DecodeJob padded[kMaxJobs];
+  size_t left[kMaxJobs];
+  for (unsigned j = 0; j < job_count; ++j) {
+    left[j] = static_cast<size_t>(jobs[j].end - jobs[j].next);
+    padded[j] = jobs[j];
+    if (left[j] >= kFastPathSlackBytes) continue;  // stopped for want of elements
+    tails[j].fill(std::byte{0});
+    if (left[j] != 0) std::memcpy(tails[j].data(), jobs[j].next, left[j]);
+    padded[j].next = tails[j].data();
+    padded[j].end = tails[j].data() + left[j] + kFastPathSlackBytes;
+  }
+  fast.decode(tables, slots, padded, job_count);
+  for (unsigned j = 0; j < job_count; ++j) {
+    if (left[j] >= kFastPathSlackBytes) continue;
+    const size_t used = static_cast<size_t>(padded[j].next - tails[j].data());
+    if (used > left[j]) return false;
+    padded[j].next = jobs[j].next + used;
+    padded[j].end = jobs[j].end;
+    jobs[j] = padded[j];
+  }
+  return true;
+}
+
 }  // namespace
 
 DecodeTables BuildDecodeTables(const RansModel& model, bool delta, DType coded_dtype) {
@@ -173,10 +204,10 @@ bool DecodeStreams(const DecodeTables& tables, DecodeJob* jobs, unsigned job_cou
   size_t elems = 0;
   for (unsigned j = 0; j < job_count; ++j) elems += jobs[j].elems;
   if (!fast.wants_slots) {
-    fast.decode(tables, nullptr, jobs, job_count);
+    if (!RunFastPath(fast, tables, nullptr, jobs, job_count)) return false;
   } else if (elems >= kSlotTableMinElems) {
     const std::vector<uint32_t> slots = BuildSlotTable(tables);
-    fast.decode(tables, slots.data(), jobs, job_count);
+    if (!RunFastPath(fast, tables, slots.data(), jobs, job_count)) return false;
   }
   bool ok = true;
   for (unsigned j = 0; j < job_count; ++j) {

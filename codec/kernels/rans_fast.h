@@ -23,7 +23,8 @@ extern const RansFastPath kRansPlain;
 extern const RansFastPath kRansAvx2;
 extern const RansFastPath kRansAvx512;
 
-// Words a group may take: two phases of kLanes for 16-bit values; vector loads may read a whole further group.
-inline constexpr size_t kFastPathSlackBytes = 2 * kLanes * 2 + 64;
+// A fast path stops when fewer bytes are left: the most that a group of any width takes (symbols and, for 64 bits, four
+// more phases) and what a vector load reads beyond.
+inline constexpr size_t kFastPathSlackBytes = 2 * kLanes * 5 + 64;
 
 }  // namespace modelstore

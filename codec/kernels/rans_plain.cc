@@ -15,8 +15,8 @@ U LoadAt(const std::byte* p) {
   return u;
 }
 
-// Takes the next word when the state fell below its lower bound; in arithmetic, because a branch on it is a coin toss. The word is
-// always loaded: the caller leaves slack.
+// Takes the next word when the state fell below its lower bound; in arithmetic, because a branch on it is a coin toss.
+// The word is always loaded: the caller leaves slack.
 inline uint32_t Refill(uint32_t x, const std::byte*& next) {
   const uint32_t need = x < kStateLow ? 1 : 0;
   const uint32_t word = LoadAt<uint16_t>(next);
@@ -26,7 +26,6 @@ inline uint32_t Refill(uint32_t x, const std::byte*& next) {
 
 template <typename U, bool kDeltaStream>
 void DecodeGroups(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
-  constexpr size_t kSlack = 2 * kLanes * (1 + (kWidth<U> + 15) / 16);
   const unsigned symbol_bits = kDeltaStream ? 3 : 6;
   struct Symbol {
     U base;
@@ -41,7 +40,7 @@ void DecodeGroups(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) 
   uint32_t state[kLanes];
   std::memcpy(state, job.state, sizeof(state));
   const std::byte* next = job.next;
-  while (job.elems - job.done >= kLanes && static_cast<size_t>(job.end - next) >= kSlack) {
+  while (job.elems - job.done >= kLanes && static_cast<size_t>(job.end - next) >= kFastPathSlackBytes) {
     U prediction[kLanes];
     uint32_t context[kLanes];
     if constexpr (kDeltaStream) {
