@@ -40,40 +40,33 @@ inline bool HasGroup(const DecodeJob& job, const Stream& s) {
   return job.elems - job.done >= kLanes && static_cast<size_t>(job.end - s.next) >= kFastPathSlackBytes;
 }
 
-// Symbols as the gathers want them: base | raw bits << 16.
-template <unsigned kCount>
-std::array<uint32_t, kCount> PackSymbols(const DecodeTables& t) {
-  std::array<uint32_t, kCount> packed;
-  for (unsigned i = 0; i < kCount; ++i)
-    packed[i] = static_cast<uint32_t>(static_cast<uint16_t>(t.base[i])) | static_cast<uint32_t>(t.raw_bits[i]) << 16;
-  return packed;
-}
-
-// One group: contexts[v] is the slot table's and the symbol table's context of each lane, as 32-bit integers. values[v]
-// receives the coded values.
-inline void Advance(Stream& s, const uint32_t* slots, const uint32_t* symbols, unsigned symbol_bits,
-                    const __m256i* contexts, __m256i* values) {
+// One group: contexts[v] is each lane's row of the slot table. values[v] receives the coded values.
+__attribute__((always_inline)) inline void Advance(Stream& s, const uint64_t* slots, const __m256i* contexts,
+                                                   __m256i* values) {
   const __m256i prob_mask = _mm256_set1_epi32(kProbScale - 1);
   const __m256i first_max = _mm256_set1_epi32(kFirstRawBits);
   const __m256i one = _mm256_set1_epi32(1);
+  const auto* table = reinterpret_cast<const long long*>(slots);
   __m256i raw[kVectors];
   __m256i longest = _mm256_setzero_si256();
   for (unsigned v = 0; v < kVectors; ++v) {
     const __m256i slot = _mm256_and_si256(s.x[v], prob_mask);
-    const __m256i entry = _mm256_i32gather_epi32(reinterpret_cast<const int*>(slots),
-                                                 _mm256_or_si256(_mm256_slli_epi32(contexts[v], kProbBits), slot), 4);
+    // Lanes 0 1 4 5 and 2 3 6 7, so that the shuffles below bring each half of the entries back into lane order.
     const __m256i index =
-        _mm256_or_si256(_mm256_sll_epi32(contexts[v], _mm_cvtsi32_si128(static_cast<int>(symbol_bits))),
-                        _mm256_and_si256(entry, _mm256_set1_epi32(0xff)));
-    const __m256i symbol = _mm256_i32gather_epi32(reinterpret_cast<const int*>(symbols), index, 4);
+        _mm256_permute4x64_epi64(_mm256_or_si256(_mm256_slli_epi32(contexts[v], kProbBits), slot), 0xd8);
+    const __m256 a = _mm256_castsi256_ps(_mm256_i32gather_epi64(table, _mm256_castsi256_si128(index), 8));
+    const __m256 b = _mm256_castsi256_ps(_mm256_i32gather_epi64(table, _mm256_extracti128_si256(index, 1), 8));
+    const __m256i entry = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+    const __m256i symbol = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
     const __m256i freq = _mm256_srli_epi32(entry, kSlotFreqShift);
     const __m256i offset = _mm256_and_si256(_mm256_srli_epi32(entry, kSlotOffsetShift), prob_mask);
-    __m256i x = _mm256_add_epi32(_mm256_mullo_epi32(freq, _mm256_srli_epi32(s.x[v], kProbBits)), offset);
-    raw[v] = _mm256_srli_epi32(symbol, 16);
+    const __m256i x = _mm256_add_epi32(_mm256_mullo_epi32(freq, _mm256_srli_epi32(s.x[v], kProbBits)), offset);
+    raw[v] = _mm256_srli_epi32(symbol, kSlotRawBitsShift);
     longest = _mm256_max_epu32(longest, raw[v]);
     const __m256i first = _mm256_min_epu32(raw[v], first_max);
     const __m256i mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, first), one);
-    values[v] = _mm256_add_epi32(_mm256_and_si256(symbol, _mm256_set1_epi32(0xffff)), _mm256_and_si256(x, mask));
+    // The high half's upper bits (raw bits) fall away when the values are joined.
+    values[v] = _mm256_add_epi32(symbol, _mm256_and_si256(x, mask));
     s.x[v] = _mm256_srlv_epi32(x, first);
   }
   for (unsigned v = 0; v < kVectors; ++v) s.x[v] = Refill(s.x[v], s.next);
@@ -111,13 +104,11 @@ inline void Run(const Step& step, DecodeJob* jobs, unsigned job_count) {
 }
 
 struct DeltaStep {
-  const uint32_t* slots;
-  std::array<uint32_t, kDeltaContexts * kDeltaSymbols> symbols;
+  const uint64_t* slots;
   __m256i exponent_low, exponent_mask;
   __m128i exponent_shift;
 
-  DeltaStep(const DecodeTables& t, const uint32_t* s)
-      : slots(s), symbols(PackSymbols<kDeltaContexts * kDeltaSymbols>(t)) {
+  DeltaStep(const DecodeTables& t, const uint64_t* s) : slots(s) {
     exponent_low = _mm256_set1_epi16(static_cast<short>(t.exponent_low));
     exponent_mask = _mm256_set1_epi16(static_cast<short>(t.layout.exponent_mask));
     exponent_shift = _mm_cvtsi32_si128(static_cast<int>(t.layout.exponent_shift));
@@ -133,7 +124,7 @@ struct DeltaStep {
       contexts[h] = _mm256_and_si256(context, _mm256_set1_epi32(0xffff));
       contexts[h + 2] = _mm256_srli_epi32(context, 16);
     }
-    Advance(s, slots, symbols.data(), 3, contexts, values);
+    Advance(s, slots, contexts, values);
     const __m256i sign = _mm256_set1_epi16(static_cast<short>(0x8000));
     for (unsigned h = 0; h < 2; ++h) {
       const __m256i value = Join(values[h], values[h + 2]);
@@ -150,17 +141,15 @@ struct DeltaStep {
 };
 
 struct SelfStep {
-  const uint32_t* slots;
-  std::array<uint32_t, kSelfClasses * kSelfSymbols> symbols;
+  const uint64_t* slots;
   bool low_bit;
 
-  SelfStep(const DecodeTables& t, const uint32_t* s)
-      : slots(s), symbols(PackSymbols<kSelfClasses * kSelfSymbols>(t)), low_bit(t.low_bit) {}
+  SelfStep(const DecodeTables& t, const uint64_t* s) : slots(s), low_bit(t.low_bit) {}
 
   inline void operator()(DecodeJob& job, Stream& s) const {
     __m256i contexts[kVectors], values[kVectors];
     for (__m256i& c : contexts) c = _mm256_set1_epi32(job.classes[job.done / kSelfChunkElems]);
-    Advance(s, slots, symbols.data(), 6, contexts, values);
+    Advance(s, slots, contexts, values);
     for (unsigned h = 0; h < 2; ++h) {
       const __m256i value = Join(values[h], values[h + 2]);
       const __m256i swapped = _mm256_or_si256(low_bit ? _mm256_srli_epi16(value, 15) : _mm256_srli_epi16(value, 1),
@@ -173,7 +162,7 @@ struct SelfStep {
   }
 };
 
-void Decode(const DecodeTables& t, const uint32_t* slots, DecodeJob* jobs, unsigned job_count) {
+void Decode(const DecodeTables& t, const uint64_t* slots, DecodeJob* jobs, unsigned job_count) {
   if (t.delta) {
     Run(DeltaStep(t, slots), jobs, job_count);
   } else {

@@ -294,7 +294,7 @@ struct SelfStep {
   }
 };
 
-void Decode(const DecodeTables& t, const uint32_t* /*slots*/, DecodeJob* jobs, unsigned job_count) {
+void Decode(const DecodeTables& t, const uint64_t* /*slots*/, DecodeJob* jobs, unsigned job_count) {
   if (t.delta) {
     RunAll(DeltaStep(t), jobs, job_count);
   } else {

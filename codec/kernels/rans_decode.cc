@@ -12,18 +12,23 @@ namespace {
 // A slot table pays from about this many elements on; fewer are decoded by search.
 constexpr size_t kSlotTableMinElems = 8192;
 
-std::vector<uint32_t> BuildSlotTable(const DecodeTables& t) {
-  std::vector<uint32_t> slots(size_t{t.contexts} << kProbBits);
+// In a buffer of this thread's, valid until its next call: 128 KiB from the allocator would be mapped afresh for every
+// block.
+const uint64_t* BuildSlotTable(const DecodeTables& t) {
+  thread_local std::vector<uint64_t> slots;
+  slots.resize(size_t{kDeltaContexts} << kProbBits);
   for (unsigned c = 0; c < t.contexts; ++c) {
     const uint16_t* start = &t.start[size_t{c} * t.symbols];
     for (unsigned s = 0; s < t.symbols; ++s) {
       const uint32_t begin = start[s];
       const uint32_t end = s + 1 < t.symbols ? start[s + 1] : kProbScale;
-      uint32_t entry = s | ((end - begin) << kSlotFreqShift);
+      const size_t at = size_t{c} * t.symbols + s;
+      const uint32_t high = static_cast<uint16_t>(t.base[at]) | uint32_t{t.raw_bits[at]} << kSlotRawBitsShift;
+      uint64_t entry = s | ((end - begin) << kSlotFreqShift) | uint64_t{high} << 32;
       for (uint32_t i = begin; i < end; ++i, entry += 1u << kSlotOffsetShift) slots[(c << kProbBits) + i] = entry;
     }
   }
-  return slots;
+  return slots.data();
 }
 
 // Element of lane l within its group.
@@ -143,7 +148,7 @@ const RansFastPath& FastPath(unsigned width_bits) {
 
 // The fast path on the streams as they lie, then, since it keeps away from a stream's end, on a padded copy of each
 // end: in a delta a few hundred bytes are a thousand elements. False when a stream ran into the padding.
-bool RunFastPath(const RansFastPath& fast, const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs,
+bool RunFastPath(const RansFastPath& fast, const DecodeTables& tables, const uint64_t* slots, DecodeJob* jobs,
                  unsigned job_count) {
   constexpr unsigned kMaxJobs = 2;
   fast.decode(tables, slots, jobs, job_count);
@@ -206,8 +211,7 @@ bool DecodeStreams(const DecodeTables& tables, DecodeJob* jobs, unsigned job_cou
   if (!fast.wants_slots) {
     if (!RunFastPath(fast, tables, nullptr, jobs, job_count)) return false;
   } else if (elems >= kSlotTableMinElems) {
-    const std::vector<uint32_t> slots = BuildSlotTable(tables);
-    if (!RunFastPath(fast, tables, slots.data(), jobs, job_count)) return false;
+    if (!RunFastPath(fast, tables, BuildSlotTable(tables), jobs, job_count)) return false;
   }
   bool ok = true;
   for (unsigned j = 0; j < job_count; ++j) {

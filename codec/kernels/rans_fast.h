@@ -10,14 +10,16 @@ namespace modelstore {
 // group boundary. `slots` is the slot table, or null for a target that does not want one. The vector targets take
 // 16-bit patterns only.
 struct RansFastPath {
-  void (*decode)(const DecodeTables& tables, const uint32_t* slots, DecodeJob* jobs, unsigned job_count);
+  void (*decode)(const DecodeTables& tables, const uint64_t* slots, DecodeJob* jobs, unsigned job_count);
   bool wants_slots;
 };
 
-// Slot table: entry [context << kProbBits | slot] = symbol (8 bits) | (slot - start) << 8 (10 bits) | freq << 18 (11
-// bits).
+// Slot table, for targets that find symbols by look-up: entry [context << kProbBits | slot] has in its low half the
+// symbol (8 bits), slot - start (10) and freq (11), in its high half what the vector paths need to know of a 16-bit
+// symbol: base (16) and raw bits (5).
 inline constexpr unsigned kSlotOffsetShift = 8;
 inline constexpr unsigned kSlotFreqShift = 18;
+inline constexpr unsigned kSlotRawBitsShift = 16;  // of the high half
 
 extern const RansFastPath kRansPlain;
 extern const RansFastPath kRansAvx2;

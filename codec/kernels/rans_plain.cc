@@ -25,7 +25,7 @@ inline uint32_t Refill(uint32_t x, const std::byte*& next) {
 }
 
 template <typename U, bool kDeltaStream>
-void DecodeGroups(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) {
+void DecodeGroups(const DecodeTables& t, const uint64_t* slots, DecodeJob& job) {
   const unsigned symbol_bits = kDeltaStream ? 3 : 6;
   struct Symbol {
     U base;
@@ -62,7 +62,8 @@ void DecodeGroups(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) 
       for (unsigned i = 0; i < 16; ++i) {
         const unsigned e = 2 * i + odd;
         uint32_t x = state[16 * odd + i];
-        const uint32_t slot = slots[(context[e] << kProbBits) + (x & (kProbScale - 1))];
+        const uint64_t entry = slots[(context[e] << kProbBits) + (x & (kProbScale - 1))];
+        const uint32_t slot = static_cast<uint32_t>(entry);
         const Symbol& s = symbols[(context[e] << symbol_bits) + (slot & 0xff)];
         x = (slot >> kSlotFreqShift) * (x >> kProbBits) + ((slot >> kSlotOffsetShift) & (kProbScale - 1));
         value[e] = static_cast<U>(s.base + (x & ((1u << s.first_bits) - 1)));
@@ -97,7 +98,7 @@ void DecodeGroups(const DecodeTables& t, const uint32_t* slots, DecodeJob& job) 
 }
 
 template <typename U>
-void DecodeWidth(const DecodeTables& t, const uint32_t* slots, DecodeJob* jobs, unsigned job_count) {
+void DecodeWidth(const DecodeTables& t, const uint64_t* slots, DecodeJob* jobs, unsigned job_count) {
   for (unsigned j = 0; j < job_count; ++j) {
     if (t.delta) {
       DecodeGroups<U, true>(t, slots, jobs[j]);
@@ -107,7 +108,7 @@ void DecodeWidth(const DecodeTables& t, const uint32_t* slots, DecodeJob* jobs, 
   }
 }
 
-void Decode(const DecodeTables& t, const uint32_t* slots, DecodeJob* jobs, unsigned job_count) {
+void Decode(const DecodeTables& t, const uint64_t* slots, DecodeJob* jobs, unsigned job_count) {
   switch (t.layout.width_bits) {
     case 8:
       return DecodeWidth<uint8_t>(t, slots, jobs, job_count);
