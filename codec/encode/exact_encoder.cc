@@ -253,6 +253,13 @@ ClassThresholds FitThresholds(DType coded_dtype, ByteSpan sample) {
   });
 }
 
+// What zstd makes of a sample: it wins where values repeat exactly (constant tensors, masks, tables).
+uint64_t ZstdBytes(ByteSpan sample) {
+  Bytes out(ZSTD_compressBound(sample.size()));
+  const size_t n = ZSTD_compress(out.data(), out.size(), sample.data(), sample.size(), 1);
+  return ZSTD_isError(n) ? sample.size() : n;
+}
+
 uint64_t RawBytes(DType dtype, uint64_t elems) { return elems * DTypeBytes(dtype); }
 
 }  // namespace
@@ -269,6 +276,11 @@ EncodePlan PlanTensor(DType dtype, uint64_t elems, ByteSpan sample, DType base_d
   }
   const uint64_t sample_elems = sample.size() / DTypeBytes(dtype);
   if (sample_elems == 0) return plan;
+  const uint64_t zstd_bytes = ZstdBytes(sample);
+  if (zstd_bytes < sample.size() * 9 / 10) {
+    plan.encoding = Encoding::kZstd;
+    plan.estimated_bytes = zstd_bytes * elems / sample_elems + 8;
+  }
   DType coded = dtype;
   if (dtype == DType::kF32 && LowHalvesAreZero(sample)) coded = DType::kBF16;
   Bytes narrowed;

@@ -63,8 +63,8 @@ const EncodeSymbol& EncodeTables::FindLarge(uint32_t context, uint64_t value) co
 
 namespace {
 
-// Gives the state's low word away when `emit`. In arithmetic, because a branch on it is a coin toss: the word is always written, the
-// pointer and the state move only when it counts.
+// Gives the state's low word away when `emit`. In arithmetic, because a branch on it is a coin toss: the word is always
+// written, the pointer and the state move only when it counts.
 inline std::byte* Emit(uint32_t& x, bool emit, std::byte* p) {
   const uint16_t word = static_cast<uint16_t>(x);
   std::memcpy(p - 2, &word, 2);
