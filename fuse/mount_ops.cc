@@ -22,6 +22,7 @@ namespace {
 constexpr double kForeverSeconds = 1e9;
 constexpr uint64_t kStatBlockBytes = 512;
 constexpr uint64_t kFsBlockBytes = 4096;
+constexpr size_t kMaxNameBytes = 255;
 constexpr std::string_view kInfoXattr = "user.modelstore.info";
 constexpr std::string_view kSha256Xattr = "user.modelstore.sha256";
 
@@ -170,6 +171,10 @@ struct MountRequests {
   }
 
   static void Lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    if (std::strlen(name) > kMaxNameBytes) {  // the kernel lets 1,024 bytes through
+      fuse_reply_err(request, ENAMETOOLONG);
+      return;
+    }
     Guard(request, [&](MountOps& ops) {
       for (;;) {
         const Result<NodeInfo> node = ops.tree_.Lookup(parent, name);
@@ -334,7 +339,7 @@ struct MountRequests {
       st.f_bsize = st.f_frsize = kFsBlockBytes;
       st.f_blocks = (ops.tree_.TotalBytes() + kFsBlockBytes - 1) / kFsBlockBytes;
       st.f_files = ops.tree_.NodeCount();
-      st.f_namemax = 255;
+      st.f_namemax = kMaxNameBytes;
       fuse_reply_statfs(request, &st);
     });
   }

@@ -1,0 +1,180 @@
+// Starting, ending, being killed and being refused.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+
+#include "fuse/mount.h"
+#include "fuse/mount_table.h"
+#include "tests/mount/mount_fixture.h"
+
+namespace modelstore {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class MountLifecycleTest : public MountTest {
+ protected:
+  bool Mounted(const std::string& at) const {
+    const auto entry = FindMount(at);
+    return entry.ok() && entry->has_value();
+  }
+  bool Mounted() const { return Mounted(mountpoint()); }
+};
+
+TEST_F(MountLifecycleTest, StopUnmounts) {
+  ServeTwoModels();
+  EXPECT_TRUE(Mounted());
+  EXPECT_EQ(Ask("stop"), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  EXPECT_FALSE(Mounted());
+  EXPECT_TRUE(fs::is_empty(mountpoint()));
+}
+
+TEST_F(MountLifecycleTest, StopIsBoundedWhenFilesAreOpen) {
+  ServeTwoModels();
+  const std::string path = At("base/model.safetensors");
+  const size_t bytes = sources("base").at("model.safetensors").size();
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  void* at = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
+  ASSERT_NE(at, MAP_FAILED);
+  EXPECT_EQ(Ask("stop"), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  EXPECT_FALSE(Mounted());
+  char byte = 0;
+  EXPECT_EQ(::pread(fd, &byte, 1, static_cast<off_t>(bytes / 2)), -1);
+  EXPECT_EQ(errno, ENOTCONN);
+  EXPECT_EQ(InChild([&] { return static_cast<const char*>(at)[bytes / 2]; }), 128 + SIGBUS);
+  ::munmap(at, bytes);
+  ::close(fd);
+}
+
+TEST_F(MountLifecycleTest, ASignalMayRequestTheStop) {
+  ServeTwoModels();
+  Send("wait");
+  SignalServer(SIGTERM);
+  EXPECT_EQ(Answer(), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  EXPECT_FALSE(Mounted());
+}
+
+TEST_F(MountLifecycleTest, UnmountingFromOutsideEndsTheServer) {
+  ServeTwoModels();
+  Send("wait");
+  const int fd = ::open(At("base/config.json").c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  if (::geteuid() == 0) {
+    const Status busy = Unmount(mountpoint());
+    EXPECT_EQ(busy.code(), StatusCode::kBusy) << busy.ToString();
+    EXPECT_THAT(std::string(busy.message()), HasSubstr("open"));
+  }
+  ::close(fd);
+  const Status status = Unmount(mountpoint() + "/");
+  EXPECT_TRUE(status.ok()) << status.ToString();
+  EXPECT_EQ(Answer(), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  EXPECT_FALSE(Mounted());
+  EXPECT_EQ(Unmount(mountpoint()).code(), StatusCode::kNotFound);
+}
+
+TEST_F(MountLifecycleTest, TheMountOfAKilledServerIsReplaced) {
+  ServeTwoModels();
+  const std::string path = At("base/model.safetensors");
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  SignalServer(SIGKILL);
+  EXPECT_EQ(WaitForServer(), 128 + SIGKILL);
+  EXPECT_TRUE(Mounted());
+  struct stat st;
+  EXPECT_EQ(::stat(At("never-looked-up").c_str(), &st), -1);
+  EXPECT_EQ(errno, ENOTCONN);
+
+  Serve();
+  EXPECT_TRUE(ReadAll(path) == sources("base").at("model.safetensors"));
+  EXPECT_TRUE(ReadAll(At("team/ft/model.safetensors")) == sources("team/ft").at("model.safetensors"));
+  char byte = 0;
+  EXPECT_EQ(::pread(fd, &byte, 1, 0), -1);  // old descriptors never recover
+  EXPECT_EQ(errno, ENOTCONN);
+  ::close(fd);
+  EXPECT_EQ(Ask("stop"), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  EXPECT_FALSE(Mounted());
+}
+
+TEST_F(MountLifecycleTest, ADeadMountCanBeUnmountedFromOutside) {
+  ServeTwoModels();
+  SignalServer(SIGKILL);
+  EXPECT_EQ(WaitForServer(), 128 + SIGKILL);
+  const Status status = Unmount(mountpoint());
+  EXPECT_TRUE(status.ok()) << status.ToString();
+  EXPECT_FALSE(Mounted());
+}
+
+TEST_F(MountLifecycleTest, AFolderIsMadeAndRemovedAgain) {
+  const std::string made = mountpoint() + "/made/for this";
+  const std::string error = TryServe(made);
+  if (error.starts_with("unavailable") || error.starts_with("permission_denied")) GTEST_SKIP() << error;
+  ASSERT_EQ(error, "");
+  EXPECT_TRUE(Mounted(made));
+  EXPECT_EQ(Ask("stop"), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  EXPECT_TRUE(fs::exists(mountpoint()));
+  EXPECT_TRUE(fs::is_empty(mountpoint()));
+}
+
+TEST_F(MountLifecycleTest, RefusesPlacesThatAreTaken) {
+  std::ofstream(mountpoint() + "/mine") << "x";
+  std::string error = TryServe(mountpoint());
+  if (error.starts_with("unavailable") || error.starts_with("permission_denied")) GTEST_SKIP() << error;
+  EXPECT_THAT(error, StartsWith("busy"));
+  EXPECT_THAT(error, HasSubstr("not empty"));
+  WaitForServer();
+
+  error = TryServe(mountpoint() + "/mine");
+  EXPECT_THAT(error, StartsWith("invalid_argument"));
+  EXPECT_THAT(error, HasSubstr("not a folder"));
+  WaitForServer();
+
+  error = TryServe("/proc");
+  EXPECT_THAT(error, StartsWith("busy"));
+  EXPECT_THAT(error, HasSubstr("another file system (proc)"));
+  WaitForServer();
+  EXPECT_EQ(Unmount("/proc").code(), StatusCode::kNotFound);
+  EXPECT_EQ(Unmount("/no/such/folder").code(), StatusCode::kNotFound);
+  EXPECT_TRUE(fs::exists(mountpoint() + "/mine"));
+}
+
+TEST_F(MountLifecycleTest, ReportsTheReadAheadInForce) {
+  Serve();
+  const auto entry = FindMount(mountpoint());
+  ASSERT_TRUE(entry.ok() && entry->has_value());
+  std::ifstream file("/sys/class/bdi/" + std::to_string((*entry)->device_major) + ":" +
+                     std::to_string((*entry)->device_minor) + "/read_ahead_kb");
+  std::string in_force = "0";
+  file >> in_force;
+  EXPECT_EQ(Ask("read_ahead"), in_force);
+  if (::geteuid() == 0) {
+    EXPECT_EQ(in_force, "8192");
+  }
+}
+
+TEST_F(MountLifecycleTest, StartsAndStopsAgainAndAgain) {
+  for (int i = 0; i < 5; ++i) {
+    Serve();
+    EXPECT_EQ(Ask("stop"), "ok");
+    EXPECT_EQ(WaitForServer(), 0);
+    EXPECT_FALSE(Mounted());
+  }
+}
+
+}  // namespace
+}  // namespace modelstore
