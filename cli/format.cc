@@ -56,6 +56,8 @@ bool IsWide(uint32_t c) {
          (c >= 0xffe0 && c <= 0xffe6) || (c >= 0x1f300 && c <= 0x1faff) || (c >= 0x20000 && c <= 0x3fffd);
 }
 
+std::string Quoted(std::string_view text) { return std::string("'").append(text) += "'"; }
+
 std::string TrimmedRight(std::string line) {
   line.erase(line.find_last_not_of(' ') + 1);
   return line;
@@ -102,9 +104,13 @@ std::string HumanBytes(uint64_t bytes) {
 }
 
 std::string ExactBytes(uint64_t bytes) {
-  std::string digits = std::to_string(bytes);
-  for (size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, ",");
-  return digits;
+  const std::string digits = std::to_string(bytes);
+  std::string out;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i != 0 && (digits.size() - i) % 3 == 0) out += ',';
+    out += digits[i];
+  }
+  return out;
 }
 
 std::string Percent(double fraction) { return Printf("%.1f %%", fraction * 100); }
@@ -199,15 +205,14 @@ Result<uint64_t> ParseSize(std::string_view text) {
       return value * unit.factor;
     }
   }
-  return InvalidArgument("'" + std::string(text) + "' is not a size: give bytes or a number with K, M, G or T (256M)");
+  return InvalidArgument(Quoted(text) + " is not a size: give bytes or a number with K, M, G or T (256M)");
 }
 
 Result<uint64_t> ParseCount(std::string_view text, uint64_t low, uint64_t high) {
   uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error == std::errc() && end == text.data() + text.size() && value >= low && value <= high) return value;
-  return InvalidArgument("'" + std::string(text) + "' is not a number from " + std::to_string(low) + " to " +
-                         std::to_string(high));
+  return InvalidArgument(Quoted(text) + " is not a number from " + std::to_string(low) + " to " + std::to_string(high));
 }
 
 std::string DefaultModelName(std::string_view path, std::string_view resolved) {

@@ -36,7 +36,7 @@ std::string BarOf(double fraction, size_t columns, bool unicode) {
   std::string out;
   if (!unicode) {
     const auto filled = static_cast<size_t>(fraction * static_cast<double>(columns));
-    return "[" + std::string(filled, '#') + std::string(columns - filled, '-') + "]";
+    return out.append("[").append(filled, '#').append(columns - filled, '-').append("]");
   }
   constexpr std::string_view kEighths[] = {" ", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
   const auto eighths = static_cast<size_t>(fraction * static_cast<double>(columns) * 8);

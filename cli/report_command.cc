@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -89,7 +90,7 @@ std::string RenderReport(std::string_view document, const Style& style) {
     if (bytes != 0) levels.Row({{level.words}, {HumanBytes(bytes)}, {FractionOf(bytes, logical)}});
   }
   levels.Row({{"total", Tone::kBold}, {HumanBytes(logical), Tone::kBold}, {FractionOf(logical, logical)}});
-  out += "\n" + levels.Render(style) + "\n";
+  out.append("\n").append(levels.Render(style)).append("\n");
 
   Table table({{"MODEL"},
                {"KIND"},
@@ -123,7 +124,7 @@ std::string RenderReport(std::string_view document, const Style& style) {
              {""},
              {HumanBytes(size), Tone::kBold},
              {HumanBytes(exclusive), Tone::kBold},
-             {""},
+             {BytesOrDash(stored - std::min(stored, exclusive)), Tone::kBold},  // counted once
              {""},
              {""},
              {""},

@@ -63,8 +63,8 @@ std::string RenderShow(std::string_view document, const Style& style) {
 
   for (const json& file : files) {
     if (file["tensors"].empty()) continue;
-    out +=
-        "\n" + Painted(Text(file["path"]), Tone::kBold, style) + ": " + Plural(file["tensors"].size(), "tensor") + "\n";
+    out.append("\n").append(Painted(Text(file["path"]), Tone::kBold, style));
+    out.append(": ").append(Plural(file["tensors"].size(), "tensor")).append("\n");
     Table table({{"TENSOR"},
                  {"DTYPE"},
                  {"SHAPE"},
@@ -76,7 +76,7 @@ std::string RenderShow(std::string_view document, const Style& style) {
       std::string base = Text(tensor["base"]);
       // A base tensor of the same name needs no words.
       if (tensor["base_tensor"].is_string() && tensor["base_tensor"] != tensor["name"])
-        base += (base.empty() ? "" : " ") + Text(tensor["base_tensor"]);
+        base.append(base.empty() ? "" : " ").append(Text(tensor["base_tensor"]));
       table.Row({{Text(tensor["name"])},
                  {Text(tensor["dtype"])},
                  {ShapeText(tensor["shape"].get<std::vector<uint64_t>>())},
