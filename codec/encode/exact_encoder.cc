@@ -479,9 +479,9 @@ Result<BlockEncoder> FrameBuilder::Finish() && {
       out->frame = PlainFrame(Encoding::kRaw, plan.dtype, plan.elems);
     } else {
       out->frame.model = std::move(fit.model);
-      out->tables = EncodeTables(out->frame.model, plan.encoding == Encoding::kDelta, DTypeBytes(plan.coded_dtype) * 8);
       out->thresholds = plan.class_thresholds;
       PrepareTables(out->frame);
+      out->tables = EncodeTables(out->frame.model, *out->frame.tables);
     }
   }
   return BlockEncoder(std::move(out));

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "codec/encode/symbol_tables.h"
+#include "codec/kernels/rans_encode_fast.h"
 
 namespace modelstore {
 namespace {
@@ -30,9 +31,11 @@ EncodeSymbol MakeSymbol(const RansSymbol& s) {
 
 }  // namespace
 
-EncodeTables::EncodeTables(const RansModel& model, bool delta, unsigned width_bits)
-    : delta_(delta), cell_shift_(delta ? 0 : SelfCellShift(width_bits)) {
-  lookup_size_ = delta ? kDeltaLookup : SelfCellCount(width_bits);
+EncodeTables::EncodeTables(const RansModel& model, const DecodeTables& decode_tables)
+    : decode_tables_(&decode_tables), delta_(decode_tables.delta) {
+  const unsigned width_bits = decode_tables.layout.width_bits;
+  cell_shift_ = delta_ ? 0 : SelfCellShift(width_bits);
+  lookup_size_ = delta_ ? kDeltaLookup : SelfCellCount(width_bits);
   symbols_.emplace_back();  // stands for what cannot be coded
   for (const RansContext& context : model.contexts) {
     const uint32_t first = static_cast<uint32_t>(symbols_.size());
@@ -120,6 +123,17 @@ bool EncodeStream(const EncodeTables& tables, const U* values, const uint8_t* co
   const EncodeSymbol* symbols[kLanes];
   U raws[kLanes];
   for (size_t group = (n + kLanes - 1) / kLanes; group-- > 0;) {
+    if constexpr (sizeof(U) == 2) {
+      const EncodeFastPath fast = CurrentEncodeFastPath();
+      if (fast != nullptr && group < n / kLanes) {
+        EncodeJob job{values, contexts, group + 1, state, p, scratch.data()};
+        fast(tables.decode_tables(), job);
+        *uncodable = job.uncodable;
+        if (job.groups > 0) return false;
+        p = job.next;
+        break;
+      }
+    }
     const size_t begin = group * kLanes;
     const size_t count = std::min<size_t>(kLanes, n - begin);
     if (static_cast<size_t>(p - scratch.data()) < kWorstGroupBytes) return false;

@@ -25,7 +25,9 @@ struct EncodeSymbol {
 class EncodeTables {
  public:
   EncodeTables() = default;
-  EncodeTables(const RansModel& model, bool delta, unsigned width_bits);
+  // `decode_tables` (of the same model) outlives the object.
+  EncodeTables(const RansModel& model, const DecodeTables& decode_tables);
+  const DecodeTables& decode_tables() const { return *decode_tables_; }
 
   const EncodeSymbol& Find(uint32_t context, uint64_t value) const {
     const size_t key = delta_ ? value : value >> cell_shift_;
@@ -34,6 +36,7 @@ class EncodeTables {
   }
 
  private:
+  const DecodeTables* decode_tables_ = nullptr;
   const EncodeSymbol& FindLarge(uint32_t context, uint64_t value) const;
 
   bool delta_ = false;

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 
+#include "codec/kernels/rans_encode_fast.h"
 #include "codec/kernels/rans_fast.h"
 
 namespace modelstore {
@@ -177,6 +178,13 @@ bool RunFastPath(const RansFastPath& fast, const DecodeTables& tables, const uin
 }
 
 }  // namespace
+
+EncodeFastPath CurrentEncodeFastPath() {
+#if defined(MODELSTORE_X86_KERNELS)
+  if (CurrentCpuTarget() == CpuTarget::kAvx512) return EncodeGroupsAvx512;
+#endif
+  return nullptr;
+}
 
 DecodeTables BuildDecodeTables(const RansModel& model, bool delta, DType coded_dtype) {
   DecodeTables t;
