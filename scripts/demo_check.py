@@ -66,8 +66,8 @@ def check(mount, name, source):
         if sha256(mounted) != sha256(original):
             raise ValueError(f"{name}/{path}: SHA-256 differs from {original}")
     seconds = time.monotonic() - start
-    print(f"{name}: {len(files)} files, {size / 1e6:.1f} MB, {count} tensors loaded: identical to {source} "
-          f"({seconds:.1f} s)")
+    print(f"{name}: {len(files)} file{'s' * (len(files) != 1)}, {size / 1e6:.1f} MB, {count} tensors "
+          f"loaded: identical to {source} ({seconds:.1f} s)")
 
 
 def main():
