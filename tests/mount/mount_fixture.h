@@ -2,7 +2,8 @@
 //
 // The server is a forked child; the test and its own children only read the mount. Requests to the server go over a
 // pipe and return when they are done, so nothing sleeps. A server that hangs is killed by its alarm: the test then
-// fails with ENOTCONN instead of hanging. Whatever happens, the folder is unmounted and removed.
+// fails with ENOTCONN instead of hanging. Whatever happens, the folder is unmounted and removed. On a machine that
+// cannot mount every test is skipped with the reason.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -36,7 +37,7 @@ class MountTest : public ::testing::Test {
   // base itself, else a finetune of it.
   static std::string Checkpoint(uint64_t seed, size_t elems, int tensors, uint64_t noise_seed = 0);
 
-  // Forks a server. Returns its error, "" when the mount stands; skips the test when this machine cannot mount.
+  // Forks a server. Returns its error, "" when the mount stands.
   std::string TryServe(const std::string& mountpoint, uint64_t memory_budget_bytes = 256ull << 20);
   void Serve(uint64_t memory_budget_bytes = 256ull << 20);
   // Serves a store with models `base` (several files) and `team/ft` (a finetune of it).
