@@ -10,10 +10,12 @@
 namespace modelstore {
 namespace {
 
-constexpr size_t kMaxCandidates = 3;     // of which each costs decoding its blocks once
-constexpr size_t kMaxExamined = 64;      // sketches near enough to look at their records
-constexpr uint32_t kFarValue = 2048;     // distances beyond are equally far: 16 powers of two in bfloat16
-constexpr uint32_t kFarSketch = 38'000;  // unrelated tensors measure 60,000 to 80,000, noisy finetunes below 20,000
+constexpr size_t kMaxCandidates = 3;  // of which each costs decoding its blocks once
+constexpr size_t kMaxExamined = 64;   // sketches near enough to look at their records
+constexpr uint32_t kFarValue = 2048;  // distances beyond are equally far: 16 powers of two in bfloat16
+// Measured on SmolLM2-135M and a full finetune of it: each of the 211 large tensors is 11 to 2,282 from its own base,
+// and 43,000 to 98,500 from the other tensors of its shape.
+constexpr uint32_t kFarSketch = 38'000;
 constexpr size_t kWindowsPerTask = 64;
 
 // Integer distance of mapped bfloat16 patterns follows the distance of their values (docs/format.md, "Ordered

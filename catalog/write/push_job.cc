@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 
 #include "catalog/write/parallel.h"
 #include "codec/decode/block_decoder.h"
@@ -11,7 +12,7 @@
 namespace modelstore {
 namespace {
 
-constexpr uint64_t kProofWindowBytes = 1 << 20;
+constexpr uint64_t kWindowBytes = 1 << 18;  // hashed twice while it is in the core's cache
 // Records, logs and file system metadata that coded bytes bring along.
 constexpr uint64_t kSpaceMarginBytes = 4 << 20;
 // Smaller tensors cannot save what the records of a delta cost.
@@ -53,6 +54,7 @@ Status PushJob::Plan() {
       PlannedExtent& planned = file.extents.emplace_back();
       planned.source = std::move(extent);
       planned.file = &file;
+      planned.index = file.extents.size() - 1;
       if (planned.source.is_literal()) continue;
       if (MayBeDelta(planned.source)) planned.position = shapes[planned.source.shape]++;
       // Blocks in file order, so that reading a file from front to back reads the store's files in order too.
@@ -111,20 +113,15 @@ Result<uint64_t> PushJob::EstimateStoredBytes() {
 
 Status PushJob::CodeAll() {
   job_.Begin("storing", source_.total_bytes());
-  struct Task {
-    PlannedFile* file;
-    PlannedExtent* extent;  // nullptr: prove the file
-  };
-  std::vector<Task> tasks;
+  std::vector<PlannedExtent*> extents;
   for (PlannedFile& file : files_) {
-    tasks.push_back({&file, nullptr});
+    SkipLiterals(file);
     for (PlannedExtent& extent : file.extents) {
-      if (!extent.source.is_literal()) tasks.push_back({&file, &extent});
+      if (!extent.source.is_literal()) extents.push_back(&extent);
     }
   }
-  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), tasks.size(), [&](size_t i) {
-    return tasks[i].extent == nullptr ? Prove(*tasks[i].file) : Code(*tasks[i].extent);
-  }));
+  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), extents.size(), [&](size_t i) { return CodeInTurn(*extents[i]); }));
+  for (PlannedFile& file : files_) file.sha256 = file.sha256_so_far.Finish();
   std::vector<const SourceExtent*> small;
   for (const PlannedExtent* extent : deferred_) small.push_back(&extent->source);
   RETURN_IF_ERROR(bases_->Elect(small));
@@ -133,45 +130,58 @@ Status PushJob::CodeAll() {
   return CheckSources();
 }
 
-Status PushJob::Prove(PlannedFile& file) {
-  ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
-  Sha256 sha256;
-  Buffer buffer;
-  for (PlannedExtent& extent : file.extents) {
-    const SourceExtent& source = extent.source;
-    Hasher128 hasher = StartTensorHash(source.dtype, source.shape);
-    for (uint64_t at = 0; at < source.bytes; at += kProofWindowBytes) {
-      RETURN_IF_ERROR(job_.Check());
-      const MutableByteSpan window = buffer.Resize(std::min(kProofWindowBytes, source.bytes - at));
-      RETURN_IF_ERROR(reader.ReadAt(source.begin + at, window));
-      sha256.Update(window);
-      hasher.Update(window);
-      if (source.is_literal() && !SameBytes(window, source.literal))
-        return SourceChanged(*file.source, "two reads of one place differ");
-    }
-    extent.proof = hasher.Finish();
+// Literals are in memory since Plan: they take no turn of their own.
+void PushJob::SkipLiterals(PlannedFile& file) {
+  for (; file.turn < file.extents.size() && file.extents[file.turn].source.is_literal(); ++file.turn)
+    file.sha256_so_far.Update(file.extents[file.turn].source.literal);
+}
+
+Status PushJob::CodeInTurn(PlannedExtent& extent) {
+  Status status;
+  try {
+    status = Code(extent);
+  } catch (const std::bad_alloc&) {
+    status = ResourceExhausted("out of memory while storing '" + options_.name + "'");
   }
-  file.sha256 = sha256.Finish();
-  const Result<StoredValue> stored = catalog_.store().Get(Family::kFiles, FileKey(file.sha256));
-  if (stored.ok()) {
-    file.known = true;
-  } else if (stored.status().code() != StatusCode::kNotFound) {
-    return stored.status();
+  if (status.ok()) return status;
+  const std::lock_guard lock(turn_mutex_);
+  if (failure_.ok()) failure_ = status;
+  turn_changed_.notify_all();
+  return failure_;
+}
+
+Status PushJob::HashInTurn(const TensorData& data, PlannedExtent& extent) {
+  PlannedFile& file = *extent.file;
+  const SourceExtent& source = extent.source;
+  {
+    // Extents start in file order, so whoever is waited for is at work.
+    std::unique_lock lock(turn_mutex_);
+    turn_changed_.wait(lock, [&] { return file.turn == extent.index || !failure_.ok(); });
+    RETURN_IF_ERROR(failure_);
   }
+  Hasher128 hasher = StartTensorHash(source.dtype, source.shape);
+  BufferPool::Lease scratch(buffers_);
+  for (uint64_t at = 0; at < source.bytes; at += kWindowBytes) {
+    RETURN_IF_ERROR(job_.Check());
+    ASSIGN_OR_RETURN(const ByteSpan window, data.Read(at, std::min(kWindowBytes, source.bytes - at), scratch.get()));
+    hasher.Update(window);
+    file.sha256_so_far.Update(window);
+  }
+  extent.hash = hasher.Finish();
+  const std::lock_guard lock(turn_mutex_);
+  ++file.turn;
+  SkipLiterals(file);
+  turn_changed_.notify_all();
   return OkStatus();
 }
 
 Status PushJob::Code(PlannedExtent& extent) {
   RETURN_IF_ERROR(job_.Check());
   const SourceExtent& source = extent.source;
-  if (extent.file->known) {
-    job_.Advance(source.bytes);
-    return OkStatus();
-  }
   ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
-  Buffer hold;
-  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, source, HoldBytes(), &hold));
-  ASSIGN_OR_RETURN(extent.hash, data.Hash());
+  BufferPool::Lease hold(buffers_);
+  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, source, HoldBytes(), hold.get()));
+  RETURN_IF_ERROR(HashInTurn(data, extent));
   ASSIGN_OR_RETURN(extent.sketch, MakeSketch(data));
 
   std::vector<const PlannedExtent*> rivals;
@@ -275,8 +285,8 @@ Result<bool> PushJob::EqualsExtent(const TensorData& data, const PlannedExtent& 
   if (other.source.dtype != source.dtype || other.source.shape != source.shape) return false;
   ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*other.file->source));
   Buffer own_scratch, other_scratch;
-  for (uint64_t at = 0; at < source.bytes; at += kProofWindowBytes) {
-    const uint64_t bytes = std::min(kProofWindowBytes, source.bytes - at);
+  for (uint64_t at = 0; at < source.bytes; at += kWindowBytes) {
+    const uint64_t bytes = std::min(kWindowBytes, source.bytes - at);
     ASSIGN_OR_RETURN(const ByteSpan own, data.Read(at, bytes, &own_scratch));
     RETURN_IF_ERROR(reader.ReadAt(other.source.begin + at, other_scratch.Resize(bytes)));
     if (!SameBytes(own, other_scratch.span())) return false;
@@ -300,7 +310,7 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
       // A source that changed between two passes can surface as a failure of the encoder.
       ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
       RETURN_IF_ERROR(reader.CheckUnchanged());
-      return ExplainNoSpace(record.status());
+      return record.status();
     }
     made.record = *std::move(record);
     for (const ViewSegment& segment : made.record.view) {
@@ -314,27 +324,16 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
 }
 
 Status PushJob::ExplainNoSpace(const Status& status) const {
-  if (status.code() != StatusCode::kNoSpace || catalog_.dir().empty()) return status;
-  const Result<uint64_t> free_bytes = FreeBytes(catalog_.dir());
-  const uint64_t written = writer_->written_bytes();
-  const uint64_t total = source_.total_bytes();
-  const std::string free_text = free_bytes.ok() ? Megabytes(*free_bytes) : "little";
-  return NoSpace("the disk became full while '" + options_.name + "' was stored: " + Megabytes(written) +
-                 " were written, " + free_text + " are free, and up to " +
-                 Megabytes(total > written ? total - written : 0) + " more were needed (" +
-                 std::string(status.message()) + "); nothing was published, free space and push again");
+  if (status.code() != StatusCode::kNoSpace) return status;
+  return NoSpace("the disk became full after " + Megabytes(writer_->written_bytes()) + " of '" + options_.name +
+                 "' were written; nothing was published, free space and push again (" + std::string(status.message()) +
+                 ")");
 }
 
-// The coding pass saw what the proof pass saw, and both saw a file that nobody touched.
 Status PushJob::CheckSources() {
-  for (PlannedFile& file : files_) {
+  for (const PlannedFile& file : files_) {
     ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
     RETURN_IF_ERROR(reader.CheckUnchanged());
-    if (file.known) continue;
-    for (const PlannedExtent& extent : file.extents) {
-      if (!extent.source.is_literal() && extent.hash != extent.proof)
-        return SourceChanged(*file.source, "two reads of one place differ");
-    }
   }
   return OkStatus();
 }

@@ -2,12 +2,12 @@
 //
 // Run() does everything; it is called once. What it wrote is removed again when it fails.
 //
-// Each file is read twice. The proof pass reads it from front to back and computes its SHA-256 and the hash of every
-// extent over the same bytes. The coding pass reads each extent on its own, finds or makes its tensor, and hashes what
-// it read. Equal hashes prove that the extents make the file of that SHA-256; both passes run at the same time.
+// Each extent is read, hashed and coded on its own, many at a time, in file order. Between reading and coding it takes
+// its turn in its file's SHA-256, over the same bytes: so the extents make the file of that SHA-256, and what the hash
+// of a tensor proves holds for the file.
 #pragma once
 
-#include <atomic>
+#include <condition_variable>
 #include <deque>
 #include <map>
 #include <memory>
@@ -44,7 +44,8 @@ class PushJob {
     PlannedFile* file = nullptr;
     uint32_t first_block = 0;
     size_t position = 0;  // among the push's extents of this shape
-    Hash128 hash, proof;
+    size_t index = 0;     // in its file
+    Hash128 hash;
     uint16_t rank = 0;  // among the push's extents of this hash
     std::optional<SketchRecord> sketch;
     std::optional<TensorId> stored;
@@ -55,9 +56,11 @@ class PushJob {
     const SourceFile* source = nullptr;
     FileKind kind = FileKind::kContent;
     std::deque<PlannedExtent> extents;
+    Sha256 sha256_so_far;  // of the extents before `turn`
+    size_t turn = 0;
     Sha256Digest sha256{};
-    std::atomic<bool> known{false};  // a file of this SHA-256 is stored already
-    bool repeats = false;            // … or comes earlier in this push
+    bool known = false;    // a file of this SHA-256 is stored already
+    bool repeats = false;  // … or comes earlier in this push
   };
 
   // push_job.cc: reading and coding.
@@ -65,8 +68,11 @@ class PushJob {
   Status CheckSpace();
   Result<uint64_t> EstimateStoredBytes();
   Status CodeAll();
-  Status Prove(PlannedFile& file);
   Status Code(PlannedExtent& extent);
+  Status CodeInTurn(PlannedExtent& extent);
+  // Waits for the extents before this one, then adds its bytes to the file's SHA-256 and sets extent.hash.
+  Status HashInTurn(const TensorData& data, PlannedExtent& extent);
+  static void SkipLiterals(PlannedFile& file);
   Status CodeDeferred(PlannedExtent& extent);
   Result<bool> FindIdentical(const TensorData& data, PlannedExtent& extent);
   Result<bool> EqualsStored(const TensorData& data, const TensorId& id);
@@ -101,7 +107,11 @@ class PushJob {
   std::unique_ptr<BaseChooser> bases_;
   std::unique_ptr<TensorWriter> writer_;
   PushId push_ = 0;
+  BufferPool buffers_;
 
+  std::mutex turn_mutex_;  // guards PlannedFile::turn and failure_
+  std::condition_variable turn_changed_;
+  Status failure_;    // of the first extent that failed: nobody waits for its turn any more
   std::mutex mutex_;  // guards what follows
   std::map<Hash128, std::vector<const PlannedExtent*>> claims_;
   std::deque<NewTensor> new_tensors_;

@@ -13,6 +13,7 @@ constexpr Family kCatalogFamilies[] = {Family::kModels, Family::kFiles,    Famil
                                        Family::kEdges,  Family::kSketches, Family::kMeta};
 constexpr Family kBlockFamily[] = {Family::kBlocks};
 constexpr uint64_t kBlockKeyBytes = 12;
+constexpr uint64_t kCollectedBytes = 16 << 20;
 
 int64_t NowNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
@@ -271,8 +272,11 @@ void PushJob::CountLevels(PushReport* report) const {
 void PushJob::RollBack() {
   WriteBatch batch;
   batch.DeleteRange(Family::kBlocks, BlockKeyPrefix(push_), BlockKeyPrefix(push_ + 1));
+  Status removed = catalog_.store().Write(batch, Durability::kSync);
+  // Little never left memory; what did is given back now, not at the next prune.
+  if (removed.ok() && writer_->written_bytes() >= kCollectedBytes) removed = catalog_.store().CollectGarbage(nullptr);
   // On a full disk even this may fail: prune finds the blocks of pushes that were never published.
-  if (const Status removed = catalog_.store().Write(batch, Durability::kSync); !removed.ok())
+  if (!removed.ok())
     job_.Warn("what this push had written could not be removed (" + removed.ToString() + "); run prune to free it");
 }
 

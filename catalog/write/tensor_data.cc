@@ -1,13 +1,6 @@
 #include "catalog/write/tensor_data.h"
 
-#include <algorithm>
-
 namespace modelstore {
-namespace {
-
-constexpr uint64_t kWindowBytes = 1 << 20;  // of one read of a tensor that is not held
-
-}  // namespace
 
 Result<TensorData> TensorData::Load(const SourceReader& source, const SourceExtent& extent, uint64_t hold_bytes,
                                     Buffer* hold) {
@@ -26,16 +19,6 @@ Result<ByteSpan> TensorData::Read(uint64_t offset, uint64_t bytes, Buffer* scrat
   const MutableByteSpan out = scratch->Resize(bytes);
   RETURN_IF_ERROR(source_->ReadAt(extent_->begin + offset, out));
   return ByteSpan(out);
-}
-
-Result<Hash128> TensorData::Hash() const {
-  Hasher128 hasher = StartTensorHash(extent_->dtype, extent_->shape);
-  Buffer scratch;
-  for (uint64_t at = 0; at < extent_->bytes; at += kWindowBytes) {
-    ASSIGN_OR_RETURN(const ByteSpan window, Read(at, std::min(kWindowBytes, extent_->bytes - at), &scratch));
-    hasher.Update(window);
-  }
-  return hasher.Finish();
 }
 
 }  // namespace modelstore

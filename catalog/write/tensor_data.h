@@ -4,9 +4,10 @@
 
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <vector>
 
 #include "catalog/write/file_layout.h"
-#include "codec/support/hash.h"
 
 namespace modelstore {
 
@@ -29,6 +30,41 @@ class Buffer {
   size_t capacity_ = 0, size_ = 0;
 };
 
+// Buffers that one push uses again and again: fresh memory costs a page fault every 4 KiB. Thread-safe.
+class BufferPool {
+ public:
+  // A buffer that returns to the pool, with its memory, when it dies.
+  class Lease {
+   public:
+    explicit Lease(BufferPool& pool) : pool_(pool), buffer_(pool.Take()) {}
+    ~Lease() { pool_.Give(std::move(buffer_)); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    Buffer* get() { return &buffer_; }
+    Buffer* operator->() { return &buffer_; }
+
+   private:
+    BufferPool& pool_;
+    Buffer buffer_;
+  };
+
+ private:
+  Buffer Take() {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return {};
+    Buffer buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+  void Give(Buffer buffer) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+  std::mutex mutex_;
+  std::vector<Buffer> free_;
+};
+
 inline bool SameBytes(ByteSpan a, ByteSpan b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size()) == 0);
 }
@@ -42,8 +78,6 @@ class TensorData {
   const SourceExtent& extent() const { return *extent_; }
   // Bytes [offset, offset + bytes) of the extent; in `scratch` unless they are held.
   Result<ByteSpan> Read(uint64_t offset, uint64_t bytes, Buffer* scratch) const;
-  // StartTensorHash(dtype, shape) and all bytes.
-  Result<Hash128> Hash() const;
 
  private:
   TensorData(const SourceReader& source, const SourceExtent& extent) : source_(&source), extent_(&extent) {}

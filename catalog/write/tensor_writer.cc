@@ -18,43 +18,63 @@ size_t TaskCount(uint32_t blocks) { return (blocks + kBlocksPerTask - 1) / kBloc
 // The prediction of a delta's blocks, made by the reader, so that push and mount see the same bits.
 class TensorWriter::Prediction {
  public:
-  // Holds all of it, made in parallel, when it takes at most hold_bytes.
+  struct Predicted {
+    ByteSpan bytes;
+    BlockRef owner;  // of `bytes`, unless they are held or in the scratch buffer
+  };
+
+  // A base with the delta's dtype and blocks is used as it lies in the reader's cache. Any other is converted: once, in
+  // parallel, into `hold` when that takes at most hold_bytes; else for every pass again.
   static Result<Prediction> Make(Catalog& catalog, const Frame& frame, const std::vector<ViewSegment>& view,
-                                 uint64_t hold_bytes) {
+                                 uint64_t hold_bytes, Buffer* hold) {
     Prediction prediction(catalog, frame.coded_dtype, view);
-    const uint32_t width = DTypeBytes(frame.coded_dtype);
-    if (view.empty() || frame.elems > hold_bytes / width) return prediction;
-    prediction.width_ = width;
-    const MutableByteSpan all = prediction.held_.Resize(frame.elems * width);
-    const uint32_t blocks = frame.BlockCount();
+    const uint32_t width = prediction.width_;
+    if (view.empty()) return prediction;
+    const ViewSegment& first = view.front();
+    if (first.kind == ViewSegment::Kind::kIdentity && first.elems == frame.elems && first.base_offset_elems == 0) {
+      ASSIGN_OR_RETURN(const TensorRef base, catalog.reader().OpenTensorById(first.base));
+      if (base->frame.dtype == frame.coded_dtype && base->frame.block_elems == frame.block_elems) {
+        prediction.aligned_base_ = base;
+        return prediction;
+      }
+    }
+    if (frame.elems > hold_bytes / width) return prediction;
+    const MutableByteSpan all = hold->Resize(frame.elems * width);
     const auto make = [&](size_t task) -> Status {
       const uint64_t begin = frame.BlockBegin(static_cast<uint32_t>(task * kBlocksPerTask));
       const uint64_t end = std::min(begin + uint64_t{kBlocksPerTask} * frame.block_elems, frame.elems);
       return catalog.reader().ReadPrediction(view, frame.coded_dtype, begin,
                                              all.subspan(begin * width, (end - begin) * width));
     };
-    RETURN_IF_ERROR(ParallelRun(catalog.pool(), TaskCount(blocks), make));
+    RETURN_IF_ERROR(ParallelRun(catalog.pool(), TaskCount(frame.BlockCount()), make));
+    prediction.held_ = all;
     return prediction;
   }
 
-  Result<ByteSpan> Block(const Frame& frame, uint32_t index, Buffer* scratch) const {
-    if (view_->empty()) return ByteSpan();
+  Result<Predicted> Block(const Frame& frame, uint32_t index, Buffer* scratch) const {
+    if (view_->empty()) return Predicted{};
     const uint64_t begin = frame.BlockBegin(index);
     const uint64_t elems = frame.BlockElems(index);
-    if (width_ != 0) return held_.span().subspan(begin * width_, elems * width_);
-    const MutableByteSpan out = scratch->Resize(elems * DTypeBytes(coded_dtype_));
+    if (aligned_base_) {
+      ASSIGN_OR_RETURN(BlockRef block, catalog_->reader().ReadBlock(aligned_base_, index));
+      const ByteSpan bytes = block.bytes().first(elems * width_);
+      return Predicted{bytes, std::move(block)};
+    }
+    if (!held_.empty()) return Predicted{held_.subspan(begin * width_, elems * width_), {}};
+    const MutableByteSpan out = scratch->Resize(elems * width_);
     RETURN_IF_ERROR(catalog_->reader().ReadPrediction(*view_, coded_dtype_, begin, out));
-    return ByteSpan(out);
+    return Predicted{out, {}};
   }
 
  private:
   Prediction(Catalog& catalog, DType coded_dtype, const std::vector<ViewSegment>& view)
-      : catalog_(&catalog), coded_dtype_(coded_dtype), view_(&view) {}
+      : catalog_(&catalog), coded_dtype_(coded_dtype), width_(DTypeBytes(coded_dtype)), view_(&view) {}
   Catalog* catalog_;
   DType coded_dtype_;
+  uint32_t width_;
   const std::vector<ViewSegment>* view_;
-  Buffer held_;
-  uint32_t width_ = 0;  // of a held element; 0: not held
+  TensorRef aligned_base_;
+  ByteSpan held_;
 };
 
 Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block,
@@ -66,7 +86,8 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
   while (true) {
     FrameBuilder builder(plan);
     const Frame& shape = builder.frame();
-    ASSIGN_OR_RETURN(const Prediction prediction, Prediction::Make(catalog_, shape, view, hold_bytes));
+    BufferPool::Lease hold(buffers_);
+    ASSIGN_OR_RETURN(const Prediction prediction, Prediction::Make(catalog_, shape, view, hold_bytes, hold.get()));
     if (builder.needs_statistics()) {
       const uint32_t blocks = shape.BlockCount();
       const size_t tasks = std::min<size_t>(TaskCount(blocks), catalog_.pool().threads() + 1);
@@ -80,8 +101,8 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
           RETURN_IF_ERROR(job_.Check());
           ASSIGN_OR_RETURN(const ByteSpan source,
                            data.Read(shape.BlockBegin(i) * width, BlockBytes(shape, i), &source_scratch));
-          ASSIGN_OR_RETURN(const ByteSpan predicted, prediction.Block(shape, i, &prediction_scratch));
-          own.AddBlock(i, source, predicted);
+          ASSIGN_OR_RETURN(const Prediction::Predicted predicted, prediction.Block(shape, i, &prediction_scratch));
+          own.AddBlock(i, source, predicted.bytes);
         }
         return OkStatus();
       };
@@ -130,11 +151,11 @@ Status TensorWriter::WriteBlocks(const TensorData& data, const BlockEncoder& enc
       RETURN_IF_ERROR(job_.Check());
       ASSIGN_OR_RETURN(const ByteSpan source,
                        data.Read(frame.BlockBegin(i) * width, BlockBytes(frame, i), &source_scratch));
-      ByteSpan predicted;
+      Prediction::Predicted predicted;
       if (predicts) {
         ASSIGN_OR_RETURN(predicted, prediction.Block(frame, i, &prediction_scratch));
       }
-      RETURN_IF_ERROR(encoder.Encode(i, source, predicted, &coded));
+      RETURN_IF_ERROR(encoder.Encode(i, source, predicted.bytes, &coded));
       const Bytes value = SealBlock(coded);
       coded_bytes += value.size();
       batch.Put(Family::kBlocks, BlockKey(push_, record->first_block + i), value);
@@ -154,25 +175,25 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
   Hasher128 hasher = StartTensorHash(record.dtype, record.shape);
   // Windows of a few blocks are decoded in parallel and hashed in order.
   const uint32_t window_blocks = std::max<uint32_t>(catalog_.pool().threads() * 2, 2);
-  Buffer window;
+  BufferPool::Lease window(buffers_);
   for (uint32_t first = 0; first < record.block_count; first += window_blocks) {
     RETURN_IF_ERROR(job_.Check());
     const uint32_t count = std::min(window_blocks, record.block_count - first);
     const uint64_t begin = frame.BlockBegin(first);
     const uint64_t elems = std::min(uint64_t{count} * frame.block_elems, frame.elems - begin);
-    const MutableByteSpan decoded = window.Resize(elems * width);
+    const MutableByteSpan decoded = window->Resize(elems * width);
     const auto decode = [&](size_t offset) -> Status {
       const uint32_t i = first + static_cast<uint32_t>(offset);
-      Buffer prediction;
+      BufferPool::Lease prediction(buffers_);
       ASSIGN_OR_RETURN(const StoredValue value,
                        catalog_.store().Get(Family::kBlocks, BlockKey(record.push, record.first_block + i)));
       ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(value.bytes()));
       if (frame.encoding == Encoding::kDelta) {
         RETURN_IF_ERROR(catalog_.reader().ReadPrediction(
             record.view, frame.coded_dtype, frame.BlockBegin(i),
-            prediction.Resize(uint64_t{frame.BlockElems(i)} * DTypeBytes(frame.coded_dtype))));
+            prediction->Resize(uint64_t{frame.BlockElems(i)} * DTypeBytes(frame.coded_dtype))));
       }
-      return DecodeBlock(frame, i, coded, prediction.span(),
+      return DecodeBlock(frame, i, coded, prediction->span(),
                          decoded.subspan((frame.BlockBegin(i) - begin) * width, BlockBytes(frame, i)));
     };
     RETURN_IF_ERROR(ParallelRun(catalog_.pool(), count, decode));

@@ -36,6 +36,7 @@ class TensorWriter {
   Catalog& catalog_;
   const PushId push_;
   JobControl& job_;
+  BufferPool buffers_;
   std::atomic<uint64_t> written_bytes_{0};
 };
 

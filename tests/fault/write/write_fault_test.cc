@@ -94,7 +94,9 @@ TEST_F(FullDiskTest, Push) {
       [&] {
         Reopen();
         if (!Has("base")) MustPush(folders_.at("base"));
-        if (Has("ft")) ASSERT_OK(Remove(catalog(), "ft", false).status());
+        if (Has("ft")) {
+          ASSERT_OK(Remove(catalog(), "ft", false).status());
+        }
         ASSERT_OK(Prune(catalog(), false, job_).status());
       },
       [&] {

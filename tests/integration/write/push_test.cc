@@ -171,7 +171,8 @@ TEST_P(DTypePushTest, AnyPairOfFloatsRoundTrips) {
   const std::string folder = WriteModel("ft", {Converted(Finetuned(base, 2, 0.002f), dtype)});
   const PushReport report = MustPush(folder);
   ExpectStored("ft", folder);
-  if (base_dtype == DType::kBF16 && (dtype == DType::kF16 || dtype == DType::kF32 || dtype == DType::kF64)) {
+  // F64 copies of F32 values end in 29 zero bits, which zstd takes better than any delta does.
+  if (base_dtype == DType::kBF16 && (dtype == DType::kF16 || dtype == DType::kF32)) {
     EXPECT_EQ(report.base, "base");
   }
 }
