@@ -167,6 +167,7 @@ FittedModel FitDelta(const Histogram& histogram) {
       low = e >= kDeltaContexts ? e - kDeltaContexts + 1 : 0;
     }
   }
+  while (low + 1 < totals.size() && totals[low] == 0) ++low;  // empty contexts above cost nothing, below they do
   fit.model.exponent_low = static_cast<uint16_t>(low);
   fit.model.contexts.resize(kDeltaContexts);
   std::vector<uint64_t> cells(histogram.cell_count());
