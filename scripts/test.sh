@@ -61,12 +61,16 @@ fi
 scripts/build.sh --tests ${also[@]+"${also[@]}"}
 find_realmodels
 
+run_sanitized() {
+  cmake --preset asan >build/configure-asan.log 2>&1 || { cat build/configure-asan.log >&2 && return 1; }
+  cmake --build build/asan --target sanitized_tests -j "$(nproc)" >&2 || return 1
+  ctest --test-dir build/asan -L '^(unit|fuzz)$' -j 2 --output-on-failure
+}
+
 asan_code=0
 if [ $asan = yes ]; then
   say "unit tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-  cmake --preset asan >build/configure-asan.log 2>&1 || { cat build/configure-asan.log >&2 && exit 1; }
-  cmake --build build/asan --target sanitized_tests -j "$(nproc)" >&2
-  ctest --test-dir build/asan -L '^(unit|fuzz)$' -j 2 --output-on-failure || asan_code=$?
+  run_sanitized || asan_code=$?
 fi
 
 code=0
