@@ -72,7 +72,9 @@ class KvStore {
   virtual Result<StoredValue> Get(Family family, std::string_view key) const = 0;
   // One result a key, in order (one round trip for many keys).
   virtual std::vector<Result<StoredValue>> MultiGet(Family family, std::span<const std::string> keys) const = 0;
-  // Errors: NoSpace, Io, PermissionDenied (opened read-only).
+  // Errors: NoSpace (checked before writing: nothing happened, later writes work), Io, PermissionDenied (opened
+  // read-only). After a write that the system failed, every later one is refused with the same code until the store is
+  // opened again; reads go on.
   virtual Status Write(const WriteBatch& batch, Durability durability) = 0;
   // Makes everything written to these families durable.
   virtual Status Flush(std::span<const Family> families) = 0;

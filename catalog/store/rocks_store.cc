@@ -15,12 +15,13 @@
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <mutex>
 #include <system_error>
 
 #include "catalog/store/blob_references.h"
 #include "catalog/store/crc32c.h"
 #include "catalog/store/file_checksum.h"
-#include "catalog/store/hooked_file_system.h"
+#include "catalog/store/hooked_env.h"
 #include "catalog/store/kv_store.h"
 #include "catalog/store/store_folder.h"
 #include "codec/support/hash.h"
@@ -77,8 +78,7 @@ class NullLogger final : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
-// After a write that failed for want of space RocksDB would poll the disk from a thread of its own, and refuse Resume
-// meanwhile. The next write resumes instead.
+// RocksDB would resume by itself once there is space; CheckWritable says why it must not.
 class NoAutomaticRecovery final : public rocksdb::EventListener {
  public:
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status, bool* auto_recovery) override {
@@ -114,6 +114,7 @@ rocksdb::DBOptions MakeDbOptions(const StoreOptions& options, const MemoryPlan& 
   db.max_total_wal_size = 8 * kMiB;
   db.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(memory.write_buffers);
   db.allow_fallocate = false;  // else 4 MiB for every MANIFEST
+  db.db_host_id = "";        // no SST names the machine that wrote it
   db.bytes_per_sync = kMiB;    // so that the sync at a flush's end has little left to do
   db.track_and_verify_wals_in_manifest = true;
   // A kill tears the last record of the log, which was not acknowledged; anything else wrong in it is corruption, where
@@ -244,11 +245,9 @@ class RocksStore final : public KvStore {
     return FromRocks(it->status(), InFamily("listing", family));
   }
 
-  Status Refuse() const { return PermissionDenied("store " + folder_->dir() + " was opened read-only"); }
-  // Clears the state in which RocksDB refuses writes after a failed one, if the cause is gone.
-  Status ResumeAfterFailure();
-  Status CheckRoom(uint64_t bytes) const;
-  // Remembers a failure of a write for ResumeAfterFailure.
+  Status CheckWritable() const;
+  Status CheckRoom(const WriteBatch& batch, Durability durability);
+  // Maps the status of a write and remembers a failure for CheckWritable.
   Status Noted(const rocksdb::Status& s, std::string_view what);
   // `range` null: all keys.
   Status Compact(Family family, const rocksdb::CompactRangeOptions& options, const KeyRange* range,
@@ -260,7 +259,10 @@ class RocksStore final : public KvStore {
   const bool read_only_;
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // by Family, then RocksDB's own "default"
+
   std::atomic<bool> write_failed_{false};
+  mutable std::mutex failure_mutex_;
+  Status first_failure_;
 };
 
 Status RocksStore::OpenDb(const StoreOptions& options) {
@@ -305,21 +307,33 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
   return FromRocks(s, what);
 }
 
-Status RocksStore::ResumeAfterFailure() {
-  if (!write_failed_.load(std::memory_order_relaxed)) return OkStatus();
-  RETURN_IF_ERROR(FromRocks(db_->Resume(), "store " + folder_->dir() + " stays read-only after a failed write"));
-  write_failed_.store(false, std::memory_order_relaxed);
-  return OkStatus();
+// RocksDB would have to be resumed after a failed write. In 7.8.3 that can wait for ever (a flush that was scheduled
+// but had not begun when another job failed is never scheduled again) or abort the process (the log is not renewed when
+// there is nothing to flush, and its writer asserts that it has seen no error). So writes stay refused until the store
+// is opened again, which loses only what no Flush has confirmed; CheckRoom keeps a full disk from getting that far.
+Status RocksStore::CheckWritable() const {
+  if (read_only_) return PermissionDenied("store " + folder_->dir() + " was opened read-only");
+  if (!write_failed_.load(std::memory_order_acquire)) return OkStatus();
+  const std::lock_guard lock(failure_mutex_);
+  return first_failure_.WithContext("store " + folder_->dir() +
+                                    " takes no more writes until it is opened again, because one failed");
 }
 
 Status RocksStore::Noted(const rocksdb::Status& s, std::string_view what) {
-  if (!s.ok()) write_failed_.store(true, std::memory_order_relaxed);
-  return FromRocks(s, what);
+  const Status status = FromRocks(s, what);
+  // Busy and cancelled are answers, not failures.
+  if (!status.ok() && (s.IsIOError() || s.IsCorruption())) {
+    const std::lock_guard lock(failure_mutex_);
+    if (first_failure_.ok()) first_failure_ = status;
+    write_failed_.store(true, std::memory_order_release);
+  }
+  return status;
 }
 
 Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
-  if (read_only_) return Refuse();
+  RETURN_IF_ERROR(CheckWritable());
   if (batch.empty()) return OkStatus();
+  RETURN_IF_ERROR(CheckRoom(batch, durability));
   rocksdb::WriteBatch changes(batch.put_bytes() + batch.ops().size() * 16);
   rocksdb::Status s;
   for (const WriteBatch::Op& op : batch.ops()) {
@@ -340,34 +354,34 @@ Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
   rocksdb::WriteOptions options;
   options.sync = durability == Durability::kSync;
   options.disableWAL = durability == Durability::kNone;
-  if (durability == Durability::kNone) RETURN_IF_ERROR(CheckRoom(batch.put_bytes()));
-  const std::string what = InFamily("writing", batch.ops().front().family);
-  const auto attempt = [&]() -> Status {
-    RETURN_IF_ERROR(ResumeAfterFailure());
-    return Noted(db_->Write(options, &changes), what);
-  };
-  Status status = attempt();
-  // A batch that only deletes is on its way to making room: that is what the ballast is for.
-  if (status.code() == StatusCode::kNoSpace && batch.put_bytes() == 0 && folder_->ReleaseBallast()) status = attempt();
-  return status;
+  return Noted(db_->Write(options, &changes), InFamily("writing", batch.ops().front().family));
 }
 
-// What is in memory without being in the log must fit on the disk later: a flush that fails leaves RocksDB refusing
-// every write, also those that would make room, until the flush succeeds.
-Status RocksStore::CheckRoom(uint64_t bytes) const {
+// What goes into memory must fit on the disk later, and what makes room must not be kept from it.
+Status RocksStore::CheckRoom(const WriteBatch& batch, Durability durability) {
   constexpr uint64_t kMargin = 4 * kMiB;  // indexes, the log, the MANIFEST
-  uint64_t unflushed = 0;
-  (void)db_->GetIntProperty(Handle(Family::kBlocks), rocksdb::DB::Properties::kCurSizeAllMemTables, &unflushed);
-  const uint64_t needed = unflushed + bytes + kMargin;
   ASSIGN_OR_RETURN(const uint64_t available, folder_->FreeBytes());
+  uint64_t needed = batch.put_bytes() + kMargin;
+  if (durability == Durability::kNone) {
+    uint64_t unflushed = 0;
+    (void)db_->GetIntProperty(Handle(Family::kBlocks), rocksdb::DB::Properties::kCurSizeAllMemTables, &unflushed);
+    needed += unflushed;
+  }
   if (available >= needed) return OkStatus();
+  // A batch that deletes and adds next to nothing is on its way to making room: that is what the ballast is for.
+  constexpr uint64_t kNextToNothing = 64 << 10;
+  if (batch.put_bytes() < kNextToNothing && std::ranges::any_of(batch.ops(), [](const WriteBatch::Op& op) {
+        return op.kind != WriteBatch::Op::Kind::kPut;
+      })) {
+    folder_->ReleaseBallast();
+    return OkStatus();
+  }
   return NoSpace("store " + folder_->dir() + ": " + std::to_string(needed - available) + " bytes short of the " +
                  std::to_string(needed) + " needed for what is being written; make room, or remove models and prune");
 }
 
 Status RocksStore::Flush(std::span<const Family> families) {
-  if (read_only_) return Refuse();
-  RETURN_IF_ERROR(ResumeAfterFailure());
+  RETURN_IF_ERROR(CheckWritable());
   // One by one: flushing several at once is only defined with atomic flushes, which would flush every family.
   for (const Family family : families)
     RETURN_IF_ERROR(Noted(db_->Flush(rocksdb::FlushOptions(), Handle(family)), InFamily("flushing", family)));
@@ -413,15 +427,13 @@ Status RocksStore::Compact(Family family, const rocksdb::CompactRangeOptions& op
 }
 
 Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
-  if (read_only_) return Refuse();
+  RETURN_IF_ERROR(CheckWritable());
   std::array<Family, kFamilyCount> families;
   for (int i = 0; i < kFamilyCount; ++i) families[i] = static_cast<Family>(i);
   constexpr uint64_t kLittleSpace = 16 * kMiB;
   if (const auto available = folder_->FreeBytes(); available.ok() && *available < kLittleSpace)
     folder_->ReleaseBallast();
-  Status flushed = Flush(families);
-  if (flushed.code() == StatusCode::kNoSpace && folder_->ReleaseBallast()) flushed = Flush(families);
-  RETURN_IF_ERROR(flushed);
+  RETURN_IF_ERROR(Flush(families));
 
   // First without copying a value: dropped references free every blob file that has no live value left.
   rocksdb::CompactRangeOptions drop;
@@ -449,8 +461,7 @@ Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
 Result<std::unique_ptr<KvStore>> OpenRocksStore(const std::string& dir, const StoreOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<StoreFolder> folder, StoreFolder::Open(dir, options));
   std::unique_ptr<rocksdb::Env> env;
-  if (options.before_write)
-    env = rocksdb::NewCompositeEnv(NewHookedFileSystem(rocksdb::FileSystem::Default(), options.before_write));
+  if (options.before_write) env = NewHookedEnv(options.before_write);
   auto store = std::make_unique<RocksStore>(std::move(folder), std::move(env), options.read_only);
   RETURN_IF_ERROR(store->OpenDb(options));
   return std::unique_ptr<KvStore>(std::move(store));

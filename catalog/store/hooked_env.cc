@@ -1,5 +1,9 @@
-#include "catalog/store/hooked_file_system.h"
+#include "catalog/store/hooked_env.h"
 
+#include <rocksdb/file_system.h>
+#include <rocksdb/system_clock.h>
+
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -104,11 +108,26 @@ class HookedFileSystem final : public rocksdb::FileSystemWrapper {
   const Hook hook_;
 };
 
+class QuickClock final : public rocksdb::SystemClockWrapper {
+ public:
+  QuickClock() : SystemClockWrapper(rocksdb::SystemClock::Default()) {}
+  const char* Name() const override { return "modelstore.QuickClock"; }
+  void SleepForMicroseconds(int micros) override { SystemClockWrapper::SleepForMicroseconds(std::min(micros, 1000)); }
+};
+
+class HookedEnv final : public rocksdb::EnvWrapper {
+ public:
+  explicit HookedEnv(Hook hook) : EnvWrapper(rocksdb::Env::Default()) {
+    file_system_ = std::make_shared<HookedFileSystem>(rocksdb::FileSystem::Default(), std::move(hook));
+    system_clock_ = std::make_shared<QuickClock>();
+  }
+  const char* Name() const override { return "modelstore.HookedEnv"; }
+};
+
 }  // namespace
 
-std::shared_ptr<rocksdb::FileSystem> NewHookedFileSystem(std::shared_ptr<rocksdb::FileSystem> base,
-                                                         std::function<Status(uint64_t)> before_write) {
-  return std::make_shared<HookedFileSystem>(base, std::move(before_write));
+std::unique_ptr<rocksdb::Env> NewHookedEnv(std::function<Status(uint64_t)> before_write) {
+  return std::make_unique<HookedEnv>(std::move(before_write));
 }
 
 }  // namespace modelstore
