@@ -102,7 +102,7 @@ MemoryPlan PlanMemory(uint64_t budget) {
   return plan;
 }
 
-rocksdb::DBOptions MakeDbOptions(const StoreOptions& options, const MemoryPlan& memory, rocksdb::Env* env) {
+rocksdb::DBOptions MakeDbOptions(const MemoryPlan& memory, rocksdb::Env* env) {
   rocksdb::DBOptions db;
   db.env = env;
   db.create_if_missing = true;  // only reached when the folder allows it
@@ -114,7 +114,7 @@ rocksdb::DBOptions MakeDbOptions(const StoreOptions& options, const MemoryPlan& 
   db.max_total_wal_size = 8 * kMiB;
   db.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(memory.write_buffers);
   db.allow_fallocate = false;  // else 4 MiB for every MANIFEST
-  db.db_host_id = "";        // no SST names the machine that wrote it
+  db.db_host_id = "";          // no SST names the machine that wrote it
   db.bytes_per_sync = kMiB;    // so that the sync at a flush's end has little left to do
   db.track_and_verify_wals_in_manifest = true;
   // A kill tears the last record of the log, which was not acknowledged; anything else wrong in it is corruption, where
@@ -268,7 +268,7 @@ class RocksStore final : public KvStore {
 Status RocksStore::OpenDb(const StoreOptions& options) {
   const MemoryPlan memory = PlanMemory(options.memory_budget_bytes);
   rocksdb::Env* env = env_ ? env_.get() : rocksdb::Env::Default();
-  const rocksdb::DBOptions db_options = MakeDbOptions(options, memory, env);
+  const rocksdb::DBOptions db_options = MakeDbOptions(memory, env);
   const std::string what = "opening store " + folder_->dir();
   if (folder_->has_db()) {
     std::vector<std::string> names;
