@@ -35,6 +35,8 @@ Status ParseModel(ByteReader& in, Frame& frame) {
   const uint8_t flags = in.U8();
   if (flags & ~kFlagLowBit) return Unsupported("frame: unknown flags " + std::to_string(flags));
   frame.model.low_bit = (flags & kFlagLowBit) != 0;
+  if (frame.model.low_bit && frame.encoding == Encoding::kDelta)
+    return Corruption("frame: a delta with the flag low_bit");
   if (frame.encoding == Encoding::kDelta) {
     const uint64_t low = in.Varint();
     if (low > 0x7ff) return Corruption("frame: lowest exponent " + std::to_string(low) + " exceeds any float's");
@@ -69,6 +71,7 @@ Status ParseModel(ByteReader& in, Frame& frame) {
     }
   }
   if (!bits.ok()) return Corruption("frame: symbol tables are cut short");
+  if (!bits.AtPadding()) return Corruption("frame: bytes after its symbol tables");
   return OkStatus();
 }
 

@@ -48,7 +48,8 @@ Bytes SerializeFrame(const Frame& frame);
 Result<Frame> ParseFrame(ByteSpan bytes);
 // Sets frame.tables from frame.model (kSelf and kDelta; nothing otherwise).
 void PrepareTables(Frame& frame);
-// Elements of a block's first stream: all of them in a short block, else about half (docs/format.md, "Streams").
+// Elements of a block's first stream: all of them in a short block, else about half (docs/format.md, "Blocks: coder
+// B").
 uint32_t FirstStreamElems(uint32_t block_elems);
 // Raw (or zstd) frame for `elems` elements.
 Frame PlainFrame(Encoding encoding, DType dtype, uint64_t elems);

@@ -37,6 +37,7 @@ EncodeTables::EncodeTables(const RansModel& model, const DecodeTables& decode_ta
   cell_shift_ = delta_ ? 0 : SelfCellShift(width_bits);
   lookup_size_ = delta_ ? kDeltaLookup : SelfCellCount(width_bits);
   symbols_.emplace_back();  // stands for what cannot be coded
+  lookup_.reserve(lookup_size_ * decode_tables.contexts);
   for (const RansContext& context : model.contexts) {
     const uint32_t first = static_cast<uint32_t>(symbols_.size());
     first_symbol_.push_back(first);
@@ -52,7 +53,9 @@ EncodeTables::EncodeTables(const RansModel& model, const DecodeTables& decode_ta
       lookup_.push_back(static_cast<uint16_t>(found ? s : 0));
     }
   }
-  first_symbol_.push_back(static_cast<uint32_t>(symbols_.size()));
+  // Contexts without symbols: nothing can be coded there.
+  first_symbol_.resize(decode_tables.contexts + 1, static_cast<uint32_t>(symbols_.size()));
+  lookup_.resize(lookup_size_ * decode_tables.contexts, 0);
 }
 
 const EncodeSymbol& EncodeTables::FindLarge(uint32_t context, uint64_t value) const {

@@ -1,7 +1,6 @@
 // AVX-512 (F, BW, VL, DQ): symbols are found by comparisons in registers, so neither gathers nor slot tables are
 // needed. A group's 32 states are two vectors of 16; 16-bit work (contexts, thresholds, values) is done for all 32 at
-// once in element order, which is why lane l holds element 2(l mod 16) + (l div 16). Measured on Zen 4: see
-// docs/format.md, "Speed".
+// once in element order, which is why lane l holds element 2(l mod 16) + (l div 16).
 #include <immintrin.h>
 
 #include <array>

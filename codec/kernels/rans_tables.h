@@ -1,4 +1,4 @@
-// RansModel: the symbol tables of coder B (layer: codec/kernels). docs/format.md, "Coder B".
+// RansModel: the symbol tables of coder B (layer: codec/kernels). docs/format.md, "Blocks: coder B".
 //
 // A coded value v of W bits (8, 16, 32 or 64) belongs to the symbol s of its context with base_s <= v < base_{s+1};
 // base_0 = 0 and base_{s+1} = base_s + 2^raw_bits_s. The symbol is coded with probability freq_s / 2^kProbBits, then

@@ -106,6 +106,11 @@ class BitReader {
  public:
   explicit BitReader(ByteSpan in) : in_(in) {}
   uint32_t Get(unsigned bits);  // 0 and failed past the end
+  // True when only the zero bits that pad the last byte are left.
+  bool AtPadding() {
+    const size_t left = in_.size() * 8 - bit_;
+    return ok_ && left < 8 && Get(static_cast<unsigned>(left)) == 0;
+  }
   bool ok() const { return ok_; }
 
  private:

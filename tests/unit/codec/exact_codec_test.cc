@@ -290,7 +290,11 @@ TEST(Frames, ImpossibleOnesAreRefused) {
   EXPECT_EQ(parse({0, 12, 9, 10, 8}), StatusCode::kCorruption);         // plain, yet another coded dtype
   EXPECT_EQ(parse({2, 10, 10, 10, 8, 0, 0}), StatusCode::kCorruption);  // an integer type entropy-coded
   EXPECT_EQ(parse({2, 9, 9, 10, 8, 2, 0}), StatusCode::kUnsupported);   // flag
-  EXPECT_EQ(parse({2, 9, 9, 10, 8, 0, 5}), StatusCode::kCorruption);    // classes
+  EXPECT_EQ(parse({2, 9, 9, 10, 8, 0, 0}), StatusCode::kOk);
+  EXPECT_EQ(parse({2, 9, 9, 10, 8, 0, 0, 0}), StatusCode::kCorruption);     // a byte after the tables
+  EXPECT_EQ(parse({2, 9, 9, 10, 8, 0, 1, 0x80}), StatusCode::kCorruption);  // padding that is not zero
+  EXPECT_EQ(parse({3, 9, 9, 10, 8, 1, 0, 0}), StatusCode::kCorruption);     // low_bit in a delta
+  EXPECT_EQ(parse({2, 9, 9, 10, 8, 0, 5}), StatusCode::kCorruption);        // classes
   EXPECT_EQ(parse({0, 9, 9, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 8}),
             StatusCode::kCorruption);  // elements
 }
