@@ -1,4 +1,4 @@
-// Disk full at every write of a push, and kill -9 at random points of pushes, removals and prunes: the store opens
+// Disk full at every write, and kill -9 at random points, of pushes, removals and prunes: the store opens
 // afterwards, every published model decodes, and prune leaves nothing behind.
 #include <signal.h>
 #include <sys/wait.h>
@@ -103,6 +103,19 @@ TEST_F(FullDiskTest, Push) {
         const Status status = PushPath(folders_.at("ft")).status();
         EXPECT_EQ(Has("ft"), status.ok());
         return status;
+      });
+}
+
+TEST_F(FullDiskTest, RemoveAndPrune) {
+  Sweep(
+      [&] {
+        Reopen();
+        if (!Has("base")) MustPush(folders_.at("base"));
+        if (!Has("ft")) MustPush(folders_.at("ft"));
+      },
+      [&] {
+        RETURN_IF_ERROR(Remove(catalog(), "ft", false).status());
+        return Prune(catalog(), false, job_).status();
       });
 }
 
