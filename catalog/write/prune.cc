@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "catalog/write/maintain.h"
 #include "catalog/write/store_walk.h"
@@ -50,9 +52,14 @@ Status SweepFiles(const StoreWalk& walk, const StoreWalk::Reachable& live, Sweep
   return sweeper.Commit();
 }
 
-// A tensor's record goes together with its blocks, so that neither is ever there without the other.
+// A tensor's record goes together with its blocks, so that neither is ever there without the other; and before its
+// bases, whose depth is smaller: a push takes any record it finds for a tensor that it can decode.
 Status SweepTensors(const StoreWalk& walk, const StoreWalk::Reachable& live, Sweeper& sweeper, PruneReport* report) {
-  for (size_t i = 0; i < walk.tensors().size(); ++i) {
+  std::vector<uint32_t> order(walk.tensors().size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return walk.tensors()[a].depth > walk.tensors()[b].depth; });
+  for (const uint32_t i : order) {
     if (live.tensors[i]) continue;
     const StoreWalk::Tensor& tensor = walk.tensors()[i];
     const std::string key = TensorKey(tensor.id);

@@ -48,6 +48,7 @@ Status StoreWalk::LoadTensors(const KvStore& store) {
     tensor.bytes = record.bytes;
     tensor.coded_bytes = record.coded_bytes;
     tensor.push = record.push;
+    tensor.depth = record.depth;
     tensor.first_block = record.first_block;
     tensor.block_count = record.block_count;
     tensor.cost = key.size() + value.size() + record.coded_bytes + kBlockKeyBytes * record.block_count;

@@ -24,6 +24,7 @@ class StoreWalk {
     uint64_t coded_bytes = 0;
     uint64_t cost = 0;  // keys and values: record, blocks, edges, sketch
     PushId push = 0;
+    uint8_t depth = 0;  // larger than that of each of its bases
     uint32_t first_block = 0, block_count = 0;
     bool has_sketch = false;
     std::vector<uint32_t> bases;  // distinct
