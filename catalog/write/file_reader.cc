@@ -5,11 +5,19 @@
 
 #include "catalog/write/parallel.h"
 #include "catalog/write/tensor_data.h"
+#include "codec/decode/block_decoder.h"
 
 namespace modelstore {
 namespace {
 
-constexpr uint64_t kPieceBytes = 1 << 20;  // of one task
+constexpr size_t kMaxPieces = 4096;  // of a window: bounds what many tiny tensors take
+
+template <typename T>
+Result<T> Opened(Result<T> opened) {
+  if (!opened.ok() && opened.status().code() == StatusCode::kNotFound)
+    return Corruption("a record is missing: " + std::string(opened.status().message()));
+  return opened;
+}
 
 // Follows a file's bytes through its extents and checks each whole tensor's hash.
 class ExtentHasher {
@@ -33,7 +41,7 @@ class ExtentHasher {
 
  private:
   Status Start(const Extent& extent) {
-    ASSIGN_OR_RETURN(const TensorRef tensor, reader_.OpenTensorById(extent.tensor));
+    ASSIGN_OR_RETURN(const TensorRef tensor, Opened(reader_.OpenTensorById(extent.tensor)));
     hasher_.emplace(StartTensorHash(tensor->record.dtype, tensor->record.shape));
     return OkStatus();
   }
@@ -56,40 +64,99 @@ class ExtentHasher {
   std::optional<Hasher128> hasher_;
 };
 
+// The next bytes of a file, for one task: a block of a tensor, or a literal.
+struct Piece {
+  const Extent* extent = nullptr;
+  TensorRef tensor;  // null: a literal
+  uint32_t block = 0;
+  uint64_t offset = 0, bytes = 0;  // in the window
+};
+
+// Cuts a file's extents into pieces, from front to back.
+class PieceCursor {
+ public:
+  PieceCursor(ReadEngine& reader, const FileRecord& record) : reader_(reader), record_(record) {}
+
+  // Pieces of the next window, of `window_bytes` together unless a single one has more; none at the end.
+  Status Next(uint64_t window_bytes, std::vector<Piece>* pieces) {
+    pieces->clear();
+    for (uint64_t filled = 0; next_ < record_.extents.size() && pieces->size() < kMaxPieces;) {
+      const Extent& extent = record_.extents[next_];
+      if (extent.kind == Extent::Kind::kTensor && tensor_ == nullptr) {
+        ASSIGN_OR_RETURN(tensor_, Opened(reader_.OpenTensorById(extent.tensor)));
+        if (tensor_->record.bytes != extent.bytes)
+          return Corruption("tensor '" + extent.name + "' has " + std::to_string(tensor_->record.bytes) +
+                            " bytes, expected " + std::to_string(extent.bytes));
+      }
+      if (tensor_ == nullptr ? block_ > 0 : block_ >= tensor_->record.block_count) {
+        ++next_;
+        block_ = 0;
+        tensor_ = nullptr;
+        continue;
+      }
+      const uint64_t bytes = tensor_ == nullptr ? extent.bytes : BlockBytes(tensor_->frame, block_);
+      if (!pieces->empty() && bytes > window_bytes - filled) break;
+      pieces->push_back({&extent, tensor_, block_++, filled, bytes});
+      filled += bytes;
+    }
+    return OkStatus();
+  }
+
+ private:
+  ReadEngine& reader_;
+  const FileRecord& record_;
+  size_t next_ = 0;      // extent
+  uint32_t block_ = 0;   // of it; a literal is one
+  TensorRef tensor_;     // of it
+};
+
+// Of all windows of one file. Several files may be read at once, one a thread.
+uint64_t WindowBytes(Catalog& catalog) {
+  const uint64_t threads = catalog.pool().threads() + 1;
+  const uint64_t share = catalog.write_budget_bytes() / (4 * threads);
+  return std::clamp<uint64_t>(share, kBlockBytes, 4 * kBlockBytes * threads);
+}
+
 }  // namespace
 
 Status ReadWholeFile(Catalog& catalog, const Sha256Digest& sha256, JobControl& job,
                      const std::function<Status(ByteSpan)>& consume) {
   ReadEngine& reader = catalog.reader();
-  Result<FileRef> opened = reader.OpenFileByHash(sha256);
-  if (!opened.ok() && opened.status().code() == StatusCode::kNotFound)
-    return Corruption("a record is missing: " + std::string(opened.status().message()));
-  ASSIGN_OR_RETURN(const FileRef file, std::move(opened));
-  const uint64_t bytes = file->bytes();
-  const uint64_t window_bytes = kPieceBytes * (catalog.pool().threads() + 1) * 2;
+  ASSIGN_OR_RETURN(const FileRef file, Opened(reader.OpenFileByHash(sha256)));
+  const uint64_t window_bytes = WindowBytes(catalog) / 2;
   Sha256 sha;
   ExtentHasher extents(reader, file->record());
+  PieceCursor cursor(reader, file->record());
+  std::vector<Piece> pieces;
   Buffer windows[2];
   ByteSpan previous;
   // One round more than there are windows: each decodes its window and consumes the one before.
-  for (uint64_t at = 0, round = 0; at < bytes || !previous.empty(); at += window_bytes, ++round) {
+  for (uint64_t round = 0;; ++round) {
     RETURN_IF_ERROR(job.Check());
-    const MutableByteSpan window = windows[round % 2].Resize(at < bytes ? std::min(window_bytes, bytes - at) : 0);
-    const size_t pieces = (window.size() + kPieceBytes - 1) / kPieceBytes;
+    RETURN_IF_ERROR(cursor.Next(window_bytes, &pieces));
+    if (pieces.empty() && previous.empty()) break;
+    const MutableByteSpan window =
+        windows[round % 2].Resize(pieces.empty() ? 0 : pieces.back().offset + pieces.back().bytes);
     const auto work = [&](size_t task) -> Status {
       if (task == 0) {
         sha.Update(previous);
         RETURN_IF_ERROR(extents.Update(previous));
         return consume(previous);
       }
-      const uint64_t offset = (task - 1) * kPieceBytes;
-      const MutableByteSpan piece = window.subspan(offset, std::min(kPieceBytes, window.size() - offset));
-      ASSIGN_OR_RETURN(const size_t n, reader.Read(file, at + offset, piece));
-      if (n != piece.size())
-        return Corruption("expected " + std::to_string(bytes) + " bytes, found " + std::to_string(at + offset + n));
+      const Piece& piece = pieces[task - 1];
+      BlockRef block;
+      ByteSpan bytes = piece.extent->literal;
+      if (piece.tensor != nullptr) {
+        ASSIGN_OR_RETURN(block, reader.ReadBlock(piece.tensor, piece.block, /*keep=*/false));
+        bytes = block.bytes();
+      }
+      if (bytes.size() != piece.bytes)
+        return Corruption("a piece of " + std::to_string(bytes.size()) + " bytes, expected " +
+                          std::to_string(piece.bytes));
+      std::copy(bytes.begin(), bytes.end(), window.begin() + piece.offset);
       return OkStatus();
     };
-    RETURN_IF_ERROR(ParallelRun(catalog.pool(), pieces + 1, work));
+    RETURN_IF_ERROR(ParallelRun(catalog.pool(), pieces.size() + 1, work));
     job.Advance(previous.size());
     previous = window;
   }

@@ -8,6 +8,7 @@
 
 namespace modelstore {
 
+// Decodes each block from the store's own bytes (the reader's cache is neither filled nor trusted with them).
 // Calls `consume` with the file's bytes in order, window by window, while the next window is decoded; then compares
 // their SHA-256, and the hash of every whole tensor, with what the store's records say. Advances `job`. Errors:
 // Corruption (decoding fails, a hash differs, a record is missing), Io, Cancelled, and what `consume` returns.

@@ -247,8 +247,10 @@ Result<bool> PushJob::FindIdentical(const TensorData& data, PlannedExtent& exten
         return OkStatus();
       }));
   for (const TensorId& id : ids) {
-    ASSIGN_OR_RETURN(const bool equal, EqualsStored(data, id));
-    if (!equal) continue;
+    const Result<bool> equal = EqualsStored(data, id);
+    // A damaged tensor equals nothing: pushing its bytes again stores them again.
+    if (!equal.ok() && equal.status().code() != StatusCode::kCorruption) return equal.status();
+    if (!equal.ok() || !*equal) continue;
     extent.stored = id;
     return true;
   }
@@ -304,14 +306,25 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
     made.record.push = push_;
     made.record.frame = SerializeFrame(PlainFrame(Encoding::kRaw, source.dtype, 0));
   } else {
-    ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, candidates));
-    Result<TensorRecord> record = writer_->Store(data, choice, extent.first_block, HoldBytes());
+    const auto store = [&](const std::vector<BaseCandidate>& bases) -> Result<TensorRecord> {
+      ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, bases));
+      return writer_->Store(data, choice, extent.first_block, HoldBytes());
+    };
+    Result<TensorRecord> record = store(candidates);
     if (!record.ok()) {
       // A source that changed between two passes can surface as a failure of the encoder.
       ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
       RETURN_IF_ERROR(reader.CheckUnchanged());
-      return record.status();
     }
+    if (!record.ok() && record.status().code() == StatusCode::kCorruption && !candidates.empty()) {
+      // A damaged base: the tensor is stored by itself, without what was written against the base.
+      WriteBatch batch;
+      batch.DeleteRange(Family::kBlocks, BlockKey(push_, extent.first_block),
+                        BlocksEnd(push_, uint64_t{extent.first_block} + BlocksFor(source.bytes)));
+      RETURN_IF_ERROR(catalog_.store().Write(batch, Durability::kNone));
+      record = store({});
+    }
+    if (!record.ok()) return record.status();
     made.record = *std::move(record);
     for (const ViewSegment& segment : made.record.view) {
       if (segment.kind == ViewSegment::Kind::kIdentity)

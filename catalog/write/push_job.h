@@ -23,6 +23,11 @@
 
 namespace modelstore {
 
+// The key behind a push's blocks before `end`.
+inline std::string BlocksEnd(PushId push, uint64_t end) {
+  return end > UINT32_MAX ? BlockKeyPrefix(push + 1) : BlockKey(push, static_cast<uint32_t>(end));
+}
+
 class PushJob {
  public:
   PushJob(Catalog& catalog, const SourceTree& source, const PushOptions& options, JobControl& job)
@@ -61,6 +66,7 @@ class PushJob {
     Sha256Digest sha256{};
     bool known = false;    // a file of this SHA-256 is stored already
     bool repeats = false;  // … or comes earlier in this push
+    bool mends = false;    // the stored one is damaged: this push's record replaces its record
   };
 
   // push_job.cc: reading and coding.
@@ -83,6 +89,9 @@ class PushJob {
 
   // push_publish.cc: verifying and publishing.
   Status AllocatePush();
+  // Files that are stored already, in another layout than this push compared, are read; damaged ones are replaced.
+  Status VerifyKnown();
+  Result<bool> IsAsCompared(const PlannedFile& file);
   Status Verify();
   Status Publish(const ModelRecord* base, PushReport* report);
   // Which files are published for the first time, and which new tensors they need.

@@ -1,6 +1,7 @@
 #include <chrono>
 #include <set>
 
+#include "catalog/write/file_reader.h"
 #include "catalog/write/levels.h"
 #include "catalog/write/model_names.h"
 #include "catalog/write/parallel.h"
@@ -20,10 +21,6 @@ int64_t NowNs() {
       .count();
 }
 
-std::string BlocksEnd(PushId push, uint64_t end) {
-  return end > UINT32_MAX ? BlockKeyPrefix(push + 1) : BlockKey(push, static_cast<uint32_t>(end));
-}
-
 }  // namespace
 
 Result<PushReport> PushJob::Run() {
@@ -31,7 +28,7 @@ Result<PushReport> PushJob::Run() {
   RETURN_IF_ERROR(CheckModelName(options_.name));
   RETURN_IF_ERROR(CheckNameIsFree(catalog_.store(), options_.name));
   // Nothing that this push refers to is collected while it runs.
-  const std::shared_lock keep(catalog_.collect_mutex());
+  std::shared_lock keep(catalog_.collect_mutex());
   RETURN_IF_ERROR(Plan());
   RETURN_IF_ERROR(CheckSpace());
   RETURN_IF_ERROR(AllocatePush());
@@ -41,6 +38,7 @@ Result<PushReport> PushJob::Run() {
   const Status status = [&]() -> Status {
     RETURN_IF_ERROR(CodeAll());
     RETURN_IF_ERROR(MarkNeeded());
+    RETURN_IF_ERROR(VerifyKnown());
     RETURN_IF_ERROR(Verify());
     ASSIGN_OR_RETURN(const ModelRecord* base, bases_->BaseModel());
     RETURN_IF_ERROR(job_.Check());
@@ -53,6 +51,7 @@ Result<PushReport> PushJob::Run() {
   // The published batch is in the synced log already; this takes it out of the log's reach.
   if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
     job_.Warn("'" + options_.name + "' is stored, but the store could not flush its records: " + flushed.ToString());
+  keep.unlock();
   catalog_.NotifyChanged({TopLevelName(options_.name)});
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
@@ -82,7 +81,7 @@ Status PushJob::MarkNeeded() {
   for (NewTensor& tensor : new_tensors_) tensor.needed = false;
   std::set<Sha256Digest> seen;
   for (PlannedFile& file : files_) {
-    if (!file.known) {
+    if (!file.known && !file.mends) {
       const Result<StoredValue> stored = catalog_.store().Get(Family::kFiles, FileKey(file.sha256));
       if (!stored.ok() && stored.status().code() != StatusCode::kNotFound) return stored.status();
       file.known = stored.ok();
@@ -96,6 +95,48 @@ Status PushJob::MarkNeeded() {
     }
   }
   return OkStatus();
+}
+
+// Whether the stored record consists of the very tensors that this push decoded and compared.
+Result<bool> PushJob::IsAsCompared(const PlannedFile& file) {
+  ASSIGN_OR_RETURN(const StoredValue value, catalog_.store().Get(Family::kFiles, FileKey(file.sha256)));
+  const Result<FileRecord> record = ParseFileRecord(value.bytes());
+  if (!record.ok() || record->extents.size() != file.extents.size()) return false;
+  for (size_t i = 0; i < file.extents.size(); ++i) {
+    const Extent& stored = record->extents[i];
+    const PlannedExtent& own = file.extents[i];
+    const bool is_literal = stored.kind == Extent::Kind::kLiteral;
+    if (is_literal != own.source.is_literal() || stored.bytes != own.source.bytes) return false;
+    if (is_literal ? !SameBytes(stored.literal, own.source.literal)
+                   : !OriginOf(own).stored || *OriginOf(own).stored != stored.tensor)
+      return false;
+  }
+  return true;
+}
+
+Status PushJob::VerifyKnown() {
+  std::set<Sha256Digest> unread;
+  uint64_t bytes = 0;
+  for (const PlannedFile& file : files_) {
+    if (!file.known || file.repeats) continue;
+    ASSIGN_OR_RETURN(const bool compared, IsAsCompared(file));
+    if (compared) continue;
+    unread.insert(file.sha256);
+    bytes += file.source->bytes;
+  }
+  if (unread.empty()) return OkStatus();
+  job_.Begin("verifying", bytes);
+  for (const Sha256Digest& sha256 : unread) {
+    const Status read = ReadWholeFile(catalog_, sha256, job_, [](ByteSpan) { return OkStatus(); });
+    if (read.ok()) continue;
+    if (read.code() != StatusCode::kCorruption) return read;
+    for (PlannedFile& file : files_) {
+      if (file.sha256 != sha256) continue;
+      file.known = false;
+      file.mends = true;
+    }
+  }
+  return MarkNeeded();
 }
 
 Status PushJob::Verify() {

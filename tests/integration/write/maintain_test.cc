@@ -1,6 +1,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <set>
+
 #include "tests/integration/write/model_fixture.h"
 
 namespace modelstore {
@@ -207,6 +209,115 @@ TEST_F(MaintainTest, VerifyNamesTheFileThatIsDamaged) {
   // Export refuses to hand it out.
   EXPECT_FALSE(Export(catalog(), "ft", temp() + "/out", job_).ok());
   EXPECT_FALSE(fs::exists(temp() + "/out/model.safetensors"));
+}
+
+// Flips a bit in the largest block of what the model's push wrote, under a valid checksum.
+void DamageLargestBlock(Catalog& catalog, const std::string& name) {
+  const Result<ModelRecord> model = catalog.FindModel(name);
+  ASSERT_OK(model.status());
+  std::string key;
+  Bytes value;
+  ASSERT_OK(catalog.store().Scan(Family::kBlocks, BlockKeyPrefix(model->push), [&](std::string_view k, ByteSpan v) {
+    const Result<ByteSpan> coded = OpenBlock(v);
+    EXPECT_OK(coded.status());
+    if (coded->size() > value.size()) {
+      key = k;
+      value.assign(coded->begin(), coded->end());
+    }
+    return OkStatus();
+  }));
+  ASSERT_FALSE(value.empty());
+  Bytes sealed = SealBlock(value);
+  sealed.back() ^= std::byte{1};
+  WriteBatch batch;
+  batch.Put(Family::kBlocks, key, sealed);
+  ASSERT_OK(catalog.store().Write(batch, Durability::kSync));
+}
+
+TEST_F(MaintainTest, PushReadsAFileThatIsStoredInAnotherLayout) {
+  const Bytes bytes = SafetensorsFile(SmallModel(1));
+  const std::string plain = WriteSource("plain", "x.bin", bytes);
+  const std::string laid_out = WriteSource("m", "x.safetensors", bytes);
+  MustPush(plain);
+  MustPush(laid_out, {"good", PushOptions::Base::kAuto, ""});
+  DamageLargestBlock(catalog(), "plain");
+  Reopen();
+  MustPush(laid_out, {"again", PushOptions::Base::kAuto, ""});
+  ExpectStored("again", laid_out);
+  ExpectStored("plain", plain);
+  ExpectClean();
+}
+
+TEST_F(MaintainTest, PushingAgainMendsDamage) {
+  PushPair();
+  DamageLargestBlock(catalog(), "base");
+  Reopen();
+  ASSERT_FALSE(Verify(catalog(), {"base"}, job_)->failed.empty());
+  MustPush(base_folder_, {"base-again", PushOptions::Base::kAuto, ""});
+  ExpectStored("base-again", base_folder_);
+  ExpectStored("base", base_folder_);
+  EXPECT_TRUE(Verify(catalog(), {"base", "base-again"}, job_)->failed.empty());
+}
+
+TEST_F(MaintainTest, VerifyReadsTheStoreNotTheCache) {
+  PushPair();
+  ExpectStored("base", base_folder_);
+  DamageLargestBlock(catalog(), "base");
+  EXPECT_FALSE(Verify(catalog(), {"base"}, job_)->failed.empty());
+}
+
+TEST_F(MaintainTest, PruneDeletesDependentsBeforeTheirBases) {
+  // Enough small tensors that the deletions take several batches.
+  std::vector<TestTensor> base, finetune;
+  for (uint64_t i = 0; i < 1200; ++i) {
+    base.push_back(RandomTensor("t" + std::to_string(i), {512}, i));
+    finetune.push_back(Finetuned(base.back(), 10'000 + i));
+  }
+  MustPush(WriteModel("base", base));
+  const std::string folder = WriteModel("ft", finetune);
+  ASSERT_EQ(MustPush(folder).base, "base");
+  ASSERT_OK(Remove(catalog(), "ft", false).status());
+  ASSERT_OK(Remove(catalog(), "base", false).status());
+  // Stops after the first batch of files and the first of tensors.
+  int batches = 0;
+  JobControl job;
+  bool armed = false;
+  Reopen([&](uint64_t) {
+    if (armed && ++batches > 2) job.Cancel();
+    return OkStatus();
+  });
+  armed = true;
+  EXPECT_EQ(Prune(catalog(), false, job).status().code(), StatusCode::kCancelled);
+  Reopen();
+  std::set<TensorId> left;
+  std::vector<TensorId> bases;
+  ASSERT_OK(catalog().store().Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
+    ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
+    ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value));
+    left.insert(id);
+    for (const ViewSegment& segment : record.view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity) bases.push_back(segment.base);
+    }
+    return OkStatus();
+  }));
+  EXPECT_FALSE(left.empty());
+  EXPECT_LT(left.size(), 2400u);
+  for (const TensorId& id : bases) EXPECT_TRUE(left.contains(id));
+  MustPush(folder);
+  ExpectStored("ft", folder);
+}
+
+TEST_F(MaintainTest, ChangesAreAnnouncedOutsideAllLocks) {
+  bool free = true;
+  catalog().SetOnChanged([&](const std::vector<std::string>&) {
+    free = free && catalog().collect_mutex().try_lock();
+    if (free) catalog().collect_mutex().unlock();
+  });
+  MustPush(WriteSource("m", "f", AsBytes("x")), {"a", PushOptions::Base::kAuto, ""});
+  ASSERT_OK(Rename(catalog(), "a", "c"));
+  ASSERT_OK(Remove(catalog(), "c", false).status());
+  EXPECT_TRUE(free);
+  catalog().SetOnChanged(nullptr);
 }
 
 TEST_F(MaintainTest, VerifyReportsMissingRecords) {
