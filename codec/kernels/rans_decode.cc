@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 
 #include "codec/kernels/rans_encode_fast.h"
@@ -14,9 +15,12 @@ namespace {
 constexpr size_t kSlotTableMinElems = 8192;
 
 // In a buffer of this thread's, valid until its next call: 128 KiB from the allocator would be mapped afresh for every
-// block.
+// block. A thread that decodes one block of a tensor after the other finds the table as it left it.
 const uint64_t* BuildSlotTable(const DecodeTables& t) {
   thread_local std::vector<uint64_t> slots;
+  thread_local uint64_t serial = 0;
+  if (serial == t.serial) return slots.data();
+  serial = t.serial;
   slots.resize(size_t{kDeltaContexts} << kProbBits);
   for (unsigned c = 0; c < t.contexts; ++c) {
     const uint16_t* start = &t.start[size_t{c} * t.symbols];
@@ -187,7 +191,9 @@ EncodeFastPath CurrentEncodeFastPath() {
 }
 
 DecodeTables BuildDecodeTables(const RansModel& model, bool delta, DType coded_dtype) {
+  static std::atomic<uint64_t> last_serial{0};
   DecodeTables t;
+  t.serial = ++last_serial;
   t.delta = delta;
   t.symbols = delta ? kDeltaSymbols : kSelfSymbols;
   t.contexts = delta ? kDeltaContexts : kSelfClasses;

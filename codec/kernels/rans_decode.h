@@ -18,6 +18,7 @@ namespace modelstore {
 
 // A RansModel laid out for decoding: entry [context * symbols + s].
 struct DecodeTables {
+  uint64_t serial = 0;    // of this process: tells one set of tables from another, as an address could not
   unsigned symbols = 0;   // a context: kDeltaSymbols or kSelfSymbols
   unsigned contexts = 0;  // kDeltaContexts or kSelfClasses
   bool delta = false;
