@@ -187,15 +187,21 @@ Status PushJob::Code(PlannedExtent& extent) {
   std::vector<const PlannedExtent*> rivals;
   {
     const std::lock_guard lock(mutex_);
-    std::vector<const PlannedExtent*>& claims = claims_[extent.hash];
-    rivals = claims;
-    extent.rank = static_cast<uint16_t>(std::min<size_t>(claims.size(), UINT16_MAX));
-    claims.push_back(&extent);
+    Claims& claims = claims_[extent.hash];
+    rivals = claims.extents;
+    extent.rank = static_cast<uint16_t>(std::min<size_t>(claims.made, UINT16_MAX));
+    claims.made += 1;
+    claims.extents.push_back(&extent);
   }
   for (const PlannedExtent* rival : rivals) {
     ASSIGN_OR_RETURN(const bool equal, EqualsExtent(data, *rival));
     if (!equal) continue;
     extent.repeats = rival;
+    {
+      // One claim a content, so that many identical tensors stay linear. Ranks may not be reused: a gap costs nothing.
+      const std::lock_guard lock(mutex_);
+      std::erase(claims_[extent.hash].extents, &extent);
+    }
     job_.Advance(source.bytes);
     return OkStatus();
   }

@@ -57,6 +57,11 @@ class PushJob {
     NewTensor* made = nullptr;
     const PlannedExtent* repeats = nullptr;
   };
+  // The extents of one hash that do not repeat another one (or are not yet known to).
+  struct Claims {
+    std::vector<const PlannedExtent*> extents;
+    size_t made = 0;
+  };
   struct PlannedFile {
     const SourceFile* source = nullptr;
     FileKind kind = FileKind::kContent;
@@ -122,7 +127,7 @@ class PushJob {
   std::condition_variable turn_changed_;
   Status failure_;    // of the first extent that failed: nobody waits for its turn any more
   std::mutex mutex_;  // guards what follows
-  std::map<Hash128, std::vector<const PlannedExtent*>> claims_;
+  std::map<Hash128, Claims> claims_;
   std::deque<NewTensor> new_tensors_;
   std::vector<PlannedExtent*> deferred_;
 };
