@@ -1,4 +1,5 @@
 #include <chrono>
+#include <new>
 #include <set>
 
 #include "catalog/write/file_reader.h"
@@ -36,13 +37,17 @@ Result<PushReport> PushJob::Run() {
 
   PushReport report;
   const Status status = [&]() -> Status {
-    RETURN_IF_ERROR(CodeAll());
-    RETURN_IF_ERROR(MarkNeeded());
-    RETURN_IF_ERROR(VerifyKnown());
-    RETURN_IF_ERROR(Verify());
-    ASSIGN_OR_RETURN(const ModelRecord* base, bases_->BaseModel());
-    RETURN_IF_ERROR(job_.Check());
-    return Publish(base, &report);
+    try {
+      RETURN_IF_ERROR(CodeAll());
+      RETURN_IF_ERROR(MarkNeeded());
+      RETURN_IF_ERROR(VerifyKnown());
+      RETURN_IF_ERROR(Verify());
+      ASSIGN_OR_RETURN(const ModelRecord* base, bases_->BaseModel());
+      RETURN_IF_ERROR(job_.Check());
+      return Publish(base, &report);
+    } catch (const std::bad_alloc&) {
+      return ResourceExhausted("out of memory while storing '" + options_.name + "'");
+    }
   }();
   if (!status.ok()) {
     RollBack();
@@ -274,15 +279,14 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   meta.model_count += 1;
   meta.model_digest ^= ModelDigest(model);
   batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
-  RETURN_IF_ERROR(catalog_.store().Write(batch, Durability::kSync));
-
+  // Nothing may fail once the batch is written: what fails is rolled back.
   report->name = model.name;
   report->base = base == nullptr ? "" : base->name;
   report->logical_bytes = model.logical_bytes;
   report->stored_bytes = model.pushed_stored_bytes;
   report->verified = true;
   CountLevels(report);
-  return OkStatus();
+  return catalog_.store().Write(batch, Durability::kSync);
 }
 
 void PushJob::CountLevels(PushReport* report) const {
@@ -314,8 +318,11 @@ void PushJob::RollBack() {
   WriteBatch batch;
   batch.DeleteRange(Family::kBlocks, BlockKeyPrefix(push_), BlockKeyPrefix(push_ + 1));
   Status removed = catalog_.store().Write(batch, Durability::kSync);
-  // Little never left memory; what did is given back now, not at the next prune.
-  if (removed.ok() && writer_->written_bytes() >= kCollectedBytes) removed = catalog_.store().CollectGarbage(nullptr);
+  // Little never left memory; what did is given back now, unless the user does not want to wait.
+  if (removed.ok() && writer_->written_bytes() >= kCollectedBytes) {
+    if (!job_.cancelled()) removed = catalog_.store().CollectGarbage([&] { return job_.cancelled(); });
+    if (removed.ok() && job_.cancelled()) removed = job_.Check();
+  }
   // On a full disk even this may fail: prune finds the blocks of pushes that were never published.
   if (!removed.ok())
     job_.Warn("what this push had written could not be removed (" + removed.ToString() + "); run prune to free it");
