@@ -57,6 +57,10 @@ Status RefuseFor(const std::string& name, const std::set<std::string>& dependent
                        (dependents.size() == 1 ? "it" : "them") + " first");
 }
 
+// The change is in the synced log and visible already, so a failing flush does not undo it; the store refuses later
+// writes with the reason.
+void LeaveTheLog(KvStore& store) { (void)store.Flush(kModelFamilies); }
+
 }  // namespace
 
 Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run) {
@@ -87,7 +91,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     }
     batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
     RETURN_IF_ERROR(catalog.store().Write(batch, Durability::kSync));
-    RETURN_IF_ERROR(catalog.store().Flush(kModelFamilies));
+    LeaveTheLog(catalog.store());
   }
   catalog.NotifyChanged({TopLevelName(name)});
   return report;
@@ -109,7 +113,7 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to) 
     batch.Put(Family::kModels, to, Serialize(model));
     batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
     RETURN_IF_ERROR(catalog.store().Write(batch, Durability::kSync));
-    RETURN_IF_ERROR(catalog.store().Flush(kModelFamilies));
+    LeaveTheLog(catalog.store());
   }
   std::vector<std::string> changed = {TopLevelName(from)};
   if (TopLevelName(to) != changed[0]) changed.push_back(TopLevelName(to));
