@@ -200,6 +200,8 @@ Result<BaseChoice> BaseChooser::Choose(const TensorData& data, const std::vector
   const SourceExtent& extent = data.extent();
   const uint64_t elems = extent.elems();
   const uint32_t width = DTypeBytes(extent.dtype);
+  // Only floating-point types are planned from a sample.
+  if (!DTypeIsFloat(extent.dtype)) return BaseChoice{PlanTensor(extent.dtype, elems, {}, DType::kOpaque, {}), {}};
   Buffer sample_buffer, scratch;
   const MutableByteSpan sample = sample_buffer.Resize(SampleElems(elems) * width);
   size_t filled = 0;

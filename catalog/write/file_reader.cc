@@ -105,9 +105,9 @@ class PieceCursor {
  private:
   ReadEngine& reader_;
   const FileRecord& record_;
-  size_t next_ = 0;      // extent
-  uint32_t block_ = 0;   // of it; a literal is one
-  TensorRef tensor_;     // of it
+  size_t next_ = 0;     // extent
+  uint32_t block_ = 0;  // of it; a literal is one
+  TensorRef tensor_;    // of it
 };
 
 // Of all windows of one file. Several files may be read at once, one a thread.
