@@ -61,8 +61,7 @@ ByteSpan InCodedDType(DType dtype, DType coded_dtype, ByteSpan source, Bytes* bu
 class Histogram {
  public:
   Histogram(bool delta, DType coded_dtype)
-      : delta_(delta),
-        layout_(FloatLayoutOf(coded_dtype)),
+      : layout_(FloatLayoutOf(coded_dtype)),
         width_(layout_.width_bits),
         contexts_(delta ? layout_.exponent_mask + 1 : kSelfClasses),
         cells_(delta ? DeltaCellCount(width_) : SelfCellCount(width_)) {}
@@ -127,7 +126,6 @@ class Histogram {
     if (counts_.empty()) counts_.assign(size_t{contexts_} * cells_, 0);
   }
 
-  bool delta_;
   FloatLayout layout_;
   unsigned width_;
   uint32_t contexts_;
