@@ -29,10 +29,13 @@
 
 namespace modelstore {
 
-// A block as the store names it. Never reused, so a cached block can never be mistaken for another.
+// A block of a tensor. The tensor is part of the name, not only where its record says that the block is stored: blocks
+// then wait only for blocks of a smaller depth, even when damaged records of two tensors name the same stored block.
+// The push is never reused, so a cached block can never be mistaken for one of a later record.
 struct BlockId {
+  TensorId tensor;
   PushId push = 0;
-  uint32_t index = 0;
+  uint32_t index = 0;  // within the tensor
   bool operator==(const BlockId&) const = default;
 };
 
@@ -150,7 +153,8 @@ class BlockCache {
   using List = std::list<Slot>;
   struct IdHash {
     size_t operator()(const BlockId& id) const {
-      return static_cast<size_t>((id.push * 0x9E3779B97F4A7C15ull ^ id.index) * 0xD6E8FEB86659FD93ull >> 16);
+      const uint64_t tensor = id.tensor.hash.low + id.tensor.ordinal + id.push;
+      return static_cast<size_t>((tensor * 0x9E3779B97F4A7C15ull ^ id.index) * 0xD6E8FEB86659FD93ull >> 16);
     }
   };
   using Garbage = std::vector<BlockPtr>;  // freed outside the lock

@@ -27,19 +27,19 @@ constexpr size_t kMaxQueuedPrefetches = 256;
 
 // Where a tensor's blocks are: all that a read needs when they are cached.
 struct Geometry {
+  TensorId tensor;
   uint64_t tensor_bytes = 0;
   PushId push = 0;
-  uint32_t first_block = 0;
   uint32_t block_bytes = 0;  // of every block but the last
 
-  BlockId Id(uint32_t index) const { return {push, first_block + index}; }
+  BlockId Id(uint32_t index) const { return {tensor, push, index}; }
   uint64_t BytesOf(uint32_t index) const {
     return std::min<uint64_t>(block_bytes, tensor_bytes - uint64_t{index} * block_bytes);
   }
 };
 
 Geometry GeometryOf(const OpenTensor& tensor) {
-  return {tensor.record.bytes, tensor.record.push, tensor.record.first_block,
+  return {tensor.id, tensor.record.bytes, tensor.record.push,
           tensor.frame.block_elems * DTypeBytes(tensor.frame.dtype)};
 }
 
@@ -110,6 +110,7 @@ struct ReadEngine::Impl {
   TensorTable tensors;
   std::atomic<uint64_t> decoded_blocks{0}, decoded_bytes{0};
 
+  mutable std::shared_mutex opens_mutex;  // held shared from reading a file's record until it is in `files`
   mutable std::mutex files_mutex;
   std::map<Sha256Digest, std::weak_ptr<OpenFile>> files;
   size_t sweep_at = 64;
@@ -119,40 +120,11 @@ struct ReadEngine::Impl {
   size_t prefetches = 0;  // submitted and not finished
   bool stopping = false;
 
-  // Functions named …Held run within a reservation that their caller made for PeakBytes.
-
-  // The most bytes that decoding any block of the tensor's elements [begin, end) holds at once, blocks included.
-  Result<uint64_t> PeakBytes(const OpenTensor& tensor, uint64_t begin, uint64_t end) {
-    const Frame& frame = tensor.frame;
-    const uint64_t block_elems = std::min<uint64_t>(frame.block_elems, frame.elems);
-    const uint64_t out_bytes = block_elems * DTypeBytes(frame.dtype);
-    const uint64_t coded_bytes = out_bytes + kBlockHeaderBytes;
-    if (frame.encoding != Encoding::kDelta) return coded_bytes + out_bytes;
-    const uint64_t prediction_bytes = block_elems * DTypeBytes(frame.coded_dtype);
-    uint64_t rest_bytes = prediction_bytes + out_bytes;
-    uint64_t at = 0;
-    for (const ViewSegment& segment : tensor.record.view) {
-      const uint64_t from = std::max(begin, at);
-      const uint64_t to = std::min(end, at + segment.elems);
-      if (segment.kind == ViewSegment::Kind::kIdentity && from < to) {
-        ASSIGN_OR_RETURN(const TensorRef base, tensors.GetReferenced(segment.base));
-        const uint64_t unit = base->frame.block_elems;
-        const uint64_t base_begin = (segment.base_offset_elems + (from - at)) / unit * unit;
-        const uint64_t base_end = (segment.base_offset_elems + (to - at) + unit - 1) / unit * unit;
-        ASSIGN_OR_RETURN(const uint64_t base_bytes, PeakBytes(*base, base_begin, base_end));
-        const uint64_t base_block_bytes =
-            std::min<uint64_t>(base->frame.block_elems, base->frame.elems) * DTypeBytes(base->frame.dtype);
-        rest_bytes = std::max({rest_bytes, prediction_bytes + base_bytes, base_block_bytes + out_bytes});
-      }
-      at += segment.elems;
-      if (at >= end) break;
-    }
-    return coded_bytes + rest_bytes;
-  }
+  // Functions named …Held run within a reservation that their caller made with ReserveFor.
 
   Status CheckSize(const BlockPtr& block, const OpenTensor& tensor, uint32_t index) {
     if (block->bytes().size() == BlockBytes(tensor.frame, index)) return OkStatus();
-    return Corruption(BlockName(tensor, index) + ": another tensor claims the same stored block");
+    return Corruption(BlockName(tensor, index) + ": the cached block has another size than its record says");
   }
 
   Result<BlockPtr> DecodeHeld(const OpenTensor& tensor, uint32_t index) {
@@ -169,7 +141,7 @@ struct ReadEngine::Impl {
     auto stored = store.Get(Family::kBlocks, BlockKey(tensor.record.push, tensor.record.first_block + index));
     if (!stored.ok()) {
       if (stored.status().code() != StatusCode::kNotFound) return stored.status();
-      return Corruption("the store lost it; run verify, and push the model again");
+      return Corruption("the store lost it; remove the models that need it, prune, and push them again");
     }
     ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored->bytes()));
     if (coded.size() > out_bytes) {
@@ -294,16 +266,16 @@ struct ReadEngine::Impl {
   }
 
   Result<BlockCache::Reservation> ReserveFor(const OpenTensor& tensor, uint32_t index) {
-    ASSIGN_OR_RETURN(const uint64_t peak_bytes, BlockPeakBytes(tensor, index));
+    ASSIGN_OR_RETURN(const uint64_t peak_bytes, PeakBytes(tensor));
     auto own = cache.Reserve(peak_bytes);
     if (!own.ok()) return own.status().WithContext(BlockName(tensor, index));
     return own;
   }
 
-  Result<uint64_t> BlockPeakBytes(const OpenTensor& tensor, uint32_t index) {
-    const uint64_t begin = tensor.frame.BlockBegin(index);
-    auto bytes = PeakBytes(tensor, begin, begin + tensor.frame.BlockElems(index));
-    if (!bytes.ok()) return bytes.status().WithContext(BlockName(tensor, index));
+  Result<uint64_t> PeakBytes(const OpenTensor& tensor) {
+    if (tensor.peak_bytes != 0) return tensor.peak_bytes;
+    auto bytes = tensors.CheckView(tensor);
+    if (!bytes.ok()) return bytes.status().WithContext(TensorName(tensor.id));
     return bytes;
   }
 
@@ -438,14 +410,19 @@ struct ReadEngine::Impl {
         if (stopping) return;
         ++prefetches;
       }
-      const bool queued = pool.Submit(
-          [this, held = FileRef(file), begin, piece_end, advised]() mutable {
-            OpenFile::Impl& opened = *held->impl_;
-            if (!advised || opened.pattern.IsAhead(begin, piece_end)) PrefetchPiece(opened, begin, piece_end);
-            held.reset();
-            EndPrefetch();
-          },
-          kMaxQueuedPrefetches);
+      bool queued = false;
+      try {
+        queued = pool.Submit(
+            [this, held = FileRef(file), begin, piece_end, advised]() mutable {
+              OpenFile::Impl& opened = *held->impl_;
+              if (!advised || opened.pattern.IsAhead(begin, piece_end)) PrefetchPiece(opened, begin, piece_end);
+              held.reset();
+              EndPrefetch();
+            },
+            kMaxQueuedPrefetches);
+      } catch (const std::bad_alloc&) {
+        // Not queued: ~ReadEngine must not wait for it.
+      }
       if (!queued) return EndPrefetch();
       begin = piece_end;
     }
@@ -472,7 +449,7 @@ struct ReadEngine::Impl {
           const uint32_t index = static_cast<uint32_t>(i);
           if (cache.Contains(geometry->Id(index))) continue;
           ASSIGN_OR_RETURN(const TensorRef tensor, tensors.GetReferenced(extent.tensor));
-          ASSIGN_OR_RETURN(const uint64_t peak_bytes, BlockPeakBytes(*tensor, index));
+          ASSIGN_OR_RETURN(const uint64_t peak_bytes, PeakBytes(*tensor));
           BlockCache::Reservation own = cache.TryReserve(peak_bytes, geometry->BytesOf(index));
           if (own) RETURN_IF_ERROR(JoinWith(std::move(own), *tensor, index, Use::kPrefetch).status());
         }
@@ -499,6 +476,7 @@ Result<FileRef> ReadEngine::OpenFileByHash(const Sha256Digest& sha256) {
         if (FileRef file = it->second.lock()) return file;
       }
     }
+    const std::shared_lock opening(impl_->opens_mutex);
     auto file = std::make_unique<OpenFile::Impl>();
     file->sha256 = sha256;
     auto value = impl_->store.Get(Family::kFiles, FileKey(sha256));
@@ -594,6 +572,8 @@ void ReadEngine::Prefetch(const FileRef& file, uint64_t offset, uint64_t bytes) 
   if (offset >= total) return;
   impl_->SubmitPrefetch(file, offset, offset + std::min(bytes, total - offset), false);
 }
+
+std::unique_lock<std::shared_mutex> ReadEngine::HoldOpens() const { return std::unique_lock(impl_->opens_mutex); }
 
 std::vector<TensorId> ReadEngine::PinnedTensors() const {
   std::vector<FileRef> open;

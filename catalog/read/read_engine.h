@@ -10,6 +10,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <shared_mutex>
 #include <vector>
 
 #include "catalog/read/worker_pool.h"
@@ -30,6 +32,8 @@ struct OpenTensor {
   TensorId id;
   TensorRecord record;
   Frame frame;
+  // The most bytes that decoding one of its blocks holds at once, with all that its bases need. 0: not known yet.
+  uint64_t peak_bytes = 0;
 };
 using TensorRef = std::shared_ptr<const OpenTensor>;
 
@@ -84,6 +88,9 @@ class ReadEngine {
 
   // Tensors reachable from files that are open now (with their bases).
   std::vector<TensorId> PinnedTensors() const;
+  // While it is held no file is opened that is not open already. Prune holds it from asking PinnedTensors() until the
+  // records of the files that it removes are gone, so that none of them is opened in between.
+  [[nodiscard]] std::unique_lock<std::shared_mutex> HoldOpens() const;
   ReadStats stats() const;
   // Forgets cached blocks and parsed tensors (tests, benchmarks, after prune).
   void DropCaches();

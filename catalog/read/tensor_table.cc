@@ -1,6 +1,7 @@
 #include "catalog/read/tensor_table.h"
 
 #include <algorithm>
+#include <map>
 
 #include "codec/decode/block_decoder.h"
 
@@ -16,6 +17,11 @@ uint64_t CostBytes(const OpenTensor& tensor) {
   const uint64_t tables = tensor.frame.tables == nullptr ? 0 : 4096;
   return sizeof(OpenTensor) + 128 + tensor.record.shape.size() * sizeof(uint64_t) + tensor.record.frame.size() +
          tensor.record.view.size() * sizeof(ViewSegment) + symbols * sizeof(RansSymbol) + tables;
+}
+
+// Bytes of the tensor's largest block in `dtype`.
+uint64_t BlockHeldBytes(const Frame& frame, DType dtype) {
+  return std::min<uint64_t>(frame.block_elems, frame.elems) * DTypeBytes(dtype);
 }
 
 Status CheckFrame(const OpenTensor& tensor) {
@@ -52,14 +58,16 @@ Result<TensorRecord> LoadTensorRecord(const KvStore& store, const TensorId& id) 
 
 Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
   TensorRef tensor;
+  uint64_t generation;
   {
     const std::lock_guard lock(mutex_);
+    generation = generation_;
     if (const auto it = slots_.find(id); it != slots_.end()) {
       recent_.splice(recent_.begin(), recent_, it->second);
       tensor = it->second->tensor;
     }
   }
-  if (tensor == nullptr) return Load(id, max_depth);
+  if (tensor == nullptr) return Load(id, max_depth, generation);
   if (tensor->record.depth > max_depth) {
     return Corruption(TensorName(id) + ": depth " + Number(tensor->record.depth) + " where at most " +
                       Number(max_depth) + " is possible");
@@ -74,7 +82,7 @@ Result<TensorRef> TensorTable::GetReferenced(const TensorId& id, uint8_t max_dep
   return tensor;
 }
 
-Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
+Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint64_t generation) {
   auto tensor = std::make_shared<OpenTensor>();
   tensor->id = id;
   ASSIGN_OR_RETURN(tensor->record, LoadTensorRecord(store_, id));
@@ -86,14 +94,15 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
   auto frame = ParseFrame(tensor->record.frame);
   if (!frame.ok()) return frame.status().WithContext(TensorName(id));
   tensor->frame = std::move(*frame);
-  Status status = CheckFrame(*tensor);
-  if (status.ok()) status = CheckView(*tensor);
-  if (!status.ok()) return status.WithContext(TensorName(id));
+  if (const Status status = CheckFrame(*tensor); !status.ok()) return status.WithContext(TensorName(id));
+  const auto decoding_bytes = CheckView(*tensor);
+  if (!decoding_bytes.ok()) return decoding_bytes.status().WithContext(TensorName(id));
+  tensor->peak_bytes = *decoding_bytes;
 
   const uint64_t bytes = CostBytes(*tensor);
   const std::lock_guard lock(mutex_);
   if (const auto it = slots_.find(id); it != slots_.end()) return it->second->tensor;
-  if (bytes > capacity_bytes_) return TensorRef(tensor);
+  if (generation != generation_ || bytes > capacity_bytes_) return TensorRef(tensor);
   while (bytes_ + bytes > capacity_bytes_) {
     bytes_ -= recent_.back().bytes;
     slots_.erase(recent_.back().tensor->id);
@@ -106,13 +115,23 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
   return TensorRef(tensor);
 }
 
-Status TensorTable::CheckView(const OpenTensor& tensor) {
+Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
   const TensorRecord& record = tensor.record;
+  const uint64_t out_bytes = BlockHeldBytes(tensor.frame, tensor.frame.dtype);
+  const uint64_t coded_bytes = out_bytes + kBlockHeaderBytes;
   if (tensor.frame.encoding != Encoding::kDelta) {
     if (!record.view.empty()) return Corruption("it has a view of a base, but is not a delta");
     if (record.depth != 0) return Corruption("it has depth " + Number(record.depth) + ", but is not a delta");
-    return OkStatus();
+    return coded_bytes + out_bytes;
   }
+  // What is needed of a base, looked up once however often a view names it.
+  struct Base {
+    uint64_t elems, block_bytes, peak_bytes;
+    DType dtype;
+  };
+  std::map<TensorId, Base> bases;
+  const uint64_t prediction_bytes = BlockHeldBytes(tensor.frame, tensor.frame.coded_dtype);
+  uint64_t rest_bytes = prediction_bytes + out_bytes;
   uint64_t elems = 0;
   for (size_t i = 0; i < record.view.size(); ++i) {
     const ViewSegment& segment = record.view[i];
@@ -121,18 +140,29 @@ Status TensorTable::CheckView(const OpenTensor& tensor) {
     elems += segment.elems;
     if (segment.kind == ViewSegment::Kind::kNone) continue;
     if (record.depth == 0) return Corruption(name + ": names a base, but the tensor's depth is 0");
-    auto base = GetReferenced(segment.base, static_cast<uint8_t>(record.depth - 1));
-    if (!base.ok()) return base.status().WithContext(name);
-    const Frame& frame = (*base)->frame;
-    if (segment.base_offset_elems > frame.elems || segment.elems > frame.elems - segment.base_offset_elems)
-      return Corruption(name + ": reaches past its base's " + Number(frame.elems) + " elements");
-    if (!CanPredict(frame.dtype, tensor.frame.coded_dtype))
-      return Corruption(name + ": elements of " + std::string(DTypeName(frame.dtype)) + " cannot predict " +
+    auto it = bases.find(segment.base);
+    if (it == bases.end()) {
+      auto found = GetReferenced(segment.base, static_cast<uint8_t>(record.depth - 1));
+      if (!found.ok()) return found.status().WithContext(name);
+      const Frame& frame = (*found)->frame;
+      it = bases
+               .emplace(segment.base, Base{.elems = frame.elems,
+                                           .block_bytes = BlockHeldBytes(frame, frame.dtype),
+                                           .peak_bytes = (*found)->peak_bytes,
+                                           .dtype = frame.dtype})
+               .first;
+    }
+    const Base& base = it->second;
+    if (segment.base_offset_elems > base.elems || segment.elems > base.elems - segment.base_offset_elems)
+      return Corruption(name + ": reaches past its base's " + Number(base.elems) + " elements");
+    if (!CanPredict(base.dtype, tensor.frame.coded_dtype))
+      return Corruption(name + ": elements of " + std::string(DTypeName(base.dtype)) + " cannot predict " +
                         std::string(DTypeName(tensor.frame.coded_dtype)));
+    rest_bytes = std::max({rest_bytes, prediction_bytes + base.peak_bytes, base.block_bytes + out_bytes});
   }
   if (elems != tensor.frame.elems)
     return Corruption("its view covers " + Number(elems) + " of " + Number(tensor.frame.elems) + " elements");
-  return OkStatus();
+  return coded_bytes + rest_bytes;
 }
 
 uint64_t TensorTable::peak_bytes() const {
@@ -142,6 +172,7 @@ uint64_t TensorTable::peak_bytes() const {
 
 void TensorTable::Clear() {
   const std::lock_guard lock(mutex_);
+  ++generation_;
   slots_.clear();
   recent_.clear();
   bytes_ = 0;

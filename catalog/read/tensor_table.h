@@ -31,7 +31,10 @@ class TensorTable {
   Result<TensorRef> Get(const TensorId& id) { return Get(id, kMaxDepth); }
   // A tensor that another record refers to: NotFound becomes Corruption.
   Result<TensorRef> GetReferenced(const TensorId& id) { return GetReferenced(id, kMaxDepth); }
+  // Checks the view against the bases. The result: OpenTensor::peak_bytes.
+  Result<uint64_t> CheckView(const OpenTensor& tensor);
   uint64_t peak_bytes() const;
+  // Forgets all; what is being read from the store meanwhile is not kept either, as its record may be gone.
   void Clear();
 
  private:
@@ -45,8 +48,7 @@ class TensorTable {
 
   Result<TensorRef> Get(const TensorId& id, uint8_t max_depth);
   Result<TensorRef> GetReferenced(const TensorId& id, uint8_t max_depth);
-  Result<TensorRef> Load(const TensorId& id, uint8_t max_depth);
-  Status CheckView(const OpenTensor& tensor);
+  Result<TensorRef> Load(const TensorId& id, uint8_t max_depth, uint64_t generation);
 
   const KvStore& store_;
   const uint64_t capacity_bytes_;
@@ -54,6 +56,7 @@ class TensorTable {
   std::unordered_map<TensorId, std::list<Slot>::iterator, IdHash> slots_;
   std::list<Slot> recent_;
   uint64_t bytes_ = 0, peak_bytes_ = 0;
+  uint64_t generation_ = 0;  // counts Clear
 };
 
 }  // namespace modelstore

@@ -11,7 +11,7 @@ namespace {
 using Use = BlockCache::Use;
 constexpr uint64_t kUnit = 1000;
 
-BlockId Id(uint32_t index) { return {1, index}; }
+BlockId Id(uint32_t index) { return {.tensor = {}, .push = 1, .index = index}; }
 
 // Decodes (makes) the block when it is not cached. True when it was cached.
 bool Get(BlockCache& cache, uint32_t index, Use use = Use::kRead) {

@@ -274,6 +274,20 @@ TEST_F(ReadEngineTest, TheDeepestChainReadsInTheSmallestBudget) {
   EXPECT_EQ(ReadAll(too_deep).status().code(), StatusCode::kCorruption);
 }
 
+TEST_F(ReadEngineTest, ReadingAChainOfSplitViewsIsNotExponential) {
+  constexpr uint64_t kElems = 65'536, kSegments = 64;
+  TensorId id = builder_.AddEncoded(Encoding::kSelf, DType::kBF16, StoreBuilder::Weights(kElems, 1));
+  for (int depth = 1; depth <= 8; ++depth) {
+    const TensorId base = std::exchange(id, builder_.AddDelta(id, depth));
+    Rewrite(id, [&](TensorRecord& r) {
+      r.view.clear();
+      for (uint64_t i = 0; i < kSegments; ++i)
+        r.view.push_back({.elems = kElems / kSegments, .base = base, .base_offset_elems = i * (kElems / kSegments)});
+    });
+  }
+  ExpectReads(id);
+}
+
 TEST_F(ReadEngineTest, ABlockLargerThanTheBudgetIsRefused) {
   const TensorId id = builder_.AddRaw(DType::kF64, Bytes(8 * kMiB), kMaxBlockElems);
   MakeEngine({.memory_budget_bytes = kMinReadBudgetBytes, .prefetch_bytes = 0});
@@ -381,7 +395,9 @@ TEST_F(ReadEngineTest, ACorruptBlockIsAnErrorThatNamesItAndIsNotCached) {
     builder_.Put(Family::kBlocks, key, {});
     EXPECT_EQ(engine().Read(file, kBlockBytes + 5, out).status().code(), StatusCode::kCorruption);
     builder_.Delete(Family::kBlocks, key);
-    EXPECT_EQ(engine().Read(file, kBlockBytes + 5, out).status().code(), StatusCode::kCorruption);
+    const Status lost = engine().Read(file, kBlockBytes + 5, out).status();
+    EXPECT_EQ(lost.code(), StatusCode::kCorruption);
+    EXPECT_THAT(std::string(lost.message()), HasSubstr("remove the models that need it, prune, and push them again"));
     builder_.Put(Family::kBlocks, key, good);
     ASSERT_TRUE(engine().Read(file, kBlockBytes + 5, out).ok());
     EXPECT_TRUE(std::equal(out.begin(), out.end(), builder_.content(delta).begin() + kBlockBytes + 5));
@@ -424,6 +440,21 @@ TEST_F(ReadEngineTest, RecordsThatContradictEachOtherAreRefused) {
   Rewrite(delta, [&](TensorRecord& r) { r.view[0].base = other, r.depth = 3; });
   engine().DropCaches();
   EXPECT_EQ(engine().OpenTensorById(other).status().code(), StatusCode::kCorruption);
+}
+
+TEST_F(ReadEngineTest, ADeltaWhoseBaseNamesItsOwnBlockIsRefused) {
+  const TensorId base = builder_.AddRaw(DType::kBF16, StoreBuilder::Weights(100'000, 1), 131'072);
+  const TensorId delta = builder_.AddDelta(base, 2);
+  Rewrite(base, [&](TensorRecord& r) { r.first_block = builder_.known(delta).record.first_block; });
+  EXPECT_EQ(ReadAll(delta).status().code(), StatusCode::kCorruption);
+}
+
+TEST_F(ReadEngineTest, TensorsThatNameTheSameBlockDoNotReadEachOthersBytes) {
+  const TensorId coded = builder_.AddEncoded(Encoding::kZstd, DType::kU8, Bytes(1000, std::byte{'x'}));
+  const TensorId raw = builder_.AddRaw(DType::kU8, RandomBytes(1000, 1), 1000);
+  Rewrite(raw, [&](TensorRecord& r) { r.first_block = builder_.known(coded).record.first_block; });
+  ExpectReads(coded);
+  EXPECT_EQ(ReadAll(raw).status().code(), StatusCode::kCorruption) << "not what is cached for the other";
 }
 
 TEST_F(ReadEngineTest, FilesThatContradictTheirTensorsAreRefused) {
@@ -541,6 +572,26 @@ TEST_F(ReadEngineTest, OpenFilesPinTheirTensorsAndBases) {
   EXPECT_THAT(engine().PinnedTensors(), testing::UnorderedElementsAre(other));
 }
 
+TEST_F(ReadEngineTest, NoFileIsOpenedWhileOpensAreHeld) {
+  const TensorId id = builder_.AddRaw(DType::kU8, RandomBytes(10, 4), 10);
+  const Sha256Digest open = builder_.AddFile({builder_.Whole(id)}), removed = builder_.AddFile({builder_.Whole(id)});
+  const FileRef file = Open(open);
+  std::unique_lock hold = engine().HoldOpens();
+  EXPECT_EQ(Open(open), file) << "it is pinned already";
+  std::atomic<bool> asked{false};
+  Status status;
+  std::thread opener([&] {
+    asked = true;
+    status = engine().OpenFileByHash(removed).status();
+  });
+  while (!asked) std::this_thread::yield();
+  EXPECT_THAT(engine().PinnedTensors(), testing::ElementsAre(id));
+  builder_.Delete(Family::kFiles, FileKey(removed));
+  hold.unlock();
+  opener.join();
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+}
+
 TEST_F(ReadEngineTest, AnOpenFileOutlivesItsRecords) {
   const TensorId id = builder_.AddRaw(DType::kU8, RandomBytes(1000, 4), 10);
   const Sha256Digest sha256 = builder_.AddFile({builder_.Whole(id)});
@@ -549,6 +600,20 @@ TEST_F(ReadEngineTest, AnOpenFileOutlivesItsRecords) {
   Bytes out(1000);
   ASSERT_TRUE(engine().Read(file, 0, out).ok());
   EXPECT_TRUE(out == builder_.content(id));
+}
+
+TEST_F(ReadEngineTest, ARecordReadAcrossDropCachesIsNotKept) {
+  const TensorId base = builder_.AddEncoded(Encoding::kSelf, DType::kBF16, StoreBuilder::Weights(100'000, 1));
+  const TensorId delta = builder_.AddDelta(base, 2);
+  builder_.store.SetTensorHook([&](std::string_view key) {
+    if (key != TensorKey(base)) return OkStatus();
+    // The record of `delta` has been read, and is now removed.
+    builder_.Delete(Family::kTensors, TensorKey(delta));
+    engine().DropCaches();
+    return OkStatus();
+  });
+  EXPECT_TRUE(engine().OpenTensorById(delta).ok());
+  EXPECT_EQ(engine().OpenTensorById(delta).status().code(), StatusCode::kNotFound);
 }
 
 TEST_F(ReadEngineTest, ManySmallTensorsStayWithinTheBudget) {

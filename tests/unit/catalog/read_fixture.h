@@ -19,14 +19,16 @@
 
 namespace modelstore {
 
-// Passes everything on; Gets of blocks go through a hook first.
+// Passes everything on; Gets of blocks, or of tensors' records, go through a hook first.
 class HookedStore final : public KvStore {
  public:
   using Hook = std::function<Status(std::string_view key)>;
   void SetHook(Hook hook) { hook_ = std::move(hook); }  // while nobody reads
+  void SetTensorHook(Hook hook) { tensor_hook_ = std::move(hook); }
 
   Result<StoredValue> Get(Family family, std::string_view key) const override {
     if (family == Family::kBlocks && hook_) RETURN_IF_ERROR(hook_(key));
+    if (family == Family::kTensors && tensor_hook_) RETURN_IF_ERROR(tensor_hook_(key));
     return store_->Get(family, key);
   }
   std::vector<Result<StoredValue>> MultiGet(Family family, std::span<const std::string> keys) const override {
@@ -52,7 +54,7 @@ class HookedStore final : public KvStore {
 
  private:
   std::unique_ptr<KvStore> store_ = NewMemoryStore();
-  Hook hook_;
+  Hook hook_, tensor_hook_;
 };
 
 inline Bytes RandomBytes(size_t n, uint64_t seed) {
