@@ -168,7 +168,10 @@ std::string CannotMount(const std::string& mountpoint) {
 
 int InChild(const std::function<int()>& body) {
   const pid_t pid = ::fork();
-  if (pid == 0) ::_exit(body());
+  if (pid == 0) {
+    ::signal(SIGBUS, SIG_DFL);  // AddressSanitizer has a handler
+    ::_exit(body());
+  }
   int status = 0;
   ::waitpid(pid, &status, 0);
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
