@@ -113,11 +113,14 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
   ASSIGN_OR_RETURN(report.disk_bytes_before, store.DiskBytes());
   report.disk_bytes_after = report.disk_bytes_before;
   ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(store));
+  // No file that is about to go may be opened between the look at what is open and its record's end.
+  std::unique_lock opens = catalog.reader().HoldOpens();
   const StoreWalk::Reachable live = walk.Mark(StoreWalk::kMissing, catalog.reader().PinnedTensors());
 
   job.Begin("removing", 0);
   Sweeper sweeper(store, dry_run, job);
   RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
+  opens.unlock();
   RETURN_IF_ERROR(SweepTensors(walk, live, sweeper, &report));
   RETURN_IF_ERROR(SweepUnpublished(store, walk, sweeper, &report));
   if (dry_run) return report;

@@ -23,6 +23,8 @@ struct SourceFile {
   uint64_t bytes = 0;
   uint32_t mode = 0;
   int64_t mtime_ns = 0;
+  int64_t ctime_ns = 0;  // of the last change of content or attributes: cannot be set back
+  uint64_t device = 0, inode = 0;
   bool linked = true;  // false: had no name any more when it was opened (a descriptor of a deleted file)
 };
 

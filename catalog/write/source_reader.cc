@@ -59,7 +59,12 @@ Status SourceReader::CheckUnchanged() const {
     return SourceChanged(*file_,
                          "it had " + std::to_string(file_->bytes) + " bytes, now " + std::to_string(now.st_size));
   if (ModificationTime(now) != file_->mtime_ns) return SourceChanged(*file_, "its time of modification is new");
+  if (now.st_dev != file_->device || now.st_ino != file_->inode)
+    return SourceChanged(*file_, "another file has taken its place");
   if (now.st_nlink == 0 && file_->linked) return SourceChanged(*file_, "it was removed or replaced");
+  // Last, because it only says that something changed: a rewrite of the same size whose mtime was set back, also a new
+  // mode.
+  if (ChangeTime(now) != file_->ctime_ns) return SourceChanged(*file_, "its content or attributes were changed");
   return OkStatus();
 }
 

@@ -65,6 +65,9 @@ class Scanner {
     added.bytes = static_cast<uint64_t>(st.st_size);
     added.mode = st.st_mode & 0777;
     added.mtime_ns = ModificationTime(st);
+    added.ctime_ns = ChangeTime(st);
+    added.device = st.st_dev;
+    added.inode = st.st_ino;
     added.linked = st.st_nlink > 0;
     if (files_->size() > max_held_) {
       close(added.fd);
