@@ -5,9 +5,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <csignal>
 #include <fstream>
+#include <map>
+#include <random>
 #include <set>
 #include <thread>
 
@@ -223,6 +226,59 @@ TEST_F(RocksStoreTest, CollectionGivesBackWholePushesAndPartsOfThem) {
   ASSERT_OK(DropBlocks(*store, BlockKeyPrefix(0), BlockKeyPrefix(9)));
   ASSERT_OK(store->CollectGarbage(nullptr));
   EXPECT_EQ(BlobBytes(dir()), 0u);
+}
+
+// Puts, deletions, flushes, collections and reopenings in random order: what is there is what a map would hold.
+TEST_F(RocksStoreTest, RandomHistoriesAgreeWithAMap) {
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    std::mt19937_64 random(seed);
+    fs::remove_all(dir());
+    std::array<std::map<std::string, std::string>, kFamilyCount> expected;
+    auto store = Open();
+    for (int step = 0; step < 12; ++step) {
+      WriteBatch batch;
+      const bool deletes = random() % 2 == 0;
+      for (int f = 0; f < kFamilyCount; ++f) {
+        const auto family = static_cast<Family>(f);
+        for (uint64_t ops = random() % 30; ops > 0; --ops) {
+          const std::string key = BlockKey(random() % 6, static_cast<uint32_t>(random() % 10));
+          const std::string other = BlockKey(random() % 6, static_cast<uint32_t>(random() % 10));
+          if (!deletes) {
+            const std::string value(family == Family::kBlocks ? 2000 : 20, static_cast<char>('a' + random() % 26));
+            batch.Put(family, key, AsBytes(value));
+            expected[f][key] = value;
+          } else if (random() % 2 == 0) {
+            batch.Delete(family, key);
+            expected[f].erase(key);
+          } else if (key < other) {
+            batch.DeleteRange(family, key, other);
+            expected[f].erase(expected[f].lower_bound(key), expected[f].lower_bound(other));
+          }
+        }
+      }
+      ASSERT_OK(store->Write(batch, Durability::kSync));
+      for (int f = 0; f < kFamilyCount; ++f) {
+        if (random() % 4 == 0) {
+          ASSERT_OK(FlushFamilies(*store, {static_cast<Family>(f)}));
+        }
+      }
+      if (random() % 4 == 0) {
+        ASSERT_OK(store->CollectGarbage(nullptr));
+      }
+      if (random() % 6 == 0) {
+        store.reset();
+        store = Open();
+      }
+      for (int f = 0; f < kFamilyCount; ++f) {
+        std::map<std::string, std::string> found;
+        ASSERT_OK(store->Scan(static_cast<Family>(f), "", [&](std::string_view key, ByteSpan value) {
+          found.emplace(key, AsChars(value));
+          return OkStatus();
+        }));
+        ASSERT_EQ(found, expected[f]) << "seed " << seed << ", step " << step;
+      }
+    }
+  }
 }
 
 // Collecting one push must not copy the others.
