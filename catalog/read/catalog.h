@@ -1,6 +1,6 @@
 // Catalog: an open store with its models (layer: catalog/read). The one object that handlers, mount and write share.
 //
-// Thread-safe. Models are read through here; catalog/write changes them under writer_mutex() and then calls
+// Thread-safe. Models are read through here; catalog/write changes them under publish_mutex() and then calls
 // NotifyChanged.
 #pragma once
 

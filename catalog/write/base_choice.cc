@@ -18,8 +18,8 @@ constexpr uint32_t kFarValue = 2048;  // distances beyond are equally far: 16 po
 constexpr uint32_t kFarSketch = 38'000;
 constexpr size_t kWindowsPerTask = 64;
 
-// Integer distance of mapped bfloat16 patterns follows the distance of their values (docs/format.md, "Ordered
-// integers").
+// Integer distance of mapped bfloat16 patterns follows the distance of their values (docs/format.md, "Coded
+// values").
 uint16_t Ordered(uint16_t pattern) {
   return static_cast<uint16_t>(pattern ^ (static_cast<uint16_t>(static_cast<int16_t>(pattern) >> 15) | 0x8000));
 }

@@ -55,10 +55,4 @@ struct ModelDetail {
 // Errors: NotFound.
 Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name);
 
-// Logical and stored bytes of one file (du's st_blocks, the mount's xattr). Cheap: reads records only.
-struct FileCost {
-  uint64_t stored_bytes = 0;
-  std::string base;  // model name, "" for none
-};
-
 }  // namespace modelstore

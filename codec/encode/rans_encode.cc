@@ -13,8 +13,6 @@ namespace {
 constexpr size_t kDeltaLookup = 256;  // values found by table; larger ones are rare
 constexpr unsigned kReciprocalShift = 32 + kProbBits;
 
-constexpr unsigned LaneElement(unsigned lane) { return 2 * (lane % 16) + lane / 16; }
-
 EncodeSymbol MakeSymbol(const RansSymbol& s) {
   EncodeSymbol e;
   e.base = s.base;

@@ -36,9 +36,6 @@ const uint64_t* BuildSlotTable(const DecodeTables& t) {
   return slots.data();
 }
 
-// Element of lane l within its group.
-constexpr unsigned LaneElement(unsigned lane) { return 2 * (lane % 16) + lane / 16; }
-
 struct WordReader {
   const std::byte* next;
   const std::byte* end;

@@ -74,7 +74,7 @@ void DecodeGroups(const DecodeTables& t, const uint64_t* slots, DecodeJob& job) 
     }
     for (unsigned shift = kFirstRawBits; longest > shift; shift += 16) {
       for (unsigned lane = 0; lane < kLanes; ++lane) {
-        const unsigned e = 2 * (lane % 16) + lane / 16;
+        const unsigned e = LaneElement(lane);
         if (raw_bits[e] <= shift) continue;
         const unsigned bits = std::min<unsigned>(raw_bits[e] - shift, 16);
         const uint32_t x = state[lane];

@@ -22,6 +22,9 @@ inline constexpr unsigned kSelfClasses = 4;
 inline constexpr unsigned kSelfSymbols = 64;      // a class
 inline constexpr unsigned kSelfChunkElems = 512;  // elements that share a class
 
+// Element of a lane within its group of kLanes: even elements in lanes 0-15, odd ones in 16-31.
+constexpr unsigned LaneElement(unsigned lane) { return 2 * (lane % 16) + lane / 16; }
+
 struct RansSymbol {
   uint64_t base = 0;
   uint16_t start = 0;  // cumulative frequency
