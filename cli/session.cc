@@ -10,7 +10,7 @@
 
 #include "cli/progress.h"
 #include "cli/terminal.h"
-#include "daemon/handlers.h"
+#include "daemon/handlers/handlers.h"
 
 namespace modelstore {
 namespace {
@@ -109,7 +109,8 @@ Result<std::string> Session::Call(std::string_view request, const ParameterList&
   const InterruptScope interrupt([](void* j) { static_cast<JobControl*>(j)->Cancel(); }, &job, /*second_exits=*/true);
 
   ASSIGN_OR_RETURN(Catalog* const catalog, Open(handler->writes, handler->creates_store));
-  return handler->run(*catalog, {.parameters = parameters_text, .job = &job});
+  const Caller caller = Caller::InProcess();
+  return handler->run(*catalog, {.parameters = parameters_text, .job = &job, .caller = &caller});
 }
 
 void Session::Say(std::string_view line) const {

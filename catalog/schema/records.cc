@@ -39,13 +39,14 @@ Status CheckEnd(const ByteReader& in, std::string_view what) {
   return OkStatus();
 }
 
-Status TakeVersion(ByteReader& in, std::string_view what) {
+// The version of a record, at most `newest`.
+Result<uint8_t> TakeVersion(ByteReader& in, std::string_view what, uint8_t newest = kRecordVersion) {
   const uint8_t version = in.U8();
   if (!in.ok()) return Malformed(what, "empty");
-  if (version != kRecordVersion)
+  if (version < kRecordVersion || version > newest)
     return Unsupported(std::string(what) + " record: version " + std::to_string(version) + ", this build reads " +
-                       std::to_string(kRecordVersion) + "; use a newer modelstore");
-  return OkStatus();
+                       std::to_string(newest) + "; use a newer modelstore");
+  return version;
 }
 
 Status TakeDType(ByteReader& in, std::string_view what, DType* dtype) {
@@ -185,7 +186,7 @@ Result<TensorRecord> ParseTensorRecord(ByteSpan bytes) {
   constexpr std::string_view kWhat = "tensor";
   ByteReader in(bytes);
   TensorRecord record;
-  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
   RETURN_IF_ERROR(TakeDType(in, kWhat, &record.dtype));
   RETURN_IF_ERROR(TakeShape(in, kWhat, &record.shape));
   record.bytes = in.Varint();
@@ -253,7 +254,7 @@ Result<FileRecord> ParseFileRecord(ByteSpan bytes) {
   constexpr std::string_view kWhat = "file";
   ByteReader in(bytes);
   FileRecord record;
-  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
   const uint8_t kind = in.U8();
   if (in.ok() && kind > static_cast<uint8_t>(FileKind::kSafetensors))
     return Unsupported("file record: kind " + std::to_string(kind) +
@@ -278,9 +279,23 @@ Result<FileRecord> ParseFileRecord(ByteSpan bytes) {
   return record;
 }
 
+namespace {
+
+// Version 2 adds owner and groups. A record that has none to say is written as version 1, as builds before them did, so
+// that each record has one serialization and ModelDigest stays what it was.
+constexpr uint8_t kOwnedModelVersion = 2;
+
+bool HasOwner(const ModelRecord& record) {
+  return record.owner_uid != 0 ||
+         std::any_of(record.files.begin(), record.files.end(), [](const ModelFile& file) { return file.gid != 0; });
+}
+
+}  // namespace
+
 Bytes Serialize(const ModelRecord& record) {
   ByteWriter out;
-  out.U8(kRecordVersion);
+  const bool owned = HasOwner(record);
+  out.U8(owned ? kOwnedModelVersion : kRecordVersion);
   out.Varint(record.id);
   out.String(record.name);
   out.U8(static_cast<uint8_t>(record.fidelity));
@@ -296,7 +311,9 @@ Bytes Serialize(const ModelRecord& record) {
     out.Varint(file.bytes);
     out.Varint(file.mode);
     out.U64(static_cast<uint64_t>(file.mtime_ns));
+    if (owned) out.Varint(file.gid);
   }
+  if (owned) out.Varint(record.owner_uid);
   return out.Release();
 }
 
@@ -305,7 +322,8 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
   constexpr uint32_t kModeBits = 0444;
   ByteReader in(bytes);
   ModelRecord record;
-  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  ASSIGN_OR_RETURN(const uint8_t version, TakeVersion(in, kWhat, kOwnedModelVersion));
+  const bool owned = version >= kOwnedModelVersion;
   record.id = in.Varint();
   record.name = in.String();
   const uint8_t fidelity = in.U8();
@@ -330,7 +348,10 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
     file.bytes = in.Varint();
     const uint64_t mode = in.Varint();
     file.mtime_ns = static_cast<int64_t>(in.U64());
+    const uint64_t gid = owned ? in.Varint() : 0;
     if (!in.ok()) break;
+    if (gid > UINT32_MAX) return Malformed(kWhat, "group " + std::to_string(gid));
+    file.gid = static_cast<uint32_t>(gid);
     if ((mode & ~uint64_t{kModeBits}) != 0) return Malformed(kWhat, "file mode " + std::to_string(mode));
     file.mode = static_cast<uint32_t>(mode);
     if (const Status status = CheckFilePath(file.path); !status.ok()) return Malformed(kWhat, status.message());
@@ -338,7 +359,11 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
       return Malformed(kWhat, "files out of order at " + file.path);
     record.files.push_back(std::move(file));
   }
+  const uint64_t owner = owned ? in.Varint() : 0;
   RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  if (owner > UINT32_MAX) return Malformed(kWhat, "owner " + std::to_string(owner));
+  record.owner_uid = static_cast<uint32_t>(owner);
+  if (owned && !HasOwner(record)) return Malformed(kWhat, "version 2 without owner and groups");
   if (const Status status = CheckModelName(record.name); !status.ok()) return Malformed(kWhat, status.message());
   return record;
 }
@@ -360,7 +385,7 @@ Result<CatalogMeta> ParseCatalogMeta(ByteSpan bytes) {
   constexpr std::string_view kWhat = "catalog";
   ByteReader in(bytes);
   CatalogMeta record;
-  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
   const uint64_t format_version = in.Varint();
   if (in.ok() && format_version != kFormatVersion)
     return Unsupported("the store has format version " + std::to_string(format_version) + ", this build reads " +
@@ -390,7 +415,7 @@ Result<SketchRecord> ParseSketchRecord(ByteSpan bytes) {
   constexpr std::string_view kWhat = "sketch";
   ByteReader in(bytes);
   SketchRecord record;
-  RETURN_IF_ERROR(TakeVersion(in, kWhat));
+  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
   RETURN_IF_ERROR(TakeDType(in, kWhat, &record.dtype));
   RETURN_IF_ERROR(TakeShape(in, kWhat, &record.shape));
   const uint64_t values = in.Varint();

@@ -87,6 +87,7 @@ struct ModelFile {
   Sha256Digest sha256{};
   uint64_t bytes = 0;
   uint32_t mode = 0444;  // permission bits of the source & 0444
+  uint32_t gid = 0;      // group of the source: who the group bits of `mode` speak of
   int64_t mtime_ns = 0;
 };
 
@@ -102,6 +103,7 @@ struct ModelRecord {
   uint64_t logical_bytes = 0;
   uint64_t pushed_stored_bytes = 0;  // what its push added, as push reported it
   ModelId base = 0;                  // the model that gives most base bytes; 0: none
+  uint32_t owner_uid = 0;            // who pushed it (records of version 1, written before there were owners: root)
   std::vector<ModelFile> files;      // sorted by path
 };
 

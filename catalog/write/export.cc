@@ -1,3 +1,5 @@
+#include "catalog/write/export.h"
+
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -9,7 +11,6 @@
 #include <utility>
 
 #include "catalog/write/file_reader.h"
-#include "catalog/write/maintain.h"
 
 namespace modelstore {
 namespace {
@@ -79,11 +80,8 @@ Status WriteAll(int fd, ByteSpan bytes, const std::string& shown) {
   return OkStatus();
 }
 
-// Contents, attributes, everything on disk; still under a temporary name.
-Status WriteFile(Catalog& catalog, const ModelFile& file, int fd, const std::string& shown, JobControl& job) {
-  RETURN_IF_ERROR(ReadWholeFile(catalog, file.sha256, job, [&](ByteSpan bytes) {
-                    return WriteAll(fd, bytes, shown);
-                  }).WithContext(shown));
+// Mode and times of the finished file, everything on disk; still under a temporary name.
+Status Finish(int fd, const ModelFile& file, const std::string& shown) {
   // The store keeps who may read; the owner of an export may change it too.
   if (fchmod(fd, (file.mode & 0444) | S_IWUSR) != 0) return StatusFromErrno(errno, "setting the mode of " + shown);
   timespec times[2] = {{0, UTIME_OMIT}, {file.mtime_ns / 1'000'000'000, file.mtime_ns % 1'000'000'000}};
@@ -96,40 +94,82 @@ Status WriteFile(Catalog& catalog, const ModelFile& file, int fd, const std::str
   return OkStatus();
 }
 
-Status ExportFile(Catalog& catalog, const ModelFile& file, int root, const std::string& dir, JobControl& job) {
-  const std::string shown = dir + "/" + file.path;
-  ASSIGN_OR_RETURN(const Descriptor parent, OpenParent(root, file.path, dir, /*create=*/true));
-  const std::string name(FileName(file.path));
-  // Not derived from the name, which may be as long as names get.
-  const std::string temporary = ".modelstore-export-" + std::to_string(getpid());
-  Descriptor fd(openat(parent.get(), temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (fd.get() < 0) return StatusFromErrno(errno, "creating " + dir + "/" + temporary);
-  Status status = WriteFile(catalog, file, fd.get(), shown, job);
-  if (status.ok() && renameat2(parent.get(), temporary.c_str(), parent.get(), name.c_str(), RENAME_NOREPLACE) != 0)
-    status = StatusFromErrno(errno, "creating " + shown);
-  if (!status.ok()) {
-    unlinkat(parent.get(), temporary.c_str(), 0);
-    return status;
+class FolderSink final : public ExportSink {
+ public:
+  explicit FolderSink(std::string dir) : dir_(std::move(dir)) {}
+  ~FolderSink() override { Abandon(); }
+
+  Status Begin(const std::vector<ModelFile>& files) override {
+    files_ = files;
+    for (const ModelFile& file : files_) RETURN_IF_ERROR(CheckFilePath(file.path));
+    RETURN_IF_ERROR(MakeFolders(dir_));
+    root_ = Descriptor(open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (root_.get() < 0) return StatusFromErrno(errno, "opening " + dir_);
+    for (const ModelFile& file : files_) RETURN_IF_ERROR(RefuseExisting(root_.get(), file, dir_));
+    return OkStatus();
   }
-  if (fsync(parent.get()) != 0) return StatusFromErrno(errno, "syncing the folder of " + shown);
-  return OkStatus();
-}
+
+  Status BeginFile(size_t index) override {
+    file_ = &files_[index];
+    shown_ = dir_ + "/" + file_->path;
+    ASSIGN_OR_RETURN(parent_, OpenParent(root_.get(), file_->path, dir_, /*create=*/true));
+    fd_ = Descriptor(
+        openat(parent_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (fd_.get() < 0) return StatusFromErrno(errno, "creating " + dir_ + "/" + temporary_);
+    return OkStatus();
+  }
+
+  Status Write(ByteSpan bytes) override { return WriteAll(fd_.get(), bytes, shown_); }
+
+  Status EndFile() override {
+    RETURN_IF_ERROR(Finish(fd_.get(), *file_, shown_));
+    const std::string name(FileName(file_->path));
+    if (renameat2(parent_.get(), temporary_.c_str(), parent_.get(), name.c_str(), RENAME_NOREPLACE) != 0)
+      return StatusFromErrno(errno, "creating " + shown_);
+    fd_ = Descriptor(-1);
+    if (fsync(parent_.get()) != 0) return StatusFromErrno(errno, "syncing the folder of " + shown_);
+    return OkStatus();
+  }
+
+ private:
+  void Abandon() {
+    if (fd_.get() >= 0) unlinkat(parent_.get(), temporary_.c_str(), 0);
+  }
+
+  const std::string dir_;
+  // Not derived from the name, which may be as long as names get.
+  const std::string temporary_ = ".modelstore-export-" + std::to_string(getpid());
+  std::vector<ModelFile> files_;
+  Descriptor root_{-1};
+  const ModelFile* file_ = nullptr;  // the one being written
+  std::string shown_;
+  Descriptor parent_{-1};
+  Descriptor fd_{-1};  // open as long as the temporary file exists
+};
 
 }  // namespace
 
-Result<ExportReport> Export(Catalog& catalog, const std::string& name, const std::string& dir, JobControl& job) {
+std::unique_ptr<ExportSink> NewFolderSink(std::string dir) { return std::make_unique<FolderSink>(std::move(dir)); }
+
+Result<ExportReport> Export(Catalog& catalog, const std::string& name,
+                            const std::function<Status(const ModelRecord&, const ModelFile&)>& may_read,
+                            ExportSink& sink, JobControl& job) {
   const std::shared_lock keep(catalog.collect_mutex());
   ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
-  for (const ModelFile& file : model.files) RETURN_IF_ERROR(CheckFilePath(file.path));
-  RETURN_IF_ERROR(MakeFolders(dir));
-  const Descriptor root(open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (root.get() < 0) return StatusFromErrno(errno, "opening " + dir);
-  // All names first: an export that cannot be completed writes nothing.
-  for (const ModelFile& file : model.files) RETURN_IF_ERROR(RefuseExisting(root.get(), file, dir));
+  for (const ModelFile& file : model.files) {
+    RETURN_IF_ERROR(CheckFilePath(file.path));
+    if (may_read) RETURN_IF_ERROR(may_read(model, file));
+  }
+  RETURN_IF_ERROR(sink.Begin(model.files));
   job.Begin("writing", model.logical_bytes);
   ExportReport report;
-  for (const ModelFile& file : model.files) {
-    RETURN_IF_ERROR(ExportFile(catalog, file, root.get(), dir, job));
+  for (size_t i = 0; i < model.files.size(); ++i) {
+    const ModelFile& file = model.files[i];
+    RETURN_IF_ERROR(sink.BeginFile(i));
+    RETURN_IF_ERROR(ReadWholeFile(catalog, file.sha256, job, [&](ByteSpan bytes) {
+                      return sink.Write(bytes);
+                    }).WithContext(name + "/" + file.path));
+    RETURN_IF_ERROR(sink.EndFile());
     report.files += 1;
     report.bytes += file.bytes;
   }

@@ -45,11 +45,4 @@ struct VerifyReport {
 // all (NotFound, Io).
 Result<VerifyReport> Verify(Catalog& catalog, const std::vector<std::string>& names, JobControl& job);
 
-struct ExportReport {
-  uint64_t files = 0, bytes = 0;
-};
-// Writes the model's files below `dir` (created; a file that exists is refused), with mode and mtime; each is written
-// under a temporary name, synced and renamed; hash compared. Errors: NotFound, AlreadyExists, NoSpace, Io, Cancelled.
-Result<ExportReport> Export(Catalog& catalog, const std::string& name, const std::string& dir, JobControl& job);
-
 }  // namespace modelstore

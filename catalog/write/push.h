@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,10 +23,18 @@ struct SourceFile {
   int fd = -1;           // read-only, regular; owned by SourceTree; -1: opened when its turn comes
   uint64_t bytes = 0;
   uint32_t mode = 0;
+  uint32_t gid = 0;  // the group that `mode` speaks of
   int64_t mtime_ns = 0;
   int64_t ctime_ns = 0;  // of the last change of content or attributes: cannot be set back
   uint64_t device = 0, inode = 0;
   bool linked = true;  // false: had no name any more when it was opened (a descriptor of a deleted file)
+};
+
+// A file that a client of the daemon opened with its own rights.
+struct OpenedFile {
+  std::string path;      // within the model
+  std::string shown_as;  // the path as the client knows it
+  int fd = -1;           // owned by whoever holds the struct
 };
 
 // The files below a path, opened. Closes them when destroyed.
@@ -41,6 +50,12 @@ class SourceTree {
   // fd -1: Push opens those by `shown_as` when their turn comes. Errors: NotFound, PermissionDenied, InvalidArgument,
   // Io.
   static Result<SourceTree> Scan(const std::string& path);
+  // Files that somebody else opened, taken over whatever comes of it. Each must be a regular file opened for reading
+  // only, not below `refused_device` (the daemon's own mount; 0: none); attributes are asked of the descriptor. Errors:
+  // InvalidArgument (not regular, opened for writing or O_PATH, two of one path, a bad path), PermissionDenied (of our
+  // own mount), Io.
+  static Result<SourceTree> FromDescriptors(std::string default_name, std::vector<OpenedFile> files,
+                                            uint64_t refused_device);
 
   const std::string& default_name() const { return default_name_; }  // PATH's last component
   const std::vector<SourceFile>& files() const { return files_; }
@@ -54,7 +69,15 @@ class SourceTree {
 struct PushOptions {
   std::string name;
   enum class Base { kAuto, kNone, kNamed } base = Base::kAuto;
-  std::string base_name;  // kNamed
+  std::string base_name;   // kNamed
+  uint32_t owner_uid = 0;  // of the model: may rename, replace and remove it
+  // Replaces a model of that name in the same moment; who reads the old content reads it to the end, and prune frees
+  // it. Models stored against the old content keep what they need of it.
+  bool update = false;
+  // Asked, before the work and again in the moment of publishing, about the model that would be replaced, and about
+  // the base that was named. Null: everything is allowed.
+  std::function<Status(const ModelRecord& replaced)> may_replace = nullptr;
+  std::function<Status(const ModelRecord& base)> may_use_as_base = nullptr;
 };
 
 struct PushReport {

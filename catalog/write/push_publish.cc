@@ -247,9 +247,15 @@ ModelRecord PushJob::MakeModel(const CatalogMeta& meta, const ModelRecord* base)
   model.push = push_;
   model.logical_bytes = source_.total_bytes();
   model.base = base == nullptr ? 0 : base->id;
+  model.owner_uid = options_.owner_uid;
   for (const PlannedFile& file : files_) {
     const SourceFile& source = *file.source;
-    model.files.push_back({source.path, file.sha256, source.bytes, source.mode & 0444, source.mtime_ns});
+    model.files.push_back({.path = source.path,
+                           .sha256 = file.sha256,
+                           .bytes = source.bytes,
+                           .mode = source.mode & 0444,
+                           .gid = source.gid,
+                           .mtime_ns = source.mtime_ns});
   }
   return model;
 }

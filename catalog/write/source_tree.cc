@@ -37,6 +37,24 @@ Status Refused(const std::string& shown, std::string_view kind) {
                          "a folder without it");
 }
 
+// Asks the open file what it is.
+Status Describe(SourceFile& file) {
+  struct stat st;
+  if (fstat(file.fd, &st) != 0) return StatusFromErrno(errno, "reading the attributes of " + file.shown_as);
+  if (!S_ISREG(st.st_mode)) return Refused(file.shown_as, KindOf(st.st_mode));
+  file.bytes = static_cast<uint64_t>(st.st_size);
+  file.mode = st.st_mode & 0777;
+  file.gid = st.st_gid;
+  file.mtime_ns = ModificationTime(st);
+  file.ctime_ns = ChangeTime(st);
+  file.device = st.st_dev;
+  file.inode = st.st_ino;
+  file.linked = st.st_nlink > 0;
+  return OkStatus();
+}
+
+bool ByPath(const SourceFile& a, const SourceFile& b) { return a.path < b.path; }
+
 struct DirCloser {
   DIR* dir;
   ~DirCloser() { closedir(dir); }
@@ -60,15 +78,7 @@ class Scanner {
     if (file.fd < 0) return StatusFromErrno(errno, "opening " + shown);
     files_->push_back(std::move(file));
     SourceFile& added = files_->back();
-    if (fstat(added.fd, &st) != 0) return StatusFromErrno(errno, "reading the attributes of " + shown);
-    if (!S_ISREG(st.st_mode)) return Refused(shown, KindOf(st.st_mode));
-    added.bytes = static_cast<uint64_t>(st.st_size);
-    added.mode = st.st_mode & 0777;
-    added.mtime_ns = ModificationTime(st);
-    added.ctime_ns = ChangeTime(st);
-    added.device = st.st_dev;
-    added.inode = st.st_ino;
-    added.linked = st.st_nlink > 0;
+    RETURN_IF_ERROR(Describe(added));
     if (files_->size() > max_held_) {
       close(added.fd);
       added.fd = -1;
@@ -162,8 +172,35 @@ Result<SourceTree> SourceTree::Scan(const std::string& path) {
   } else {
     RETURN_IF_ERROR(scanner.AddFile(AT_FDCWD, path.c_str(), tree.default_name_, shown));
   }
-  std::sort(tree.files_.begin(), tree.files_.end(),
-            [](const SourceFile& a, const SourceFile& b) { return a.path < b.path; });
+  std::sort(tree.files_.begin(), tree.files_.end(), ByPath);
+  return tree;
+}
+
+Result<SourceTree> SourceTree::FromDescriptors(std::string default_name, std::vector<OpenedFile> files,
+                                               uint64_t refused_device) {
+  SourceTree tree;
+  tree.default_name_ = std::move(default_name);
+  for (OpenedFile& file : files) {
+    SourceFile& added = tree.files_.emplace_back();
+    added.path = std::move(file.path);
+    added.shown_as = std::move(file.shown_as);
+    added.fd = file.fd;  // closed by the tree from here on
+  }
+  for (SourceFile& file : tree.files_) {
+    RETURN_IF_ERROR(CheckFilePath(file.path).WithContext(file.shown_as));
+    // O_PATH descriptors cannot be read and say O_RDONLY too.
+    const int flags = fcntl(file.fd, F_GETFL);
+    if (flags < 0) return StatusFromErrno(errno, "looking at the descriptor of " + file.shown_as);
+    if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_PATH) != 0)
+      return InvalidArgument(file.shown_as + ": its descriptor is not open for reading only");
+    RETURN_IF_ERROR(Describe(file));
+    if (refused_device != 0 && file.device == refused_device)
+      return PermissionDenied(file.shown_as + " is a file of the mount of this store: it is stored already");
+  }
+  std::sort(tree.files_.begin(), tree.files_.end(), ByPath);
+  const auto twice = std::adjacent_find(tree.files_.begin(), tree.files_.end(),
+                                        [](const SourceFile& a, const SourceFile& b) { return a.path == b.path; });
+  if (twice != tree.files_.end()) return InvalidArgument("two files of the path '" + twice->path + "'");
   return tree;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "catalog/read/catalog.h"
+#include "catalog/write/export.h"
 #include "catalog/write/maintain.h"
 #include "catalog/write/push.h"
 #include "codec/support/hash.h"
@@ -24,7 +25,7 @@ class ReleasedFormat : public testing::Test {
     std::string pattern = (fs::temp_directory_path() / "modelstore-compat-XXXXXX").string();
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     folder_ = pattern;
-    const fs::path released = fs::path(__FILE__).parent_path() / "../data/compat/format-1";
+    const fs::path released = fs::path(MODELSTORE_SOURCE_DIR) / "tests/data/compat/format-1";
     fs::copy(released, folder_ / "store", fs::copy_options::recursive);
     fs::permissions(folder_ / "store", fs::perms::owner_all);
   }
@@ -73,7 +74,7 @@ TEST_F(ReleasedFormat, One) {
   ASSERT_EQ(models->size(), expected.size());
   for (const auto& [name, files] : expected) {
     const fs::path out = folder_ / name;
-    const Result<ExportReport> exported = Export(*catalog, name, out.string(), job);
+    const Result<ExportReport> exported = Export(*catalog, name, nullptr, *NewFolderSink(out.string()), job);
     ASSERT_TRUE(exported.ok()) << exported.status().ToString();
     EXPECT_EQ(exported->files, files.size());
     for (const auto& [path, sha256] : files) EXPECT_EQ(HashOfFile(out / path), sha256) << name << '/' << path;

@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "catalog/write/export.h"
 #include "tests/integration/write/model_fixture.h"
 
 namespace modelstore {
@@ -21,6 +22,9 @@ class MaintainTest : public ModelTest {
     base_report_ = MustPush(base_folder_);
     finetune_report_ = MustPush(finetune_folder_);
     ASSERT_EQ(finetune_report_.base, "base");
+  }
+  Result<ExportReport> ExportTo(const std::string& name, const std::string& dir) {
+    return Export(catalog(), name, nullptr, *NewFolderSink(dir), job_);
   }
   Result<PruneReport> PruneAll(bool dry_run = false) { return Prune(catalog(), dry_run, job_); }
   // Of everything but the catalog's own record.
@@ -207,7 +211,7 @@ TEST_F(MaintainTest, VerifyNamesTheFileThatIsDamaged) {
   EXPECT_FALSE(bad->failed[0].reason.empty());
   EXPECT_TRUE(Verify(catalog(), {"base"}, job_)->failed.empty());
   // Export refuses to hand it out.
-  EXPECT_FALSE(Export(catalog(), "ft", temp() + "/out", job_).ok());
+  EXPECT_FALSE(ExportTo("ft", temp() + "/out").ok());
   EXPECT_FALSE(fs::exists(temp() + "/out/model.safetensors"));
 }
 
@@ -341,7 +345,7 @@ TEST_F(MaintainTest, ExportWritesPlainFilesAgain) {
   ASSERT_EQ(chmod((deep + "/a/b/c.txt").c_str(), 0640), 0);
   MustPush(deep);
   const std::string out = temp() + "/out/of/here";
-  const Result<ExportReport> report = Export(catalog(), "deep", out, job_);
+  const Result<ExportReport> report = ExportTo("deep", out);
   ASSERT_OK(report.status());
   EXPECT_EQ(report->files, 2u);
   EXPECT_EQ(report->bytes, 4u);
@@ -352,16 +356,16 @@ TEST_F(MaintainTest, ExportWritesPlainFilesAgain) {
   EXPECT_EQ(copy.st_mode & 07777, 0640u);
   EXPECT_EQ(copy.st_mtim.tv_sec, source.st_mtim.tv_sec);
   EXPECT_EQ(copy.st_mtim.tv_nsec, source.st_mtim.tv_nsec);
-  ASSERT_OK(Export(catalog(), "ft", out, job_).status());
+  ASSERT_OK(ExportTo("ft", out).status());
   EXPECT_TRUE(ReadPath(out + "/model.safetensors") == ReadPath(finetune_folder_ + "/model.safetensors"));
 
   // What exists is left alone, and nothing else is written then.
   fs::remove(out + "/config.json");
   WritePath(out + "/model.safetensors", AsBytes("mine"));
-  EXPECT_EQ(Export(catalog(), "ft", out, job_).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(ExportTo("ft", out).status().code(), StatusCode::kAlreadyExists);
   EXPECT_FALSE(fs::exists(out + "/config.json"));
   EXPECT_TRUE(ReadPath(out + "/model.safetensors").size() == 4);
-  EXPECT_EQ(Export(catalog(), "nobody", out, job_).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(ExportTo("nobody", out).status().code(), StatusCode::kNotFound);
 }
 
 TEST_F(MaintainTest, ExportFollowsNoLinksOutOfItsFolder) {
@@ -370,7 +374,7 @@ TEST_F(MaintainTest, ExportFollowsNoLinksOutOfItsFolder) {
   fs::create_directories(temp() + "/out");
   fs::create_directories(temp() + "/victim");
   fs::create_directory_symlink(temp() + "/victim", temp() + "/out/sub");
-  EXPECT_FALSE(Export(catalog(), "m", temp() + "/out", job_).ok());
+  EXPECT_FALSE(ExportTo("m", temp() + "/out").ok());
   EXPECT_TRUE(fs::is_empty(temp() + "/victim"));
 }
 

@@ -227,7 +227,7 @@ TEST(Records, TrailingBytesAreCorruption) {
 TEST(Records, UnknownVersionIsUnsupported) {
   for (const Kind& kind : Kinds()) {
     Bytes newer = kind.sample;
-    newer[0] = std::byte{2};
+    newer[0] = std::byte{3};
     EXPECT_EQ(kind.parse(newer).code(), StatusCode::kUnsupported) << kind.name;
   }
 }
@@ -514,7 +514,7 @@ TEST(CheckCatalog, UnknownFeatureIsNamed) {
 
 // The fenced blocks ```hex NAME of the document; what follows '#' on a line is a comment.
 std::map<std::string, Bytes> ExamplesInDocument() {
-  const auto root = std::filesystem::path(__FILE__).parent_path() / "../../..";
+  const auto root = std::filesystem::path(MODELSTORE_SOURCE_DIR);
   std::ifstream in(root / "docs/format.md");
   std::map<std::string, Bytes> examples;
   std::string line, name;
@@ -545,6 +545,17 @@ TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   ModelRecord model = SampleModel();
   model.files.resize(1);
   EXPECT_EQ(ToHex(example("model-record")), ToHex(Serialize(model)));
+  ModelFile owned_file{.path = "f", .bytes = 3, .mode = 0440, .gid = 100, .mtime_ns = 2};
+  owned_file.sha256.fill(std::byte{0x5a});
+  const ModelRecord owned{.id = 1,
+                          .name = "m",
+                          .created_ns = 1,
+                          .push = 1,
+                          .logical_bytes = 3,
+                          .pushed_stored_bytes = 4,
+                          .owner_uid = 1000,
+                          .files = {owned_file}};
+  EXPECT_EQ(ToHex(example("owned-model-record")), ToHex(Serialize(owned)));
   CatalogMeta meta = SampleMeta();
   meta.features.clear();
   EXPECT_EQ(ToHex(example("catalog-record")), ToHex(Serialize(meta)));
@@ -558,6 +569,10 @@ TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   EXPECT_TRUE(ParseTensorRecord(example("tensor-record")).ok());
   EXPECT_TRUE(ParseFileRecord(example("file-record")).ok());
   EXPECT_TRUE(ParseModelRecord(example("model-record")).ok());
+  const Result<ModelRecord> parsed = ParseModelRecord(example("owned-model-record"));
+  ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
+  EXPECT_EQ(parsed->owner_uid, 1000u);
+  EXPECT_EQ(parsed->files[0].gid, 100u);
   EXPECT_TRUE(ParseCatalogMeta(example("catalog-record")).ok());
   EXPECT_TRUE(ParseSketchRecord(example("sketch-record")).ok());
 }

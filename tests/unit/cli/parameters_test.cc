@@ -1,8 +1,8 @@
-#include "daemon/parameters.h"
+#include "daemon/handlers/parameters.h"
 
 #include <gtest/gtest.h>
 
-#include "daemon/handlers.h"
+#include "daemon/handlers/handlers.h"
 
 namespace modelstore {
 namespace {

@@ -11,7 +11,7 @@ namespace modelstore::test {
 namespace {
 
 Bytes Example(const std::string& name) {
-  std::ifstream in(std::filesystem::path(__FILE__).parent_path() / "../../../docs/format.md");
+  std::ifstream in(std::filesystem::path(MODELSTORE_SOURCE_DIR) / "docs/format.md");
   std::string line;
   Bytes out;
   bool inside = false;

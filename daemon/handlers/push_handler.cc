@@ -1,8 +1,8 @@
 #include <nlohmann/json.hpp>
 
 #include "catalog/write/push.h"
-#include "daemon/handler_groups.h"
-#include "daemon/parameters.h"
+#include "daemon/handlers/handler_groups.h"
+#include "daemon/handlers/parameters.h"
 
 namespace modelstore {
 

@@ -1,8 +1,9 @@
 #include <nlohmann/json.hpp>
 
+#include "catalog/write/export.h"
 #include "catalog/write/maintain.h"
-#include "daemon/handler_groups.h"
-#include "daemon/parameters.h"
+#include "daemon/handlers/handler_groups.h"
+#include "daemon/handlers/parameters.h"
 
 namespace modelstore {
 namespace {
@@ -26,9 +27,16 @@ Result<std::string> HandleVerify(Catalog& catalog, const Request& request) {
 Result<std::string> HandleExport(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"name", "dir"}));
   ASSIGN_OR_RETURN(const std::string name, parameters.String("name"));
-  ASSIGN_OR_RETURN(const std::string dir, parameters.String("dir"));
+  ASSIGN_OR_RETURN(const std::string dir, parameters.String("dir"));  // the answer repeats it
   if (!dir.starts_with('/')) return InvalidArgument("export folder '" + dir + "' is not absolute");
-  ASSIGN_OR_RETURN(const ExportReport report, Export(catalog, name, dir, *request.job));
+  std::unique_ptr<ExportSink> folder;
+  if (request.sink == nullptr) folder = NewFolderSink(dir);
+  const auto may_read = [&](const ModelRecord& model, const ModelFile& file) -> Status {
+    if (request.caller->MayReadFile(model, file)) return OkStatus();
+    return PermissionDenied(name + "/" + file.path + ": you may not read it");
+  };
+  ASSIGN_OR_RETURN(const ExportReport report,
+                   Export(catalog, name, may_read, folder ? *folder : *request.sink, *request.job));
   return Dump({{"name", name}, {"dir", dir}, {"files", report.files}, {"bytes", report.bytes}});
 }
 

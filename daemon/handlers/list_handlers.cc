@@ -2,8 +2,8 @@
 #include <nlohmann/json.hpp>
 
 #include "catalog/write/report.h"
-#include "daemon/handler_groups.h"
-#include "daemon/parameters.h"
+#include "daemon/handlers/handler_groups.h"
+#include "daemon/handlers/parameters.h"
 
 namespace modelstore {
 namespace {

@@ -1,4 +1,4 @@
-#include "daemon/parameters.h"
+#include "daemon/handlers/parameters.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

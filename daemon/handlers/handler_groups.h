@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "daemon/handlers.h"
+#include "daemon/handlers/handlers.h"
 
 namespace modelstore {
 

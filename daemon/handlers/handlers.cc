@@ -1,8 +1,8 @@
-#include "daemon/handlers.h"
+#include "daemon/handlers/handlers.h"
 
 #include <array>
 
-#include "daemon/handler_groups.h"
+#include "daemon/handlers/handler_groups.h"
 
 namespace modelstore {
 

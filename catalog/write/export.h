@@ -1,0 +1,45 @@
+// Export: a model's files as plain files again (layer: catalog/write).
+//
+// The engine decodes and checks; a sink writes. The sink of the command line (FolderSink) writes below a folder with
+// the rights of its own process, whether the engine runs in that process or behind the daemon's socket.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "catalog/read/catalog.h"
+#include "codec/support/job_control.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+// Where an export goes. Calls come from one thread, in this order: Begin once, then for each file in order BeginFile,
+// Write any number of times, EndFile. After a failure none follows.
+class ExportSink {
+ public:
+  virtual ~ExportSink() = default;
+  // All files that will come, before anything is decoded: an export that cannot be completed writes nothing.
+  virtual Status Begin(const std::vector<ModelFile>& files) = 0;
+  virtual Status BeginFile(size_t index) = 0;
+  virtual Status Write(ByteSpan bytes) = 0;
+  // All bytes of the file were written and their SHA-256 agrees: only now may it get its name.
+  virtual Status EndFile() = 0;
+};
+
+// Writes below `dir` (absolute; created; a file that exists is refused), with mode and mtime; each file is written
+// under a temporary name, synced and renamed; links are not followed. Paths are checked: they may come from anyone.
+// Errors of its calls: AlreadyExists, InvalidArgument (a path), PermissionDenied, NoSpace, Io.
+std::unique_ptr<ExportSink> NewFolderSink(std::string dir);
+
+struct ExportReport {
+  uint64_t files = 0, bytes = 0;
+};
+// `may_read` (may be null) is asked for each file before the first is decoded.
+// Errors: NotFound, Corruption, Io, Cancelled, what `may_read` and the sink answer.
+Result<ExportReport> Export(Catalog& catalog, const std::string& name,
+                            const std::function<Status(const ModelRecord&, const ModelFile&)>& may_read,
+                            ExportSink& sink, JobControl& job);
+
+}  // namespace modelstore

@@ -1,0 +1,39 @@
+// Who asks, and what that lets them do (layer: daemon/handlers). Values; thread-safe.
+//
+// In process (`--store DIR`) the caller is the process itself: what it may do, the file system has decided. Behind the
+// socket it is whoever the kernel says is at the other end, with all groups, not only the primary one.
+#pragma once
+
+#include <sys/types.h>
+
+#include <vector>
+
+#include "catalog/schema/records.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+struct Caller {
+  uid_t uid = 0;
+  gid_t gid = 0;
+  std::vector<gid_t> groups;   // supplementary ones
+  bool administrator = false;  // root, the user that the daemon runs as, or in process: everything
+  bool may_push = false;       // administrators and members of the daemon's group
+
+  static Caller InProcess();  // administrator, with the process's effective ids
+
+  bool IsIn(gid_t group) const;
+  // As the kernel decides on the mounted file: owner, group or others by the mode.
+  bool MayReadFile(const ModelRecord& model, const ModelFile& file) const;
+  // May see that the model exists and what it is: its owner, and who may read at least one of its files (of a model
+  // without files: everyone).
+  bool MaySee(const ModelRecord& model) const;
+  // Rename, remove, replace: the owner and administrators.
+  bool MayChange(const ModelRecord& model) const;
+
+  // Errors: PermissionDenied naming what is missing and who has it.
+  Status CheckMayPush() const;
+  Status CheckMayChange(const ModelRecord& model) const;
+};
+
+}  // namespace modelstore

@@ -1,0 +1,41 @@
+// The one table of requests (layer: daemon/handlers): the daemon serves it on a socket, `modelstore --store DIR` calls
+// it in process.
+//
+// A request is a name and a JSON object, the answer a JSON document, so that both doors speak the same language. What
+// does not fit JSON (files to store, files to write) comes beside it. Handlers are thread-safe. They check the caller's
+// rights; the socket only says who the caller is.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "catalog/read/catalog.h"
+#include "catalog/write/export.h"
+#include "catalog/write/push.h"
+#include "codec/support/job_control.h"
+#include "codec/support/status.h"
+#include "daemon/handlers/caller.h"
+
+namespace modelstore {
+
+struct Request {
+  std::string_view parameters;         // JSON object
+  JobControl* job = nullptr;           // progress, warnings and cancellation
+  const Caller* caller = nullptr;      // who asks
+  const SourceTree* source = nullptr;  // push: the files, opened by the caller; null: `path` in the parameters
+  ExportSink* sink = nullptr;          // export: where the files go; null: `dir` in the parameters
+};
+
+struct Handler {
+  std::string_view name;                                             // "push", "ls", …
+  bool creates_store;                                                // may create a store that does not exist
+  bool writes;                                                       // needs the store read-write
+  std::function<Result<std::string>(Catalog&, const Request&)> run;  // JSON document
+};
+
+std::span<const Handler> Handlers();
+const Handler* FindHandler(std::string_view name);
+
+}  // namespace modelstore
