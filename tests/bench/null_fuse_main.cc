@@ -1,5 +1,6 @@
-// bench_null_fuse MOUNTPOINT [MIB]: the limit that a FUSE mount can reach on this machine. Serves one file, `data`, of
-// synthetic bytes straight from memory through the session that the real mount uses. Ends when unmounted or on SIGINT.
+// bench_null_fuse MOUNTPOINT [BYTES]: the limit that a FUSE mount can reach on this machine. Serves one file, `data`,
+// of synthetic bytes straight from memory through the session that the real mount uses. Ends when unmounted or on
+// SIGINT.
 #define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
 #include <fuse_lowlevel.h>
 #include <signal.h>
@@ -70,10 +71,10 @@ void HandleSignal(int) { serving->RequestStop(); }
 
 int main(int argc, char** argv) {
   if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: %s MOUNTPOINT [MIB]\n", argv[0]);
+    std::fprintf(stderr, "usage: %s MOUNTPOINT [BYTES]\n", argv[0]);
     return 2;
   }
-  if (argc == 3) file_bytes = std::strtoull(argv[2], nullptr, 10) << 20;
+  if (argc == 3) file_bytes = std::strtoull(argv[2], nullptr, 10);
   payload.resize(4 << 20);
   for (size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<char>(i * 2654435761u >> 13);
 
@@ -95,7 +96,7 @@ int main(int argc, char** argv) {
   action.sa_handler = HandleSignal;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
-  std::printf("serving %llu MiB at %s/%s, read-ahead %u KiB\n", static_cast<unsigned long long>(file_bytes >> 20),
+  std::printf("serving %llu bytes at %s/%s, read-ahead %u KiB\n", static_cast<unsigned long long>(file_bytes),
               options.mountpoint.c_str(), kName, serving->read_ahead_kb());
   std::fflush(stdout);
   serving->Wait();
