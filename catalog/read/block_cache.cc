@@ -14,16 +14,19 @@ struct BlockCache::Flight {
 };
 
 std::shared_ptr<Block> Block::Create(std::shared_ptr<Ledger> ledger, size_t bytes) {
-  std::unique_ptr<std::byte[]> data(new (std::nothrow) std::byte[bytes]);
+  BlockMemory& memory = ledger->memory;
+  std::byte* const data = memory.Allocate(bytes);
   if (data == nullptr) return nullptr;
-  return std::shared_ptr<Block>(new Block(std::move(ledger), std::move(data), bytes));
+  Block* const block = new (std::nothrow) Block(std::move(ledger), data, bytes);
+  if (block == nullptr) memory.Free(data, bytes);
+  return std::shared_ptr<Block>(block);
 }
 
 Block::~Block() {
+  ledger_->memory.Free(data_, size_);  // before others count on the bytes
   if (!charged_) return;
-  data_.reset();  // before others count on the bytes
   const std::lock_guard lock(ledger_->mutex);
-  ledger_->Give(size_);
+  ledger_->Give(taken_bytes());
 }
 
 BlockCache::Reservation::~Reservation() {
@@ -136,16 +139,16 @@ void BlockCache::Finish(const FlightPtr& flight, const Result<BlockPtr>& result,
       ChargeLocked(block, *own);
       keep = block.charged_;
     } else {
-      if (!ledger_->Fits(block.size_) && ledger_->serving == ledger_->next_ticket) {
-        const uint64_t missing = block.size_ - (ledger_->capacity_bytes - ledger_->used_bytes);
+      if (!ledger_->Fits(block.taken_bytes()) && ledger_->serving == ledger_->next_ticket) {
+        const uint64_t missing = block.taken_bytes() - (ledger_->capacity_bytes - ledger_->used_bytes);
         if (Evict(missing, true, garbage)) {
           lock.unlock();
           garbage.clear();
           lock.lock();
         }
       }
-      if (ledger_->Fits(block.size_)) {
-        ledger_->Take(block.size_);
+      if (ledger_->Fits(block.taken_bytes())) {
+        ledger_->Take(block.taken_bytes());
         block.charged_ = true;
         keep = true;
       }
@@ -169,9 +172,9 @@ void BlockCache::Charge(const BlockPtr& block, Reservation& own) {
 }
 
 void BlockCache::ChargeLocked(Block& block, Reservation& own) {
-  if (block.charged_ || own.bytes_ < block.size_) return;
+  if (block.charged_ || own.bytes_ < block.taken_bytes()) return;
   block.charged_ = true;
-  own.bytes_ -= block.size_;
+  own.bytes_ -= block.taken_bytes();
 }
 
 void BlockCache::Touch(List::iterator slot, Use use) {
@@ -179,16 +182,16 @@ void BlockCache::Touch(List::iterator slot, Use use) {
   const uint64_t age = inserted_bytes_ - slot->inserted_before;
   if (slot->prefetched) {
     slot->prefetched = false;
-    prefetched_bytes_ -= slot->block->size_;
+    prefetched_bytes_ -= slot->block->taken_bytes();
     slot->inserted_before = inserted_bytes_;
   } else if (!slot->proven && age > ledger_->capacity_bytes / 16) {
     slot->proven = true;
-    proven_bytes_ += slot->block->size_;
+    proven_bytes_ += slot->block->taken_bytes();
     proven_.splice(proven_.begin(), recent_, slot);
     while (proven_bytes_ > ledger_->capacity_bytes / 4 * 3) {
       const auto last = std::prev(proven_.end());
       last->proven = false;
-      proven_bytes_ -= last->block->size_;
+      proven_bytes_ -= last->block->taken_bytes();
       last->inserted_before = inserted_bytes_;
       recent_.splice(recent_.begin(), proven_, last);
     }
@@ -205,18 +208,18 @@ void BlockCache::Insert(List::iterator slot, const BlockPtr& block, Use use) {
   slot->block = block;
   slot->flight = nullptr;
   slot->inserted_before = inserted_bytes_;
-  inserted_bytes_ += block->size_;
-  cached_bytes_ += block->size_;
+  inserted_bytes_ += block->taken_bytes();
+  cached_bytes_ += block->taken_bytes();
   if (use == Use::kPrefetch) {
     slot->prefetched = true;
-    prefetched_bytes_ += block->size_;
+    prefetched_bytes_ += block->taken_bytes();
     ++counts_.prefetched;
   }
   recent_.splice(use == Use::kReadLast ? recent_.end() : recent_.begin(), flights_, slot);
 }
 
 void BlockCache::Unlink(List& list, List::iterator slot, Garbage& garbage) {
-  const uint64_t bytes = slot->block->size_;
+  const uint64_t bytes = slot->block->taken_bytes();
   cached_bytes_ -= bytes;
   if (slot->proven) proven_bytes_ -= bytes;
   if (slot->prefetched) prefetched_bytes_ -= bytes;
@@ -234,7 +237,7 @@ bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) {
     for (auto it = list->end(); it != list->begin() && freed_bytes < bytes;) {
       --it;
       if (it->block.use_count() > 1 || (spare_only && it->prefetched)) continue;
-      freed_bytes += it->block->size_;
+      freed_bytes += it->block->taken_bytes();
       victims.emplace_back(list, it);
     }
   }

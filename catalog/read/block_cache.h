@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "catalog/read/block_memory.h"
 #include "catalog/schema/records.h"
 #include "codec/support/bytes.h"
 #include "codec/support/status.h"
@@ -40,7 +41,8 @@ struct BlockId {
 };
 
 struct Ledger {
-  std::mutex mutex;
+  BlockMemory memory;
+  std::mutex mutex;  // of what follows
   std::condition_variable released;
   uint64_t capacity_bytes = 0;
   uint64_t used_bytes = 0;  // reservations and charged blocks
@@ -66,17 +68,18 @@ class Block {
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
-  ByteSpan bytes() const { return {data_.get(), size_}; }
-  MutableByteSpan mutable_bytes() { return {data_.get(), size_}; }
+  ByteSpan bytes() const { return {data_, size_}; }
+  MutableByteSpan mutable_bytes() { return {data_, size_}; }
+  uint64_t taken_bytes() const { return BlockMemory::TakenBytes(size_); }
 
  private:
   friend class BlockCache;
-  Block(std::shared_ptr<Ledger> ledger, std::unique_ptr<std::byte[]> data, size_t size)
-      : ledger_(std::move(ledger)), data_(std::move(data)), size_(size) {}
+  Block(std::shared_ptr<Ledger> ledger, std::byte* data, size_t size)
+      : ledger_(std::move(ledger)), data_(data), size_(size) {}
 
-  std::shared_ptr<Ledger> ledger_;
-  std::unique_ptr<std::byte[]> data_;
-  size_t size_;
+  const std::shared_ptr<Ledger> ledger_;
+  std::byte* const data_;
+  const size_t size_;
   bool charged_ = false;  // guarded by the ledger's mutex while shared
 };
 using BlockPtr = std::shared_ptr<Block>;

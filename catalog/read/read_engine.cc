@@ -281,7 +281,8 @@ struct ReadEngine::Impl {
 
   Result<BlockPtr> JoinWith(BlockCache::Reservation own, const OpenTensor& tensor, uint32_t index, Use use) {
     BlockCache::FlightPtr mine;
-    auto block = cache.Join(GeometryOf(tensor).Id(index), use, &own, BlockBytes(tensor.frame, index), &mine);
+    auto block = cache.Join(GeometryOf(tensor).Id(index), use, &own, BlockMemory::TakenBytes(BlockBytes(tensor.frame, index)),
+                            &mine);
     if (mine != nullptr) {
       block = DecodeHeld(tensor, index);
       cache.Finish(mine, block, use, &own);
@@ -450,7 +451,7 @@ struct ReadEngine::Impl {
           if (cache.Contains(geometry->Id(index))) continue;
           ASSIGN_OR_RETURN(const TensorRef tensor, tensors.GetReferenced(extent.tensor));
           ASSIGN_OR_RETURN(const uint64_t peak_bytes, PeakBytes(*tensor));
-          BlockCache::Reservation own = cache.TryReserve(peak_bytes, geometry->BytesOf(index));
+          BlockCache::Reservation own = cache.TryReserve(peak_bytes, BlockMemory::TakenBytes(geometry->BytesOf(index)));
           if (own) RETURN_IF_ERROR(JoinWith(std::move(own), *tensor, index, Use::kPrefetch).status());
         }
         return OkStatus();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "catalog/read/block_memory.h"
 #include "codec/decode/block_decoder.h"
 
 namespace modelstore {
@@ -19,9 +20,9 @@ uint64_t CostBytes(const OpenTensor& tensor) {
          tensor.record.view.size() * sizeof(ViewSegment) + symbols * sizeof(RansSymbol) + tables;
 }
 
-// Bytes of the tensor's largest block in `dtype`.
+// What the tensor's largest block in `dtype` takes.
 uint64_t BlockHeldBytes(const Frame& frame, DType dtype) {
-  return std::min<uint64_t>(frame.block_elems, frame.elems) * DTypeBytes(dtype);
+  return BlockMemory::TakenBytes(std::min<uint64_t>(frame.block_elems, frame.elems) * DTypeBytes(dtype));
 }
 
 Status CheckFrame(const OpenTensor& tensor) {

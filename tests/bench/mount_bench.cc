@@ -1,10 +1,11 @@
-// bench_mount [--json FILE] [--rounds N] [--store DIR] BASE_DIR [FINETUNE_DIR…]: reads the largest file of each model
-// through our mount, side by side with the null server (the limit of FUSE here) and the plain file.
+// bench_mount [--json FILE] [--rounds N] [--store DIR] [--only TEXT] BASE_DIR [FINETUNE_DIR…]: reads the largest file
+// of each model through our mount, side by side with the null server (the limit of FUSE here) and the plain file.
 //   bench_mount --probe read|mmap|pread|fault FILE [READERS]: one measurement of any file, in the same way.
 //
 // Every measurement of ours has a new server and mount, so that nothing is decoded; the kernel holds no page of the
 // mounted file, but the store's own files are in the page cache. Rounds are interleaved, the null server's in between;
-// a row tells the best round, and its share of the null server's best. MODELSTORE_CPU chooses the kernels.
+// a row tells the best round, and its share of the null server's best. MODELSTORE_CPU chooses the kernels; --only
+// leaves out our rows whose name lacks the text.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -269,8 +270,12 @@ struct Row {
 
 class Bench {
  public:
-  Bench(std::string folder, std::string store, std::vector<std::string> models, int rounds)
-      : folder_(std::move(folder)), store_(std::move(store)), models_(std::move(models)), rounds_(rounds) {}
+  Bench(std::string folder, std::string store, std::string only, std::vector<std::string> models, int rounds)
+      : folder_(std::move(folder)),
+        store_(std::move(store)),
+        only_(std::move(only)),
+        models_(std::move(models)),
+        rounds_(rounds) {}
 
   void Run() {
     fs::create_directories(NullMount());
@@ -369,6 +374,7 @@ class Bench {
 
     std::vector<Row> rows;
     const auto add = [&](const char* server, std::string what, Access access, int readers, auto measure) {
+      if (std::string_view(server) == "modelstore" && what.find(only_) == std::string::npos) return;
       Row row;
       row.server = server;
       row.what = std::move(what);
@@ -419,7 +425,7 @@ class Bench {
     }
   }
 
-  const std::string folder_, store_;
+  const std::string folder_, store_, only_;
   const std::vector<std::string> models_;
   const int rounds_;
   std::vector<Row> rows_;
@@ -444,13 +450,15 @@ int Probe(const std::string& how, const std::string& file, int readers) {
 int Main(std::vector<std::string> args) {
   if (args.size() >= 3 && args[0] == "--probe")
     return Probe(args[1], args[2], args.size() > 3 ? std::atoi(args[3].c_str()) : 1);
-  std::string json, store;
+  std::string json, store, only;
   int rounds = 5;
   while (args.size() >= 2 && args[0].starts_with("--")) {
     if (args[0] == "--json") {
       json = args[1];
     } else if (args[0] == "--store") {
       store = args[1];
+    } else if (args[0] == "--only") {
+      only = args[1];
     } else if (args[0] == "--rounds") {
       rounds = std::max(1, std::atoi(args[1].c_str()));
     } else {
@@ -461,7 +469,7 @@ int Main(std::vector<std::string> args) {
   if (args.empty()) Fail("usage: bench_mount [--json FILE] [--rounds N] [--store DIR] BASE_DIR [FINETUNE_DIR…]");
   std::string temp = fs::temp_directory_path().string() + "/modelstore-bench.XXXXXX";
   if (!::mkdtemp(temp.data())) Fail("creating a temporary folder");
-  Bench bench(temp, store.empty() ? temp + "/store" : store, args, rounds);
+  Bench bench(temp, store.empty() ? temp + "/store" : store, only, args, rounds);
   bench.Run();
   bench.Print();
   if (!json.empty()) bench.WriteJson(json);
