@@ -66,7 +66,8 @@ Result<bool> TrySendFrame(int socket, FrameKind kind, ByteSpan payload, int time
 // Receives a frame. Memory grows as bytes arrive, not by what the header announces. `wake_fd` (-1: none): becoming
 // readable ends the wait for the first byte with Cancelled. `timeout_ms`: for the first byte; once it has come the rest
 // must arrive within `body_timeout_ms`. Errors: Unavailable (the peer closed or stalls), Cancelled, InvalidArgument
-// (not a frame, larger than allowed, descriptors where none belong or more than the process may hold), Io.
+// (not a frame, larger than allowed, descriptors where none belong), ResourceExhausted (more descriptors than this
+// process may have open), Io.
 Result<Frame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms);
 
 }  // namespace modelstore
