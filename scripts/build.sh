@@ -25,8 +25,8 @@ fail() {
 tests=packages
 jobs=$(nproc)
 packages=(g++ cmake ninja-build pkg-config librocksdb-dev libfuse3-dev fuse3 libzstd-dev libxxhash-dev libssl-dev
-  nlohmann-json3-dev libcli11-dev)
-test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3)
+  nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libspdlog-dev libsystemd-dev prometheus-cpp-dev libcpp-httplib-dev)
+test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3 systemd)
 also=()
 while [ $# -gt 0 ]; do
   case $1 in
