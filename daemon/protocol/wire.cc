@@ -217,11 +217,11 @@ Result<bool> TrySendFrame(int socket, FrameKind kind, ByteSpan payload, int time
   return Send(socket, kind, payload, {}, timeout_ms, /*try_only=*/true);
 }
 
-Result<Frame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms) {
+Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms) {
   RETURN_IF_ERROR(
       Await(socket, POLLIN, wake_fd, Deadline(timeout_ms), "the other end sent nothing within the time it has"));
   const Deadline deadline(body_timeout_ms);
-  Frame frame;
+  WireFrame frame;
   std::array<char, kFrameHeaderBytes> header{};
   RETURN_IF_ERROR(ReceiveAll(socket, header.data(), header.size(), &frame.descriptors, deadline));
   ASSIGN_OR_RETURN(const uint32_t length, ParseHeader(header, limits, &frame.kind));

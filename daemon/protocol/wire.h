@@ -43,7 +43,7 @@ class DescriptorList {
   std::vector<int> fds_;
 };
 
-struct Frame {
+struct WireFrame {
   FrameKind kind = FrameKind::kJson;
   std::string payload;
   DescriptorList descriptors;
@@ -68,6 +68,6 @@ Result<bool> TrySendFrame(int socket, FrameKind kind, ByteSpan payload, int time
 // must arrive within `body_timeout_ms`. Errors: Unavailable (the peer closed or stalls), Cancelled, InvalidArgument
 // (not a frame, larger than allowed, descriptors where none belong), ResourceExhausted (more descriptors than this
 // process may have open), Io.
-Result<Frame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms);
+Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms);
 
 }  // namespace modelstore

@@ -80,7 +80,7 @@ class FrameTest : public ::testing::Test {
     close(ends_[1]);
     ends_[1] = -1;
   }
-  Result<Frame> Receive(const FrameLimits& limits = kLimits, int timeout_ms = kPatienceMs) const {
+  Result<WireFrame> Receive(const FrameLimits& limits = kLimits, int timeout_ms = kPatienceMs) const {
     return ReceiveFrame(ours(), limits, -1, timeout_ms, kPatienceMs);
   }
   // Until the socket takes no more.
@@ -100,7 +100,7 @@ TEST_F(FrameTest, WhatIsSentArrives) {
   ASSERT_TRUE(SendFrame(theirs(), FrameKind::kJson, AsBytes("{}"), {some_fd(), some_fd()}, kPatienceMs).ok());
   ASSERT_TRUE(SendFrame(theirs(), FrameKind::kData, AsBytes(std::string(4096, 'd')), {}, kPatienceMs).ok());
   ASSERT_TRUE(SendFrame(theirs(), FrameKind::kData, {}, {}, kPatienceMs).ok());
-  Result<Frame> json = Receive();
+  Result<WireFrame> json = Receive();
   ASSERT_TRUE(json.ok()) << json.status().ToString();
   EXPECT_EQ(json->kind, FrameKind::kJson);
   EXPECT_EQ(json->payload, "{}");
@@ -114,7 +114,7 @@ TEST_F(FrameTest, WhatIsSentArrives) {
   EXPECT_EQ(got.st_ino, sent.st_ino);
   EXPECT_NE(fcntl(fd, F_GETFD) & FD_CLOEXEC, 0);
   close(fd);
-  Result<Frame> data = Receive();
+  Result<WireFrame> data = Receive();
   ASSERT_TRUE(data.ok()) << data.status().ToString();
   EXPECT_EQ(data->kind, FrameKind::kData);
   EXPECT_EQ(data->payload, std::string(4096, 'd'));
@@ -148,7 +148,7 @@ TEST_F(FrameTest, MalformedHeadersAreRefusedWithoutAllocating) {
   for (const auto& [what, header] : kCases) {
     SCOPED_TRACE(what);
     SendRaw(header.Text());
-    const Result<Frame> frame = Receive();
+    const Result<WireFrame> frame = Receive();
     ASSERT_FALSE(frame.ok());
     EXPECT_EQ(frame.status().code(), StatusCode::kInvalidArgument) << frame.status().ToString();
   }
@@ -172,7 +172,7 @@ TEST_F(FrameTest, ArrivesInAnyPieces) {
     SCOPED_TRACE(cut);
     SendRaw(text.substr(0, cut));
     std::thread rest([&] { SendRaw(text.substr(cut)); });
-    const Result<Frame> frame = Receive();
+    const Result<WireFrame> frame = Receive();
     rest.join();
     ASSERT_TRUE(frame.ok()) << frame.status().ToString();
     EXPECT_EQ(frame->payload, "{\"a\": 1}");
@@ -207,7 +207,7 @@ TEST_F(FrameTest, AsManyDescriptorsAsOneMessageCarries) {
   ASSERT_TRUE(SendFrame(theirs(), FrameKind::kJson, AsBytes("{}"), std::vector<int>(kMaxFrameDescriptors, some_fd()),
                         kPatienceMs)
                   .ok());
-  const Result<Frame> frame = Receive({.descriptors = kMaxFrameDescriptors});
+  const Result<WireFrame> frame = Receive({.descriptors = kMaxFrameDescriptors});
   ASSERT_TRUE(frame.ok()) << frame.status().ToString();
   EXPECT_EQ(frame->descriptors.size(), kMaxFrameDescriptors);
   EXPECT_FALSE(SendFrame(theirs(), FrameKind::kJson, AsBytes("{}"),
@@ -260,7 +260,7 @@ TEST_F(FrameTest, AFrameLargerThanTheQueueIsSentWhole) {
   for (size_t i = 0; i < payload.size(); i += 997) payload[i] = static_cast<char>(i);
   std::thread sender(
       [&] { EXPECT_TRUE(SendFrame(theirs(), FrameKind::kJson, AsBytes(payload), {some_fd()}, kPatienceMs).ok()); });
-  const Result<Frame> frame = Receive({.json_bytes = kMaxRequestBytes, .descriptors = 1});
+  const Result<WireFrame> frame = Receive({.json_bytes = kMaxRequestBytes, .descriptors = 1});
   sender.join();
   ASSERT_TRUE(frame.ok()) << frame.status().ToString();
   EXPECT_TRUE(frame->payload == payload);
