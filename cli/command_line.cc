@@ -20,12 +20,17 @@ namespace {
 // The options that stand before or after the command: every level of the parser has its own copy, so that a model may
 // be called like a command.
 struct GlobalWords {
-  std::string store;
+  std::string store, socket;
   bool json = false, quiet = false, no_color = false, version = false;
 
   void AddTo(CLI::App& app) {
     app.set_help_flag("-h,--help", "this help");
-    app.add_option("--store", store, "folder of the store (else MODELSTORE_STORE)")->type_name("DIR")->group("Global");
+    app.add_option("--store", store, "open this store without a daemon (else MODELSTORE_STORE)")
+        ->type_name("DIR")
+        ->group("Global");
+    app.add_option("--socket", socket, "the daemon's socket (else MODELSTORE_SOCKET, the user's, the system's)")
+        ->type_name("PATH")
+        ->group("Global");
     app.add_flag("--json", json, "one JSON document on stdout, errors too")->group("Global");
     app.add_flag("-q,--quiet", quiet, "no progress and no confirmations; ls prints names only")->group("Global");
     app.add_flag("--no-color", no_color, "no colours (else NO_COLOR)")->group("Global");
@@ -121,6 +126,21 @@ int PrintError(const Status& status, const GlobalOptions& global) {
   return exit_code;
 }
 
+std::string FromEnvironment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// Flags win over the environment, a store over a socket.
+void ChooseDoor(const std::string& store, const std::string& socket, GlobalOptions& global) {
+  if (!store.empty() || !socket.empty()) {
+    global.store = store;
+  } else {
+    global.store = FromEnvironment("MODELSTORE_STORE");
+  }
+  if (global.store.empty()) global.socket = socket.empty() ? FromEnvironment("MODELSTORE_SOCKET") : socket;
+}
+
 // --json and --no-color hold for usage errors too, which are found before the words are understood.
 GlobalOptions GuessGlobal(const std::vector<std::string>& words) {
   const auto end = std::find(words.begin(), words.end(), "--");
@@ -161,15 +181,16 @@ Result<Invocation> ParseCommandLine(const std::vector<std::string>& words) {
     out.arguments = commands[i].Collect(specs[i]);
     const GlobalWords& own = commands[i].global;
     if (!own.store.empty()) global.store = own.store;  // the nearer one
+    if (!own.socket.empty()) global.socket = own.socket;
     global.json |= own.json;
     global.quiet |= own.quiet;
     global.no_color |= own.no_color;
     global.version |= own.version;
   }
-  if (global.store.empty()) {
-    if (const char* from_environment = std::getenv("MODELSTORE_STORE")) global.store = from_environment;
-  }
-  out.global = {.store = global.store, .json = global.json, .quiet = global.quiet, .no_color = global.no_color};
+  out.global.json = global.json;
+  out.global.quiet = global.quiet;
+  out.global.no_color = global.no_color;
+  ChooseDoor(global.store, global.socket, out.global);
   if (global.version) {
     out.command = nullptr;
     out.text = global.json ? Json({{"version", MODELSTORE_VERSION}}) : "modelstore " MODELSTORE_VERSION "\n";

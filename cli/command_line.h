@@ -9,7 +9,9 @@
 namespace modelstore {
 
 struct GlobalOptions {
-  std::string store;  // "" when neither --store nor MODELSTORE_STORE is given
+  // Which door to take, by --store, --socket, MODELSTORE_STORE and MODELSTORE_SOCKET in that order: at most one is set.
+  std::string store;   // this process opens the store
+  std::string socket;  // a daemon's; "" without a store: looked for where daemons listen
   bool json = false;
   bool quiet = false;
   bool no_color = false;

@@ -1,5 +1,7 @@
+#include <memory>
 #include <nlohmann/json.hpp>
 
+#include "catalog/write/export.h"
 #include "cli/commands.h"
 #include "cli/session.h"
 
@@ -9,7 +11,9 @@ namespace {
 Result<Outcome> RunExport(Session& session, const Arguments& arguments) {
   RETURN_IF_ERROR(session.UseMemoryBudget(arguments));
   ASSIGN_OR_RETURN(const std::string dir, AbsolutePath(arguments.positionals[1]));
-  ASSIGN_OR_RETURN(std::string document, session.Call("export", {{"name", arguments.positionals[0]}, {"dir", dir}}));
+  const std::unique_ptr<ExportSink> folder = NewFolderSink(dir);
+  ASSIGN_OR_RETURN(std::string document,
+                   session.Call("export", {{"name", arguments.positionals[0]}, {"dir", dir}}, {.sink = folder.get()}));
   Outcome out;
   if (!session.options().quiet) out.text = RenderExport(document, session.style());
   out.document = std::move(document);

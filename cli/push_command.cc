@@ -11,11 +11,13 @@
 namespace modelstore {
 namespace {
 
-// Looked at before the store is opened, so that a mistyped path creates none.
-Status CheckSource(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return StatusFromErrno(errno, "opening " + path);
-  return OkStatus();
+// Opened with this process's rights, and before a store or a daemon is: a source that cannot be stored creates none.
+Result<SourceTree> OpenSource(const std::string& path) {
+  Result<SourceTree> source = SourceTree::Scan(path);
+  // The words were right, what they name cannot be stored.
+  if (source.status().code() == StatusCode::kInvalidArgument)
+    return Unsupported(std::string(source.status().message()));
+  return source;
 }
 
 Result<std::string> NameFor(const std::string& path, const Arguments& arguments) {
@@ -37,12 +39,13 @@ Result<Outcome> RunPush(Session& session, const Arguments& arguments) {
   const std::string base = arguments.Value("--base", "auto");
   if (base.empty()) return InvalidArgument("--base: expected auto, none or the name of a model");
   RETURN_IF_ERROR(session.UseMemoryBudget(arguments));
-  RETURN_IF_ERROR(CheckSource(path));
   ASSIGN_OR_RETURN(const std::string name, NameFor(path, arguments));
   ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(path));
+  ASSIGN_OR_RETURN(const SourceTree source, OpenSource(absolute));
 
-  ASSIGN_OR_RETURN(std::string document,
-                   session.Call("push", {{"path", absolute}, {"name", name}, {"base", base}, {"fidelity", fidelity}}));
+  const ParameterList parameters = {
+      {"name", name}, {"base", base}, {"fidelity", fidelity}, {"update", arguments.Has("--update")}};
+  ASSIGN_OR_RETURN(std::string document, session.Call("push", parameters, {.source = &source}));
   Outcome out;
   if (!session.options().quiet) out.text = RenderPush(document, session.style());
   out.document = std::move(document);
@@ -57,6 +60,7 @@ CommandSpec PushCommand() {
           .positionals = {{"PATH", "the file or folder; links to files are followed"}},
           .options = {{"--name", "NAME", "the model's name (default: the last component of PATH)"},
                       {"--base", "auto|none|NAME", "the model to store it against (default: auto, the best of all)"},
+                      {"--update", "", "replace the model of that name; who reads it reads the old files to the end"},
                       {"--fidelity", "exact", "exact: every byte as it was (the default)"},
                       kMemoryBudgetOption},
           .run = RunPush};

@@ -11,6 +11,7 @@
 #include "cli/progress.h"
 #include "cli/terminal.h"
 #include "daemon/handlers/handlers.h"
+#include "daemon/protocol/client.h"
 
 namespace modelstore {
 namespace {
@@ -84,19 +85,19 @@ Result<Catalog*> Session::Open(bool writes, bool creates) {
   catalog_options.memory_budget_bytes = memory_budget_bytes_;
   Result<std::unique_ptr<Catalog>> opened = Catalog::Open(options_.store, catalog_options);
   if (!opened.ok()) {
+    const std::string message(opened.status().message());
     // What is missing is the store, not something in it.
-    if (opened.status().code() == StatusCode::kNotFound) return Unavailable(std::string(opened.status().message()));
+    if (opened.status().code() == StatusCode::kNotFound) return Unavailable(message);
+    if (opened.status().code() == StatusCode::kLocked)
+      return Locked(message +
+                    "; if it is the daemon's, leave out --store and MODELSTORE_STORE to go through the daemon");
     return opened.status();
   }
   catalog_ = std::move(opened).value();
   return catalog_.get();
 }
 
-Result<std::string> Session::Call(std::string_view request, const ParameterList& parameters) {
-  const Handler* handler = FindHandler(request);
-  if (handler == nullptr) return Internal("no handler for request '" + std::string(request) + "'");
-  ASSIGN_OR_RETURN(const std::string parameters_text, ParametersText(parameters));
-
+Result<std::string> Session::RunJob(const std::function<Result<std::string>(JobControl&)>& work) const {
   const Style error_style = StyleOf(STDERR_FILENO, options_.no_color);
   auto mode = ProgressReporter::Mode::kNone;
   if (!options_.quiet && !options_.json)
@@ -107,10 +108,28 @@ Result<std::string> Session::Call(std::string_view request, const ParameterList&
     reporter.Message(Painted("warning: ", Tone::kWarn, error_style) + Printable(message));
   };
   const InterruptScope interrupt([](void* j) { static_cast<JobControl*>(j)->Cancel(); }, &job, /*second_exits=*/true);
+  return work(job);
+}
 
-  ASSIGN_OR_RETURN(Catalog* const catalog, Open(handler->writes, handler->creates_store));
-  const Caller caller = Caller::InProcess();
-  return handler->run(*catalog, {.parameters = parameters_text, .job = &job, .caller = &caller});
+Result<std::string> Session::Call(std::string_view request, const ParameterList& parameters, const Attachments& with) {
+  ASSIGN_OR_RETURN(const std::string parameters_text, ParametersText(parameters));
+  if (through_daemon()) {
+    const std::string socket = options_.socket.empty() ? FindDaemonSocket() : options_.socket;
+    return RunJob([&](JobControl& job) {
+      return CallDaemon(
+          socket,
+          {.request = request, .parameters = parameters_text, .source = with.source, .sink = with.sink, .job = &job});
+    });
+  }
+  const Handler* handler = FindHandler(request);
+  if (handler == nullptr) return Internal("no handler for request '" + std::string(request) + "'");
+  return RunJob([&](JobControl& job) -> Result<std::string> {
+    ASSIGN_OR_RETURN(Catalog* const catalog, Open(handler->writes, handler->creates_store));
+    const Caller caller = Caller::InProcess();
+    return handler->run(
+        *catalog,
+        {.parameters = parameters_text, .job = &job, .caller = &caller, .source = with.source, .sink = with.sink});
+  });
 }
 
 void Session::Say(std::string_view line) const {

@@ -1,9 +1,10 @@
-// Session: one run of the program (layer: cli). It opens the store, calls handlers with progress and Ctrl-C, and knows
-// what the terminal can show.
+// Session: one run of the program (layer: cli). It sends requests through one of two doors (to handlers over a store
+// that it opens in this process, or to a daemon) with progress and Ctrl-C, and knows what the terminal can show.
 //
 // Not thread-safe; progress comes from any thread.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -12,6 +13,8 @@
 #include <vector>
 
 #include "catalog/read/catalog.h"
+#include "catalog/write/export.h"
+#include "catalog/write/push.h"
 #include "cli/command.h"
 #include "cli/command_line.h"
 #include "cli/format.h"
@@ -22,6 +25,12 @@ namespace modelstore {
 // A request's parameters by name.
 using ParameterValue = std::variant<std::string, bool, std::vector<std::string>>;
 using ParameterList = std::vector<std::pair<std::string, ParameterValue>>;
+
+// What goes with a request beside its parameters.
+struct Attachments {
+  const SourceTree* source = nullptr;  // push
+  ExportSink* sink = nullptr;          // export
+};
 
 inline constexpr uint64_t kDefaultMemoryBudgetBytes = 2ull << 30;
 
@@ -34,11 +43,16 @@ class Session {
 
   // Sets the budget from --memory-budget, if given. Errors: InvalidArgument.
   Status UseMemoryBudget(const Arguments& arguments);
+  // False: the store is opened by this process.
+  bool through_daemon() const { return options_.store.empty(); }
   // Opens the store once. Errors: Unavailable (no store named or none there), Locked, …
   Result<Catalog*> Open(bool writes, bool creates);
-  // Opens the store as the handler demands and runs it. SIGINT and SIGTERM cancel it while it runs. Errors: the
-  // handler's; InvalidArgument for a parameter that is not UTF-8.
-  Result<std::string> Call(std::string_view request, const ParameterList& parameters);
+  // Has a request answered: in process by its handler, on the store opened as the handler demands, or by the daemon.
+  // SIGINT and SIGTERM cancel it while it runs. Errors: the handler's; Unavailable (no daemon); InvalidArgument for a
+  // parameter that is not UTF-8.
+  Result<std::string> Call(std::string_view request, const ParameterList& parameters, const Attachments& with = {});
+  // Runs work of this process's own with progress on stderr; SIGINT and SIGTERM cancel it.
+  Result<std::string> RunJob(const std::function<Result<std::string>(JobControl&)>& work) const;
   // A message for people on stderr; nothing with -q or --json.
   void Say(std::string_view line) const;
 
@@ -51,7 +65,8 @@ class Session {
 
 // The option that UseMemoryBudget reads.
 inline constexpr OptionSpec kMemoryBudgetOption = {"--memory-budget", "BYTES",
-                                                   "memory for caches and buffers together (256M, 2G; default 2G)"};
+                                                   "with --store: memory for caches and buffers together (256M, 2G; "
+                                                   "default 2G); a daemon has its own"};
 
 // While it lives, SIGINT, SIGTERM and SIGHUP call `on_signal` (async-signal-safe code only). A second SIGINT or SIGTERM
 // ends the process at once with 130 when `second_exits`.

@@ -1,5 +1,5 @@
 // SourceReader: positioned reads of one source file of a push, and the check that it did not change
-// (layer: catalog/write; private). Safe for concurrent reads; borrows the descriptor of the SourceFile, or owns one
+// (layer: catalog/write). Safe for concurrent reads; borrows the descriptor of the SourceFile, or owns one
 // that it opened because the SourceTree had more files than descriptors.
 #pragma once
 
@@ -20,6 +20,7 @@ class SourceReader {
   ~SourceReader();
 
   const SourceFile& file() const { return *file_; }
+  int descriptor() const { return fd_; }
   // Fills `out` from `offset`. Errors: Io ("… changed while it was pushed" when the file became shorter).
   Status ReadAt(uint64_t offset, MutableByteSpan out) const;
   // Errors: Io when size, time of modification or link count say that the file changed or was removed since it was

@@ -115,8 +115,10 @@ class Scanner {
       }
       if (S_ISLNK(st.st_mode)) {
         struct stat target;
-        if (fstatat(fd, name.c_str(), &target, 0) != 0)
+        if (fstatat(fd, name.c_str(), &target, 0) != 0) {
+          if (errno == ENOENT || errno == ELOOP) return Refused(entry_shown, "a link to nothing");
           return StatusFromErrno(errno, "following the link " + entry_shown);
+        }
         if (S_ISDIR(target.st_mode)) return Refused(entry_shown, "a link to a folder");
         if (!S_ISREG(target.st_mode))
           return Refused(entry_shown, "a link to what is " + std::string(KindOf(target.st_mode)));
@@ -161,9 +163,14 @@ Result<SourceTree> SourceTree::Scan(const std::string& path) {
   SourceTree tree;
   tree.default_name_ = DefaultName(path);
   struct stat st;
-  if (stat(path.c_str(), &st) != 0) return StatusFromErrno(errno, "reading the attributes of " + path);
   std::string shown = path;
   while (shown.size() > 1 && shown.ends_with('/')) shown.pop_back();
+  if (stat(path.c_str(), &st) != 0) {
+    const int error = errno;
+    if (error == ELOOP || (error == ENOENT && lstat(shown.c_str(), &st) == 0))
+      return Refused(shown, "a link to nothing");
+    return StatusFromErrno(error, "opening " + shown);
+  }
   Scanner scanner(&tree.files_);
   if (S_ISDIR(st.st_mode)) {
     const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

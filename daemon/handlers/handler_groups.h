@@ -7,7 +7,8 @@
 
 namespace modelstore {
 
-// push_handler.cc. {path (absolute), name?, base? ("auto", "none" or a model), fidelity? ("exact")}
+// push_handler.cc. {path (absolute; instead of Request::source), name?, base? ("auto", "none" or a model), fidelity?
+// ("exact"), update?}
 Result<std::string> HandlePush(Catalog& catalog, const Request& request);
 
 // list_handlers.cc. {}, {name}, {}

@@ -8,21 +8,27 @@ namespace modelstore {
 
 Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const Parameters parameters,
-                   Parameters::Parse(request.parameters, {"path", "name", "base", "fidelity"}));
-  ASSIGN_OR_RETURN(const std::string path, parameters.String("path"));
+                   Parameters::Parse(request.parameters, {"path", "name", "base", "fidelity", "update"}));
   ASSIGN_OR_RETURN(const std::string name, parameters.String("name", ""));
   ASSIGN_OR_RETURN(const std::string base, parameters.String("base", "auto"));
   ASSIGN_OR_RETURN(const std::string fidelity, parameters.String("fidelity", "exact"));
   if (fidelity != "exact") return Unsupported("fidelity '" + fidelity + "': this build stores models exactly only");
-  if (!path.starts_with('/')) return InvalidArgument("path '" + path + "' is not absolute");
+  ASSIGN_OR_RETURN(const bool update, parameters.Bool("update", false));
 
-  Result<SourceTree> scanned = SourceTree::Scan(path);
-  // The words were right, what they name cannot be stored.
-  if (scanned.status().code() == StatusCode::kInvalidArgument)
-    return Unsupported(std::string(scanned.status().message()));
-  ASSIGN_OR_RETURN(const SourceTree source, std::move(scanned));
+  SourceTree scanned;
+  if (request.source == nullptr) {
+    ASSIGN_OR_RETURN(const std::string path, parameters.String("path"));
+    if (!path.starts_with('/')) return InvalidArgument("path '" + path + "' is not absolute");
+    Result<SourceTree> tree = SourceTree::Scan(path);
+    // The words were right, what they name cannot be stored.
+    if (tree.status().code() == StatusCode::kInvalidArgument) return Unsupported(std::string(tree.status().message()));
+    ASSIGN_OR_RETURN(scanned, std::move(tree));
+  }
+  const SourceTree& source = request.source != nullptr ? *request.source : scanned;
   PushOptions options;
   options.name = name.empty() ? source.default_name() : name;
+  options.update = update;
+  options.owner_uid = request.caller->uid;
   if (base == "none") {
     options.base = PushOptions::Base::kNone;
   } else if (base != "auto") {

@@ -217,7 +217,8 @@ Result<bool> TrySendFrame(int socket, FrameKind kind, ByteSpan payload, int time
   return Send(socket, kind, payload, {}, timeout_ms, /*try_only=*/true);
 }
 
-Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms) {
+Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms,
+                               int body_timeout_ms) {
   RETURN_IF_ERROR(
       Await(socket, POLLIN, wake_fd, Deadline(timeout_ms), "the other end sent nothing within the time it has"));
   const Deadline deadline(body_timeout_ms);

@@ -9,7 +9,7 @@ A case is a transcript:
     $ modelstore show nothing        a command of one bash session ("> " continues it)
     modelstore: {{.*}}nothing{{.*}}  what it prints, stdout and stderr; {{}} holds a regular expression
     [3]                              its exit code, unless 0
-The folder is HOME and the current folder; MODELSTORE_STORE is `store` below it. tools/ is on the PATH.
+The folder is HOME and the current folder; MODELSTORE_STORE is `store` below it, MODELSTORE_SOCKET `socket`. tools/ is on the PATH.
 """
 import difflib
 import os
@@ -79,7 +79,7 @@ def run(steps, binary, folder):
     tools = pathlib.Path(__file__).resolve().parent / "tools"
     environment = {
         "PATH": f"{bin_folder}:{tools}:{os.environ['PATH']}", "HOME": str(home), "TMPDIR": str(home), "LC_ALL": "C.UTF-8",
-        "MODELSTORE_STORE": str(home / "store"), "PYTHONDONTWRITEBYTECODE": "1", "TERM": "xterm"}
+        "MODELSTORE_STORE": str(home / "store"), "MODELSTORE_SOCKET": str(home / "socket"), "PYTHONDONTWRITEBYTECODE": "1", "TERM": "xterm"}
     process = subprocess.Popen(["bash", str(folder / "session.sh")], cwd=home, env=environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     try:

@@ -1,0 +1,339 @@
+#include "daemon/protocol/client.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "catalog/write/source_reader.h"
+#include "daemon/protocol/wire.h"
+
+namespace modelstore {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kConnectTimeoutSeconds = 10;
+constexpr int kFrameTimeoutMs = 60'000;  // for one frame to be taken, or to arrive once it has begun
+constexpr int kCancelPollMs = 100;
+constexpr size_t kFilesFrameBytes = 1u << 20;  // a files frame ends after this much text
+constexpr int kMaxDepth = 64;                  // of a JSON answer: writing it out again is recursive
+
+class Connection {
+ public:
+  explicit Connection(int fd) : fd_(fd) {}
+  Connection(Connection&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Connection& operator=(Connection&&) = delete;
+  ~Connection() {
+    if (fd_ >= 0) close(fd_);
+  }
+  int fd() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// 0 or the errno of the connect.
+int TryConnect(int fd, const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.data(), std::min(path.size(), sizeof address.sun_path - 1));
+  while (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    if (errno != EINTR) return errno;
+  return 0;
+}
+
+Result<Connection> Connect(const std::string& path) {
+  constexpr size_t kMaxPath = sizeof(sockaddr_un::sun_path) - 1;
+  if (path.empty() || path.size() > kMaxPath)
+    return InvalidArgument("socket path '" + path + "': expected 1 to " + std::to_string(kMaxPath) + " bytes, found " +
+                           std::to_string(path.size()));
+  Connection connection(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (connection.fd() < 0) return StatusFromErrno(errno, "creating a socket");
+  // Bounds the wait for a place in the daemon's queue; frames have timeouts of their own.
+  timeval limit = {.tv_sec = kConnectTimeoutSeconds, .tv_usec = 0};
+  setsockopt(connection.fd(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  const int error = TryConnect(connection.fd(), path);
+  limit = {};
+  setsockopt(connection.fd(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  switch (error) {
+    case 0:
+      return connection;
+    case ENOENT:
+    case ENOTDIR:
+    case ECONNREFUSED:
+      return Unavailable("no daemon listens at " + path +
+                         ": start modelstored, or work on a store without a daemon by --store DIR or MODELSTORE_STORE");
+    case EAGAIN:
+      return Busy("the daemon at " + path + " takes no connection: its queue is full; try again");
+    default:
+      return StatusFromErrno(error, "connecting to the daemon at " + path);
+  }
+}
+
+bool NestedTooDeep(std::string_view text) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      quoted = c != '"';
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '{' || c == '[') {
+      if (++depth > kMaxDepth) return true;
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+std::string Text(const Json& object, const char* key) {
+  const auto it = object.is_object() ? object.find(key) : object.end();
+  return it != object.end() && it->is_string() ? it->get<std::string>() : "";
+}
+
+template <typename Integer>
+std::optional<Integer> Number(const Json& object, const char* key) {
+  const auto it = object.is_object() ? object.find(key) : object.end();
+  if (it == object.end() || !it->is_number_integer()) return std::nullopt;
+  const bool fits = it->is_number_unsigned() ? std::in_range<Integer>(it->get<uint64_t>())
+                                             : std::in_range<Integer>(it->get<int64_t>());
+  if (!fits) return std::nullopt;
+  return it->get<Integer>();
+}
+
+Status SendJson(int socket, const Json& object, const std::vector<int>& fds = {}) {
+  // Paths may be any bytes; they are for messages only where they are not UTF-8.
+  const std::string text = object.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return SendFrame(socket, FrameKind::kJson, AsBytes(text), fds, kFrameTimeoutMs);
+}
+
+// What the daemon says until its answer: nothing of it is believed without a look.
+class Conversation {
+ public:
+  Conversation(const DaemonCall& call, const std::string& path, int socket)
+      : call_(call), path_(path), socket_(socket) {}
+
+  Status SendRequest() {
+    Json request;
+    request["protocol"] = kProtocolVersion;
+    request["version"] = MODELSTORE_VERSION;
+    request["request"] = call_.request;
+    request["parameters"] = Json::parse(call_.parameters, nullptr, /*allow_exceptions=*/false);
+    if (!request["parameters"].is_object()) return Internal("a request's parameters are not a JSON object");
+    if (call_.source != nullptr) request["files"] = call_.source->files().size();
+    RETURN_IF_ERROR(SendJson(socket_, request));
+    return call_.source == nullptr ? OkStatus() : SendFiles(call_.source->files());
+  }
+
+  // The daemon's answer. `sent`: what became of the request; after a failure only what the daemon has said already
+  // counts.
+  Result<std::string> Await(const Status& sent) {
+    const FrameLimits limits = {
+        .json_bytes = kMaxAnswerBytes, .data_bytes = call_.sink != nullptr ? kMaxDataBytes : 0, .descriptors = 0};
+    bool cancel_sent = false;
+    while (true) {
+      if (!cancel_sent && call_.job != nullptr && call_.job->cancelled()) {
+        cancel_sent = true;
+        // When it cannot be sent the daemon is gone, which the next read says.
+        static_cast<void>(SendJson(socket_, {{"cancel", true}}).ok());
+      }
+      pollfd readable = {.fd = socket_, .events = POLLIN, .revents = 0};
+      const int n = poll(&readable, 1, kCancelPollMs);
+      if (n < 0 && errno != EINTR) return StatusFromErrno(errno, "waiting for the daemon at " + path_);
+      if (n == 0 && !sent.ok()) return sent;
+      if (n <= 0) continue;
+      ASSIGN_OR_RETURN(const WireFrame frame, Receive(limits));
+      ASSIGN_OR_RETURN(std::optional<std::string> answer, Take(frame));
+      if (answer) return *std::move(answer);
+    }
+  }
+
+ private:
+  Status SendFiles(const std::vector<SourceFile>& files) {
+    for (size_t next = 0; next < files.size();) {
+      std::deque<SourceReader> readers;  // closes what it had to open
+      std::vector<int> fds;
+      Json list = Json::array();
+      for (size_t bytes = 0; next < files.size() && fds.size() < kMaxFrameDescriptors && bytes < kFilesFrameBytes;
+           ++next) {
+        const SourceFile& file = files[next];
+        Result<SourceReader> reader = SourceReader::Open(file);
+        if (!reader.ok()) return reader.status();
+        fds.push_back(readers.emplace_back(std::move(reader).value()).descriptor());
+        bytes += file.path.size() + file.shown_as.size();
+        list.push_back({{"path", file.path}, {"shown_as", file.shown_as}});
+      }
+      if (call_.job != nullptr) RETURN_IF_ERROR(call_.job->Check());
+      RETURN_IF_ERROR(SendJson(socket_, {{"files", std::move(list)}}, fds));
+    }
+    return OkStatus();
+  }
+
+  Status NotUnderstood(std::string_view what) const {
+    return Unsupported("the daemon at " + path_ + " sent what protocol " + std::to_string(kProtocolVersion) +
+                       " does not know: " + std::string(what) + "; are both of one version?");
+  }
+
+  Result<WireFrame> Receive(const FrameLimits& limits) {
+    Result<WireFrame> frame = ReceiveFrame(socket_, limits, -1, kFrameTimeoutMs, kFrameTimeoutMs);
+    if (frame.ok()) return frame;
+    if (frame.status().code() == StatusCode::kUnavailable)
+      return Unavailable("the daemon at " + path_ +
+                         " ended before it answered; a job that had not finished is rolled back");
+    if (frame.status().code() == StatusCode::kInvalidArgument) return NotUnderstood(frame.status().message());
+    return frame;
+  }
+
+  // The answer if it is that.
+  Result<std::optional<std::string>> Take(const WireFrame& frame) {
+    if (frame.kind == FrameKind::kData) {
+      RETURN_IF_ERROR(TakeData(AsBytes(frame.payload)));
+      return std::optional<std::string>();
+    }
+    if (NestedTooDeep(frame.payload))
+      return NotUnderstood("JSON of more than " + std::to_string(kMaxDepth) + " levels");
+    const Json message = Json::parse(frame.payload, nullptr, /*allow_exceptions=*/false);
+    if (!message.is_object() || message.size() != 1) return NotUnderstood("not a JSON object of one member");
+    const std::string& kind = message.begin().key();
+    const Json& body = message.begin().value();
+    if (kind == "result") {
+      if (!body.is_object()) return NotUnderstood("a result that is not an object");
+      if (call_.sink != nullptr && (!listed_ || file_ != files_.size()))
+        return NotUnderstood("an export with files missing");
+      return std::optional(body.dump(-1, ' ', false, Json::error_handler_t::replace));
+    }
+    if (kind == "error") {
+      const StatusCode code = StatusCodeFromName(Text(body, "code"));
+      return Status(code == StatusCode::kOk ? StatusCode::kInternal : code, Text(body, "message"));
+    }
+    Status taken;
+    if (kind == "progress") {
+      taken = TakeProgress(body);
+    } else if (kind == "warning" && body.is_string()) {
+      if (call_.job != nullptr) call_.job->Warn(body.get<std::string>());
+    } else if (kind == "files" && call_.sink != nullptr) {
+      taken = TakeFiles(body);
+    } else if (kind == "file_done" && call_.sink != nullptr) {
+      taken = TakeFileEnd(message);
+    } else {
+      taken = NotUnderstood("a message '" + kind + "'");
+    }
+    if (!taken.ok()) return taken;
+    return std::optional<std::string>();
+  }
+
+  Status TakeProgress(const Json& body) {
+    const auto done = Number<uint64_t>(body, "done_bytes"), total = Number<uint64_t>(body, "total_bytes");
+    if (!done || !total) return NotUnderstood("progress without numbers");
+    if (call_.job == nullptr) return OkStatus();
+    const std::string phase = Text(body, "phase");
+    if (phase != phase_ || *total != total_bytes_ || *done < done_bytes_) {
+      call_.job->Begin(phase, *total);
+      phase_ = phase;
+      total_bytes_ = *total;
+      done_bytes_ = 0;
+    }
+    call_.job->Advance(*done - done_bytes_);
+    done_bytes_ = *done;
+    return OkStatus();
+  }
+
+  Status TakeFiles(const Json& body) {
+    if (listed_ || !body.is_array()) return NotUnderstood("a second list of files");
+    for (const Json& entry : body) {
+      const auto bytes = Number<uint64_t>(entry, "bytes");
+      const auto mode = Number<uint32_t>(entry, "mode");
+      const auto mtime_ns = Number<int64_t>(entry, "mtime_ns");
+      if (!bytes || !mode || !mtime_ns) return NotUnderstood("a file without its attributes");
+      ModelFile& file = files_.emplace_back();
+      file.path = Text(entry, "path");
+      file.bytes = *bytes;
+      file.mode = *mode;
+      file.mtime_ns = *mtime_ns;
+    }
+    listed_ = true;
+    return call_.sink->Begin(files_);
+  }
+
+  Status BeginFile() {
+    if (file_begun_) return OkStatus();
+    if (file_ >= files_.size()) return NotUnderstood("data of no file");
+    file_begun_ = true;
+    file_bytes_ = 0;
+    return call_.sink->BeginFile(file_);
+  }
+
+  Status TakeData(ByteSpan bytes) {
+    RETURN_IF_ERROR(BeginFile());
+    if (bytes.size() > files_[file_].bytes - file_bytes_) return NotUnderstood("more data than the file has");
+    file_bytes_ += bytes.size();
+    return call_.sink->Write(bytes);
+  }
+
+  Status TakeFileEnd(const Json& message) {
+    RETURN_IF_ERROR(BeginFile());
+    const auto index = Number<uint64_t>(message, "file_done");
+    if (!index || *index != file_ || file_bytes_ != files_[file_].bytes) return NotUnderstood("a file that ends early");
+    RETURN_IF_ERROR(call_.sink->EndFile());
+    file_ += 1;
+    file_begun_ = false;
+    return OkStatus();
+  }
+
+  const DaemonCall& call_;
+  const std::string& path_;
+  const int socket_;
+
+  std::string phase_;
+  uint64_t done_bytes_ = 0;
+  uint64_t total_bytes_ = std::numeric_limits<uint64_t>::max();
+
+  // Export: the files that come, the one that is coming and how much of it came.
+  std::vector<ModelFile> files_;
+  bool listed_ = false;
+  size_t file_ = 0;
+  bool file_begun_ = false;
+  uint64_t file_bytes_ = 0;
+};
+
+}  // namespace
+
+Result<std::string> CallDaemon(const std::string& socket_path, const DaemonCall& call) {
+  ASSIGN_OR_RETURN(const Connection connection, Connect(socket_path));
+  Conversation conversation(call, socket_path, connection.fd());
+  const Status sent = conversation.SendRequest();
+  // A daemon that refuses a request need not read it to its end: then its answer says why.
+  if (!sent.ok() && sent.code() != StatusCode::kUnavailable) return sent;
+  return conversation.Await(sent);
+}
+
+std::string UserSocketPath() {
+  const char* folder = std::getenv("XDG_RUNTIME_DIR");
+  if (folder == nullptr || *folder != '/') return "";
+  return std::string(folder) + "/modelstore/modelstore.sock";
+}
+
+std::string FindDaemonSocket() {
+  const std::string user = UserSocketPath();
+  // A daemon that was killed leaves its socket: only connecting tells.
+  if (!user.empty() && Connect(user).ok()) return user;
+  return std::string(kSystemSocketPath);
+}
+
+}  // namespace modelstore
