@@ -5,6 +5,7 @@
 #include <fuse_lowlevel.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -250,14 +251,21 @@ struct MountRequests {
   static void Read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_file_info* info) {
     Guard(request, [&](MountOps& ops) {
       const OpenHandle& handle = *reinterpret_cast<const OpenHandle*>(info->fh);
-      const MutableByteSpan out = ReplyBuffer(size);
-      const Result<size_t> got = ops.reader_.Read(handle.file, static_cast<uint64_t>(offset), out);
+      // The kernel keeps what it is given, unless it was told to keep nothing.
+      const bool passing = (info->flags & O_DIRECT) == 0;
+      std::vector<BlockRef> pieces;  // let go of when the reply has been sent
+      const Result<size_t> got =
+          ops.reader_.ReadPieces(handle.file, static_cast<uint64_t>(offset), ReplyBuffer(size), passing, &pieces);
       if (!got.ok()) {
         ops.ReportOnce(handle.node, got.status());
         fuse_reply_err(request, ReadErrno(got.status()));
         return;
       }
-      fuse_reply_buf(request, reinterpret_cast<const char*>(out.data()), *got);
+      std::vector<iovec> parts;
+      parts.reserve(pieces.size());
+      for (const BlockRef& piece : pieces)
+        parts.push_back({const_cast<std::byte*>(piece.bytes().data()), piece.bytes().size()});
+      fuse_reply_iov(request, parts.data(), static_cast<int>(parts.size()));
     });
   }
 

@@ -41,13 +41,14 @@ BlockCache::BlockCache(uint64_t capacity_bytes) : ledger_(std::make_shared<Ledge
 
 BlockCache::~BlockCache() { Clear(); }
 
-Result<BlockCache::Reservation> BlockCache::Reserve(uint64_t bytes) {
+Result<BlockCache::Reservation> BlockCache::Reserve(uint64_t bytes, bool wait) {
   Ledger& ledger = *ledger_;
   if (bytes > ledger.capacity_bytes) {
     return ResourceExhausted("decoding a block needs " + std::to_string(bytes) +
                              " bytes of memory, the read cache has " + std::to_string(ledger.capacity_bytes) +
                              "; give the store a larger memory budget");
   }
+  if (!wait) return TakeNow(bytes, false, UINT64_MAX);
   Garbage garbage;
   std::unique_lock lock(ledger.mutex);
   const uint64_t ticket = ledger.next_ticket++;
@@ -71,13 +72,18 @@ Result<BlockCache::Reservation> BlockCache::Reserve(uint64_t bytes) {
 }
 
 BlockCache::Reservation BlockCache::TryReserve(uint64_t bytes, uint64_t block_bytes) {
+  const uint64_t share = ledger_->capacity_bytes / 4;
+  return block_bytes > share ? Reservation() : TakeNow(bytes, true, share - block_bytes);
+}
+
+BlockCache::Reservation BlockCache::TakeNow(uint64_t bytes, bool spare_only, uint64_t max_prefetched_bytes) {
   Ledger& ledger = *ledger_;
   Garbage garbage;
   std::unique_lock lock(ledger.mutex);
-  if (bytes > ledger.capacity_bytes || prefetched_bytes_ + block_bytes > ledger.capacity_bytes / 4) return {};
+  if (bytes > ledger.capacity_bytes || prefetched_bytes_ > max_prefetched_bytes) return {};
   if (!ledger.Fits(bytes)) {
     const uint64_t missing = bytes - (ledger.capacity_bytes - ledger.used_bytes);
-    if (ledger.serving != ledger.next_ticket || !Evict(missing, true, garbage)) return {};
+    if (ledger.serving != ledger.next_ticket || !Evict(missing, spare_only, garbage)) return {};
     lock.unlock();
     garbage.clear();
     lock.lock();
@@ -94,6 +100,19 @@ BlockPtr BlockCache::Find(const BlockId& id, Use use) {
   ++counts_.hits;
   Touch(it->second, use);
   return it->second->block;
+}
+
+void BlockCache::Pass(std::span<const ReadPart> parts) {
+  Garbage garbage;
+  const std::lock_guard lock(ledger_->mutex);
+  for (const ReadPart& part : parts) {
+    const auto it = slots_.find(part.id);
+    if (it == slots_.end() || it->second->block == nullptr) continue;
+    const List::iterator slot = it->second;
+    slot->passed_bytes += part.bytes;
+    if (slot->passed_bytes >= slot->block->bytes().size() && !slot->proven && !slot->predicts)
+      Unlink(recent_, slot, garbage);
+  }
 }
 
 bool BlockCache::Contains(const BlockId& id) const {
@@ -179,6 +198,7 @@ void BlockCache::ChargeLocked(Block& block, Reservation& own) {
 
 void BlockCache::Touch(List::iterator slot, Use use) {
   if (use == Use::kPrefetch) return;
+  slot->predicts |= use == Use::kPredict;
   const uint64_t age = inserted_bytes_ - slot->inserted_before;
   if (slot->prefetched) {
     slot->prefetched = false;
@@ -200,13 +220,14 @@ void BlockCache::Touch(List::iterator slot, Use use) {
   if (slot->proven) {
     proven_.splice(proven_.begin(), proven_, slot);
   } else {
-    recent_.splice(use == Use::kReadLast ? recent_.end() : recent_.begin(), recent_, slot);
+    recent_.splice(recent_.begin(), recent_, slot);
   }
 }
 
 void BlockCache::Insert(List::iterator slot, const BlockPtr& block, Use use) {
   slot->block = block;
   slot->flight = nullptr;
+  slot->predicts = use == Use::kPredict;
   slot->inserted_before = inserted_bytes_;
   inserted_bytes_ += block->taken_bytes();
   cached_bytes_ += block->taken_bytes();
@@ -215,7 +236,7 @@ void BlockCache::Insert(List::iterator slot, const BlockPtr& block, Use use) {
     prefetched_bytes_ += block->taken_bytes();
     ++counts_.prefetched;
   }
-  recent_.splice(use == Use::kReadLast ? recent_.end() : recent_.begin(), flights_, slot);
+  recent_.splice(recent_.begin(), flights_, slot);
 }
 
 void BlockCache::Unlink(List& list, List::iterator slot, Garbage& garbage) {

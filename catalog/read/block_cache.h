@@ -11,7 +11,8 @@
 //
 // Eviction: two LRU lists. A block enters `recent`; it moves to `proven` (at most 3/4 of the capacity) when it is used
 // again after the cache has taken in a sixteenth of its capacity, so that one long scan cannot push out what is reused.
-// A block that a sequential reader has finished with is the next to go: whatever it read is with the reader.
+// A block that a reader was given completely and that predicts no other is forgotten at once: what was read is with the
+// reader (the kernel's page cache), and memory that was just used is cheaper than fresh memory.
 #pragma once
 
 #include <condition_variable>
@@ -19,6 +20,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -88,7 +90,6 @@ class BlockCache {
  public:
   enum class Use : uint8_t {
     kRead,
-    kReadLast,  // the last bytes, by a sequential reader
     kPredict,
     kPrefetch,
   };
@@ -122,14 +123,21 @@ class BlockCache {
   ~BlockCache();
 
   const std::shared_ptr<Ledger>& ledger() const { return ledger_; }
-  // Waits for `bytes`, evicting blocks that nobody uses first. Errors: ResourceExhausted when they exceed the capacity.
-  Result<Reservation> Reserve(uint64_t bytes);
+  // Takes `bytes`, evicting blocks that nobody uses first, and waits for them (wait = false: gives up, with an empty
+  // reservation). Errors: ResourceExhausted when they exceed the capacity.
+  Result<Reservation> Reserve(uint64_t bytes, bool wait = true);
   // For prefetching `block_bytes`: never waits, evicts no prefetched block that is still to be read, and refuses when
   // those would exceed a quarter of the capacity. False when refused.
   Reservation TryReserve(uint64_t bytes, uint64_t block_bytes);
 
   // The cached block, or null.
   BlockPtr Find(const BlockId& id, Use use);
+  struct ReadPart {
+    BlockId id;
+    uint64_t bytes;
+  };
+  // A reader has got these parts and keeps them.
+  void Pass(std::span<const ReadPart> parts);
   // Cached or being decoded?
   bool Contains(const BlockId& id) const;
   // The block: cached, or from the decode that somebody else has under way (then also that decode's error). Null when
@@ -150,7 +158,9 @@ class BlockCache {
     BlockPtr block;    // null while being decoded
     FlightPtr flight;  // null when decoded
     bool proven = false;
-    bool prefetched = false;       // and not read yet
+    bool prefetched = false;  // and not read yet
+    bool predicts = false;    // was used as a base
+    uint64_t passed_bytes = 0;
     uint64_t inserted_before = 0;  // inserted_bytes_ when it came in
   };
   using List = std::list<Slot>;
@@ -162,6 +172,8 @@ class BlockCache {
   };
   using Garbage = std::vector<BlockPtr>;  // freed outside the lock
 
+  // Evicts, but never waits.
+  Reservation TakeNow(uint64_t bytes, bool spare_only, uint64_t max_prefetched_bytes);
   void Touch(List::iterator slot, Use use);
   void Insert(List::iterator slot, const BlockPtr& block, Use use);
   void Unlink(List& list, List::iterator slot, Garbage& garbage);

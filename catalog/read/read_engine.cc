@@ -48,13 +48,28 @@ struct ExtentGeometry {
   Geometry geometry;
 };
 
-// A part of a block that a read could not get from the cache.
-struct Missing {
-  TensorRef tensor;
-  uint32_t index;
-  size_t begin;
-  MutableByteSpan out;
-  Use use;
+// Shorter pieces are copied: a reply of thousands of them would take longer.
+constexpr size_t kMinPieceBytes = 16 << 10;
+
+// A part of a read: of one block, or of a file's record.
+struct Part {
+  MutableByteSpan out;  // where the reader has room for it
+  ByteSpan bytes;       // where it is; empty: not yet known
+  BlockPtr block;       // holds `bytes`; null when they are in the record or copied
+  BlockId id;
+  TensorRef tensor;  // to decode the block; null when it was cached, and for a record
+  uint32_t index = 0;
+  size_t begin = 0;  // within the block
+
+  void TakeFrom(BlockPtr from) {
+    bytes = from->bytes().subspan(begin, out.size());
+    block = std::move(from);
+  }
+  void Copy() {
+    if (bytes.data() != out.data()) std::memcpy(out.data(), bytes.data(), out.size());
+    bytes = out;
+    block = nullptr;
+  }
 };
 
 std::string BlockName(const OpenTensor& tensor, uint32_t index) {
@@ -255,19 +270,21 @@ struct ReadEngine::Impl {
     return block;
   }
 
-  Result<BlockPtr> GetBlock(const OpenTensor& tensor, uint32_t index, Use use) {
+  // wait = false: null when memory would have to be waited for.
+  Result<BlockPtr> GetBlock(const OpenTensor& tensor, uint32_t index, Use use, bool wait = true) {
     const BlockId id = GeometryOf(tensor).Id(index);
     if (BlockPtr block = cache.Find(id, use)) {
       RETURN_IF_ERROR(CheckSize(block, tensor, index));
       return block;
     }
-    ASSIGN_OR_RETURN(BlockCache::Reservation own, ReserveFor(tensor, index));
+    ASSIGN_OR_RETURN(BlockCache::Reservation own, ReserveFor(tensor, index, wait));
+    if (!own) return BlockPtr();
     return JoinWith(std::move(own), tensor, index, use);
   }
 
-  Result<BlockCache::Reservation> ReserveFor(const OpenTensor& tensor, uint32_t index) {
+  Result<BlockCache::Reservation> ReserveFor(const OpenTensor& tensor, uint32_t index, bool wait = true) {
     ASSIGN_OR_RETURN(const uint64_t peak_bytes, PeakBytes(tensor));
-    auto own = cache.Reserve(peak_bytes);
+    auto own = cache.Reserve(peak_bytes, wait);
     if (!own.ok()) return own.status().WithContext(BlockName(tensor, index));
     return own;
   }
@@ -281,8 +298,8 @@ struct ReadEngine::Impl {
 
   Result<BlockPtr> JoinWith(BlockCache::Reservation own, const OpenTensor& tensor, uint32_t index, Use use) {
     BlockCache::FlightPtr mine;
-    auto block = cache.Join(GeometryOf(tensor).Id(index), use, &own, BlockMemory::TakenBytes(BlockBytes(tensor.frame, index)),
-                            &mine);
+    auto block = cache.Join(GeometryOf(tensor).Id(index), use, &own,
+                            BlockMemory::TakenBytes(BlockBytes(tensor.frame, index)), &mine);
     if (mine != nullptr) {
       block = DecodeHeld(tensor, index);
       cache.Finish(mine, block, use, &own);
@@ -291,50 +308,63 @@ struct ReadEngine::Impl {
     return block;
   }
 
-  // Copies what is cached of [offset, offset + out.size()) of a tensor to `out` and lists the rest.
+  // Lists the parts of [offset, offset + out.size()) of a tensor, with their blocks where those are cached.
   template <typename ResolveFn>
-  Status CopyCached(const Geometry& geometry, uint64_t offset, MutableByteSpan out, bool sequential,
-                    const ResolveFn& resolve, std::vector<Missing>* missing) {
+  Status FindParts(const Geometry& geometry, uint64_t offset, MutableByteSpan out, const ResolveFn& resolve,
+                   std::vector<Part>* parts) {
     while (!out.empty()) {
-      const uint32_t index = static_cast<uint32_t>(offset / geometry.block_bytes);
-      const size_t begin = static_cast<size_t>(offset % geometry.block_bytes);
-      const size_t block_bytes = geometry.BytesOf(index);
-      const size_t n = std::min(out.size(), block_bytes - begin);
-      const Use use = sequential && begin + n == block_bytes ? Use::kReadLast : Use::kRead;
-      const BlockPtr block = cache.Find(geometry.Id(index), use);
+      Part part;
+      part.index = static_cast<uint32_t>(offset / geometry.block_bytes);
+      part.id = geometry.Id(part.index);
+      part.begin = static_cast<size_t>(offset % geometry.block_bytes);
+      const size_t block_bytes = geometry.BytesOf(part.index);
+      part.out = out.first(std::min(out.size(), block_bytes - part.begin));
+      out = out.subspan(part.out.size());
+      offset += part.out.size();
+      BlockPtr block = cache.Find(part.id, Use::kRead);
       if (block != nullptr && block->bytes().size() == block_bytes) {
-        std::memcpy(out.data(), block->bytes().data() + begin, n);
+        part.TakeFrom(std::move(block));
       } else {
-        ASSIGN_OR_RETURN(TensorRef tensor, resolve());
-        missing->push_back({std::move(tensor), index, begin, out.first(n), use});
+        ASSIGN_OR_RETURN(part.tensor, resolve());
       }
-      out = out.subspan(n);
-      offset += n;
+      parts->push_back(std::move(part));
     }
     return OkStatus();
   }
 
-  Status Fill(const std::vector<Missing>& missing) {
-    const auto fill = [&](const Missing& m) -> Status {
-      return Guarded([&]() -> Status {
-        ASSIGN_OR_RETURN(const BlockPtr block, GetBlock(*m.tensor, m.index, m.use));
-        std::memcpy(m.out.data(), block->bytes().data() + m.begin, m.out.size());
-        return OkStatus();
+  // Gives every part its bytes. Nobody waits for memory while holding blocks: when there is not enough for all parts at
+  // once, they are copied one by one.
+  Status Fill(std::vector<Part>& parts) {
+    std::vector<Part*> missing;
+    for (Part& part : parts)
+      if (part.bytes.empty()) missing.push_back(&part);
+    const auto fill = [&](bool wait) {
+      std::mutex mutex;
+      Status first;
+      std::atomic<bool> failed{false};
+      pool.ParallelFor(missing.size(), [&](size_t i) {
+        if (failed.load(std::memory_order_relaxed)) return;
+        Part& part = *missing[i];
+        const Status status = Guarded([&]() -> Status {
+          ASSIGN_OR_RETURN(BlockPtr block, GetBlock(*part.tensor, part.index, Use::kRead, wait));
+          if (block == nullptr) return OkStatus();
+          part.TakeFrom(std::move(block));
+          if (wait) part.Copy();
+          return OkStatus();
+        });
+        if (status.ok()) return;
+        const std::lock_guard lock(mutex);
+        if (!failed.exchange(true)) first = status;
       });
+      std::erase_if(missing, [](const Part* part) { return !part->bytes.empty(); });
+      return first;
     };
     if (missing.empty()) return OkStatus();
-    if (missing.size() == 1) return fill(missing[0]);
-    std::mutex mutex;
-    Status first;
-    std::atomic<bool> failed{false};
-    pool.ParallelFor(missing.size(), [&](size_t i) {
-      if (failed.load(std::memory_order_relaxed)) return;
-      Status status = fill(missing[i]);
-      if (status.ok()) return;
-      const std::lock_guard lock(mutex);
-      if (!failed.exchange(true)) first = std::move(status);
-    });
-    return first;
+    RETURN_IF_ERROR(fill(false));
+    if (missing.empty()) return OkStatus();
+    for (Part& part : parts)
+      if (part.block != nullptr) part.Copy();
+    return fill(true);
   }
 
   // The geometry of an extent's tensor; the first use loads the tensor and checks the extent against it.
@@ -373,32 +403,67 @@ struct ReadEngine::Impl {
     return OkStatus();
   }
 
-  Result<size_t> Read(const FileRef& ref, uint64_t offset, MutableByteSpan out) {
+  // The parts of a read, in order, filled; together as many bytes as `scratch` has, fewer only at the end of the file.
+  Result<std::vector<Part>> ReadParts(const FileRef& ref, uint64_t offset, MutableByteSpan scratch) {
     OpenFile::Impl& file = *ref->impl_;
-    if (offset >= file.record.bytes || out.empty()) return size_t{0};
-    const uint64_t end = offset + std::min<uint64_t>(out.size(), file.record.bytes - offset);
+    std::vector<Part> parts;
+    if (offset >= file.record.bytes || scratch.empty()) return parts;
+    const uint64_t end = offset + std::min<uint64_t>(scratch.size(), file.record.bytes - offset);
     const AccessPattern::Advice advice = file.pattern.Note(offset, end - offset, prefetch_bytes);
     if (advice.prefetch_begin < advice.prefetch_end) {
       SubmitPrefetch(ref, advice.prefetch_begin, std::min(advice.prefetch_end, file.record.bytes), true);
     }
-    std::byte* to = out.data();
-    std::vector<Missing> missing;
     RETURN_IF_ERROR(ForExtents(file, offset, end, [&](size_t e, uint64_t skip, uint64_t n) -> Status {
       const Extent& extent = file.record.extents[e];
-      const MutableByteSpan part(to, n);
-      to += n;
+      const MutableByteSpan out = scratch.first(n);
+      scratch = scratch.subspan(n);
       if (extent.kind == Extent::Kind::kLiteral) {
-        std::memcpy(part.data(), extent.literal.data() + skip, n);
+        Part part;
+        part.out = out;
+        part.bytes = ByteSpan(extent.literal).subspan(skip, n);
+        parts.push_back(std::move(part));
         return OkStatus();
       }
       ASSIGN_OR_RETURN(const Geometry* geometry, Resolve(file, e));
-      return CopyCached(
-          *geometry, extent.offset_bytes + skip, part, advice.sequential,
-          [&] { return tensors.GetReferenced(extent.tensor); }, &missing);
+      return FindParts(
+          *geometry, extent.offset_bytes + skip, out, [&] { return tensors.GetReferenced(extent.tensor); }, &parts);
     }));
-    Status status = Fill(missing);
+    Status status = Fill(parts);
     if (!status.ok()) return status.WithContext(file.Name());
-    return static_cast<size_t>(end - offset);
+    return parts;
+  }
+
+  Result<size_t> Read(const FileRef& file, uint64_t offset, MutableByteSpan out) {
+    ASSIGN_OR_RETURN(std::vector<Part> parts, ReadParts(file, offset, out));
+    size_t bytes = 0;
+    for (Part& part : parts) {
+      part.Copy();
+      bytes += part.out.size();
+    }
+    return bytes;
+  }
+
+  Result<size_t> ReadPieces(const FileRef& file, uint64_t offset, MutableByteSpan scratch, bool passing,
+                            std::vector<BlockRef>* pieces) {
+    ASSIGN_OR_RETURN(std::vector<Part> parts, ReadParts(file, offset, scratch));
+    if (passing) {
+      std::vector<BlockCache::ReadPart> read;
+      for (const Part& part : parts)
+        if (part.id.push != 0) read.push_back({part.id, part.out.size()});
+      cache.Pass(read);
+    }
+    size_t bytes = 0;
+    for (Part& part : parts) {
+      bytes += part.out.size();
+      if (part.out.size() < kMinPieceBytes) part.Copy();
+      const ByteSpan before = pieces->empty() ? ByteSpan() : pieces->back().bytes();
+      if (part.block == nullptr && !before.empty() && before.data() + before.size() == part.bytes.data()) {
+        pieces->back() = BlockRef(ByteSpan(before.data(), before.size() + part.bytes.size()), nullptr);
+      } else {
+        pieces->emplace_back(part.bytes, std::move(part.block));
+      }
+    }
+    return bytes;
   }
 
   // Queues the blocks of [begin, end) in pieces of about a block; what does not fit the queue is dropped.
@@ -527,6 +592,11 @@ Result<size_t> ReadEngine::Read(const FileRef& file, uint64_t offset, MutableByt
   return Guarded([&] { return impl_->Read(file, offset, out); });
 }
 
+Result<size_t> ReadEngine::ReadPieces(const FileRef& file, uint64_t offset, MutableByteSpan scratch, bool passing,
+                                      std::vector<BlockRef>* pieces) {
+  return Guarded([&] { return impl_->ReadPieces(file, offset, scratch, passing, pieces); });
+}
+
 Result<BlockRef> ReadEngine::ReadBlock(const TensorRef& tensor, uint32_t index, bool keep) {
   return Guarded([&]() -> Result<BlockRef> {
     if (index >= tensor->frame.BlockCount())
@@ -548,12 +618,14 @@ Status ReadEngine::ReadTensor(const TensorRef& tensor, uint64_t offset_bytes, Mu
     return InvalidArgument(TensorName(tensor->id) + ": " + std::to_string(out.size()) + " bytes at " +
                            std::to_string(offset_bytes) + " end after its " + std::to_string(bytes));
   return Guarded([&]() -> Status {
-    std::vector<Missing> missing;
+    std::vector<Part> parts;
     Geometry geometry = GeometryOf(*tensor);
     geometry.tensor_bytes = bytes;
-    RETURN_IF_ERROR(impl_->CopyCached(
-        geometry, offset_bytes, out, false, [&]() -> Result<TensorRef> { return tensor; }, &missing));
-    return impl_->Fill(missing);
+    RETURN_IF_ERROR(impl_->FindParts(
+        geometry, offset_bytes, out, [&]() -> Result<TensorRef> { return tensor; }, &parts));
+    RETURN_IF_ERROR(impl_->Fill(parts));
+    for (Part& part : parts) part.Copy();
+    return OkStatus();
   });
 }
 

@@ -37,8 +37,8 @@ struct OpenTensor {
 };
 using TensorRef = std::shared_ptr<const OpenTensor>;
 
-// A decoded block, alive as long as someone holds it. It counts against the engine's budget all that time: hold at most
-// one a thread.
+// A decoded block or a part of one, alive as long as someone holds it. It counts against the engine's budget all that
+// time: hold at most one a thread.
 class BlockRef {
  public:
   BlockRef() = default;
@@ -73,6 +73,12 @@ class ReadEngine {
   // Copies up to out.size() bytes from `offset`; fewer only at the end of the file. Errors: Corruption, Io: `out` is
   // then undefined and no byte of it may be used.
   Result<size_t> Read(const FileRef& file, uint64_t offset, MutableByteSpan out);
+  // Read without a copy where possible. `pieces` make the bytes, in order: they are in decoded blocks that they keep
+  // (let go of them soon, and wait for nothing of the engine's meanwhile), in `file`, or in `scratch`, which has as
+  // many bytes as are wanted. `passing`: the reader keeps what it was given, so a block of which it was given all is
+  // forgotten unless it predicts others.
+  Result<size_t> ReadPieces(const FileRef& file, uint64_t offset, MutableByteSpan scratch, bool passing,
+                            std::vector<BlockRef>* pieces);
   // The decoded block of a tensor, from the cache or decoded now and left there. keep = false: always decoded from the
   // store's own bytes, and not cached (checking what is stored); its base may come from the cache. `tensor` need not be
   // published. Errors: Corruption, Io, ResourceExhausted (a block larger than the budget allows).

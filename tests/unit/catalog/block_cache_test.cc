@@ -45,14 +45,35 @@ TEST(BlockCache, WhatIsReusedSurvivesAScan) {
   for (uint32_t i = 20; i < 40; ++i) EXPECT_FALSE(cache.Contains(Id(i))) << i;
 }
 
-TEST(BlockCache, ASequentialReaderRecyclesItsOwnBlocks) {
+TEST(BlockCache, WhatAReaderHasPassedIsForgotten) {
   BlockCache cache(100 * kUnit);
-  for (uint32_t i = 0; i < 80; ++i) Get(cache, i);
-  for (uint32_t i = 0; i < 1000; ++i) {
-    Get(cache, 1000 + i);                               // its first part
-    EXPECT_TRUE(Get(cache, 1000 + i, Use::kReadLast));  // and the rest
-  }
-  for (uint32_t i = 0; i < 80; ++i) EXPECT_TRUE(cache.Contains(Id(i))) << i;
+  for (uint32_t i = 0; i < 3; ++i) Get(cache, i);
+  Get(cache, 3, Use::kPredict);
+  const BlockCache::ReadPart parts[] = {{Id(0), kUnit}, {Id(1), kUnit / 2}, {Id(3), kUnit}, {Id(99), kUnit}};
+  cache.Pass(parts);
+  EXPECT_FALSE(cache.Contains(Id(0)));
+  EXPECT_TRUE(cache.Contains(Id(1))) << "half of it is still to be read";
+  EXPECT_TRUE(cache.Contains(Id(2)));
+  EXPECT_TRUE(cache.Contains(Id(3))) << "it predicts others";
+  const BlockCache::ReadPart rest[] = {{Id(1), kUnit / 2}};
+  const BlockPtr held = cache.Find(Id(1), Use::kRead);
+  cache.Pass(rest);
+  EXPECT_FALSE(cache.Contains(Id(1)));
+  EXPECT_EQ(held->bytes().size(), kUnit) << "who holds it still has it";
+}
+
+TEST(BlockCache, AReservationThatMustNotWaitEvictsOrGivesUp) {
+  BlockCache cache(10 * kUnit);
+  Get(cache, 1);
+  EXPECT_TRUE(*cache.Reserve(10 * kUnit, /*wait=*/false)) << "nobody uses the cached block";
+  EXPECT_FALSE(cache.Contains(Id(1)));
+  Get(cache, 1);
+  const BlockPtr held = cache.Find(Id(1), Use::kRead);
+  const auto refused = cache.Reserve(10 * kUnit, /*wait=*/false);
+  ASSERT_TRUE(refused.ok());
+  EXPECT_FALSE(*refused);
+  EXPECT_TRUE(*cache.Reserve(9 * kUnit, /*wait=*/false));
+  EXPECT_TRUE(cache.Contains(Id(1)));
 }
 
 TEST(BlockCache, ProvenBlocksLeaveRoomForNewOnes) {
