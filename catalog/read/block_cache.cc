@@ -35,7 +35,9 @@ BlockCache::Reservation::~Reservation() {
   ledger_->Give(bytes_);
 }
 
-BlockCache::BlockCache(uint64_t capacity_bytes) : ledger_(std::make_shared<Ledger>()) {
+// As many are remembered as the cache could hold, if they were a quarter of the usual size.
+BlockCache::BlockCache(uint64_t capacity_bytes)
+    : ledger_(std::make_shared<Ledger>()), gone_(1 + capacity_bytes / (BlockMemory::kSlotBytes / 4)) {
   ledger_->capacity_bytes = capacity_bytes;
 }
 
@@ -110,8 +112,8 @@ void BlockCache::Pass(std::span<const ReadPart> parts) {
     if (it == slots_.end() || it->second->block == nullptr) continue;
     const List::iterator slot = it->second;
     slot->passed_bytes += part.bytes;
-    if (slot->passed_bytes >= slot->block->bytes().size() && !slot->proven && !slot->predicts)
-      Unlink(recent_, slot, garbage);
+    if (slot->passed_bytes >= slot->block->bytes().size() && slot->list == &recent_ && !slot->predicts)
+      Unlink(slot, garbage);
   }
 }
 
@@ -126,7 +128,7 @@ Result<BlockPtr> BlockCache::Join(const BlockId& id, Use use, Reservation* own, 
   if (it == slots_.end()) {
     auto flight = std::make_shared<Flight>();
     flight->id = id;
-    flights_.push_front(Slot{.id = id, .block = nullptr, .flight = flight});
+    flights_.push_front(Slot{.id = id, .block = nullptr, .flight = flight, .list = &flights_});
     slots_.emplace(id, flights_.begin());
     if (use != Use::kPrefetch) ++counts_.misses;
     *mine = std::move(flight);
@@ -175,7 +177,7 @@ void BlockCache::Finish(const FlightPtr& flight, const Result<BlockPtr>& result,
   }
   const auto it = slots_.find(flight->id);
   if (keep) {
-    Insert(it->second, *result, use);
+    Insert(it->second, *result, use, garbage);
   } else {
     flights_.erase(it->second);
     slots_.erase(it);
@@ -196,35 +198,37 @@ void BlockCache::ChargeLocked(Block& block, Reservation& own) {
   own.bytes_ -= block.taken_bytes();
 }
 
-void BlockCache::Touch(List::iterator slot, Use use) {
+void BlockCache::MoveTo(List& list, Position slot) {
+  const uint64_t bytes = slot->block->taken_bytes();
+  const auto count = [&](const List* of) -> uint64_t* {
+    return of == &tried_ ? &tried_bytes_ : of == &proven_ ? &proven_bytes_ : nullptr;
+  };
+  if (uint64_t* const from = count(slot->list)) *from -= bytes;
+  if (uint64_t* const to = count(&list)) *to += bytes;
+  list.splice(list.begin(), *slot->list, slot);
+  slot->list = &list;
+}
+
+void BlockCache::Touch(Position slot, Use use) {
   if (use == Use::kPrefetch) return;
   slot->predicts |= use == Use::kPredict;
-  const uint64_t age = inserted_bytes_ - slot->inserted_before;
   if (slot->prefetched) {
     slot->prefetched = false;
     prefetched_bytes_ -= slot->block->taken_bytes();
     slot->inserted_before = inserted_bytes_;
-  } else if (!slot->proven && age > ledger_->capacity_bytes / 16) {
-    slot->proven = true;
-    proven_bytes_ += slot->block->taken_bytes();
-    proven_.splice(proven_.begin(), recent_, slot);
+  } else if (slot->list == &recent_ && inserted_bytes_ - slot->inserted_before > ledger_->capacity_bytes / 16) {
+    MoveTo(proven_, slot);
     while (proven_bytes_ > ledger_->capacity_bytes / 4 * 3) {
-      const auto last = std::prev(proven_.end());
-      last->proven = false;
-      proven_bytes_ -= last->block->taken_bytes();
+      const Position last = std::prev(proven_.end());
       last->inserted_before = inserted_bytes_;
-      recent_.splice(recent_.begin(), proven_, last);
+      MoveTo(recent_, last);
     }
     return;
   }
-  if (slot->proven) {
-    proven_.splice(proven_.begin(), proven_, slot);
-  } else {
-    recent_.splice(recent_.begin(), recent_, slot);
-  }
+  MoveTo(*slot->list, slot);
 }
 
-void BlockCache::Insert(List::iterator slot, const BlockPtr& block, Use use) {
+void BlockCache::Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage) {
   slot->block = block;
   slot->flight = nullptr;
   slot->predicts = use == Use::kPredict;
@@ -236,42 +240,56 @@ void BlockCache::Insert(List::iterator slot, const BlockPtr& block, Use use) {
     prefetched_bytes_ += block->taken_bytes();
     ++counts_.prefetched;
   }
-  recent_.splice(recent_.begin(), flights_, slot);
+  const uint64_t number = IdHash()(slot->id);
+  if (use != Use::kPredict || Memory(number) == number) {
+    MoveTo(recent_, slot);
+    return;
+  }
+  MoveTo(tried_, slot);
+  for (auto it = tried_.end(); it != tried_.begin() && tried_bytes_ > ledger_->capacity_bytes / 16;) {
+    const Position last = --it;
+    if (last->block.use_count() > 1) continue;  // it goes next time
+    ++it;
+    const uint64_t gone = IdHash()(last->id);
+    Memory(gone) = gone;
+    Unlink(last, garbage);
+  }
 }
 
-void BlockCache::Unlink(List& list, List::iterator slot, Garbage& garbage) {
+void BlockCache::Unlink(Position slot, Garbage& garbage) {
   const uint64_t bytes = slot->block->taken_bytes();
   cached_bytes_ -= bytes;
-  if (slot->proven) proven_bytes_ -= bytes;
+  if (slot->list == &tried_) tried_bytes_ -= bytes;
+  if (slot->list == &proven_) proven_bytes_ -= bytes;
   if (slot->prefetched) prefetched_bytes_ -= bytes;
   garbage.push_back(std::move(slot->block));
   slots_.erase(slot->id);
-  list.erase(slot);
+  slot->list->erase(slot);
 }
 
 bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) {
   // Only this cache hands out references, under the lock, so a block that nobody holds now stays so.
-  std::vector<std::pair<List*, List::iterator>> victims;
+  std::vector<Position> victims;
   uint64_t freed_bytes = 0;
-  for (List* list : {&recent_, &proven_}) {
+  for (List* list : {&tried_, &recent_, &proven_}) {
     if (spare_only && list == &proven_) break;
     for (auto it = list->end(); it != list->begin() && freed_bytes < bytes;) {
       --it;
       if (it->block.use_count() > 1 || (spare_only && it->prefetched)) continue;
       freed_bytes += it->block->taken_bytes();
-      victims.emplace_back(list, it);
+      victims.push_back(it);
     }
   }
   if (freed_bytes < bytes) return false;
-  for (const auto& [list, it] : victims) Unlink(*list, it, garbage);
+  for (const Position slot : victims) Unlink(slot, garbage);
   return true;
 }
 
 void BlockCache::ForgetHeld(Garbage& garbage) {
-  for (List* list : {&recent_, &proven_}) {
+  for (List* list : {&tried_, &recent_, &proven_}) {
     for (auto it = list->begin(); it != list->end();) {
-      const auto slot = it++;
-      if (slot->block.use_count() > 1) Unlink(*list, slot, garbage);
+      const Position slot = it++;
+      if (slot->block.use_count() > 1) Unlink(slot, garbage);
     }
   }
 }
@@ -279,8 +297,8 @@ void BlockCache::ForgetHeld(Garbage& garbage) {
 void BlockCache::Clear() {
   Garbage garbage;
   const std::lock_guard lock(ledger_->mutex);
-  while (!recent_.empty()) Unlink(recent_, recent_.begin(), garbage);
-  while (!proven_.empty()) Unlink(proven_, proven_.begin(), garbage);
+  for (List* list : {&tried_, &recent_, &proven_})
+    while (!list->empty()) Unlink(list->begin(), garbage);
 }
 
 BlockCache::Stats BlockCache::stats() const {

@@ -9,10 +9,13 @@
 // longer than the operation that made it (cached, or handed to a caller) is charged to the ledger for itself until the
 // last one lets go of it. Blocks that are not charged are held only by operations whose reservations cover them.
 //
-// Eviction: two LRU lists. A block enters `recent`; it moves to `proven` (at most 3/4 of the capacity) when it is used
+// Eviction: LRU lists. A block enters `recent`; it moves to `proven` (at most 3/4 of the capacity) when it is used
 // again after the cache has taken in a sixteenth of its capacity, so that one long scan cannot push out what is reused.
-// A block that a reader was given completely and that predicts no other is forgotten at once: what was read is with the
-// reader (the kernel's page cache), and memory that was just used is cheaper than fresh memory.
+// Two kinds do not stay, because touching fresh memory for them costs half as much as decoding them (measured), and
+// memory that was just used costs nothing. A block that a reader was given completely and that predicts no other is
+// forgotten at once: what was read is with the reader (the kernel's page cache). A block that was decoded for a
+// prediction is only `tried`, in a sixteenth of the capacity; when it had to go and is wanted again, its base is hot,
+// and it enters `recent`.
 #pragma once
 
 #include <condition_variable>
@@ -157,13 +160,14 @@ class BlockCache {
     BlockId id;
     BlockPtr block;    // null while being decoded
     FlightPtr flight;  // null when decoded
-    bool proven = false;
+    std::list<Slot>* list = nullptr;
     bool prefetched = false;  // and not read yet
     bool predicts = false;    // was used as a base
     uint64_t passed_bytes = 0;
     uint64_t inserted_before = 0;  // inserted_bytes_ when it came in
   };
   using List = std::list<Slot>;
+  using Position = List::iterator;
   struct IdHash {
     size_t operator()(const BlockId& id) const {
       const uint64_t tensor = id.tensor.hash.low + id.tensor.ordinal + id.push;
@@ -174,9 +178,12 @@ class BlockCache {
 
   // Evicts, but never waits.
   Reservation TakeNow(uint64_t bytes, bool spare_only, uint64_t max_prefetched_bytes);
-  void Touch(List::iterator slot, Use use);
-  void Insert(List::iterator slot, const BlockPtr& block, Use use);
-  void Unlink(List& list, List::iterator slot, Garbage& garbage);
+  void Touch(Position slot, Use use);
+  void Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage);
+  void MoveTo(List& list, Position slot);  // its front
+  void Unlink(Position slot, Garbage& garbage);
+  // Where the number of a tried block is remembered after it had to go.
+  uint64_t& Memory(uint64_t number) { return gone_[number % gone_.size()]; }
   // Moves the least useful blocks that nobody holds to `garbage`, until they will give `bytes` back. False, and nothing
   // moved, when they cannot. `spare_only`: spares proven blocks and prefetched ones that are still to be read.
   bool Evict(uint64_t bytes, bool spare_only, Garbage& garbage);
@@ -186,9 +193,10 @@ class BlockCache {
 
   const std::shared_ptr<Ledger> ledger_;
   // All guarded by ledger_->mutex.
-  std::unordered_map<BlockId, List::iterator, IdHash> slots_;
-  List flights_, recent_, proven_;  // the next to be evicted is at the back
-  uint64_t cached_bytes_ = 0, proven_bytes_ = 0, prefetched_bytes_ = 0, inserted_bytes_ = 0;
+  std::unordered_map<BlockId, Position, IdHash> slots_;
+  List flights_, tried_, recent_, proven_;  // the next to be evicted is at the back
+  uint64_t cached_bytes_ = 0, tried_bytes_ = 0, proven_bytes_ = 0, prefetched_bytes_ = 0, inserted_bytes_ = 0;
+  std::vector<uint64_t> gone_;
   Stats counts_;
 };
 

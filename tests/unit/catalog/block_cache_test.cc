@@ -145,6 +145,28 @@ TEST(BlockCache, ABaseBlockIsCachedOnlyWhenThereIsRoom) {
   EXPECT_EQ(cache.stats().peak_bytes, 10 * kUnit);
 }
 
+TEST(BlockCache, ABaseBlockStaysWhenItIsWantedAgain) {
+  constexpr uint64_t kBytes = BlockMemory::kSlotBytes;
+  BlockCache cache(160 * kBytes);
+  const auto predict = [&](uint32_t index) {
+    if (cache.Find(Id(index), Use::kPredict)) return true;
+    BlockCache::FlightPtr mine;
+    (void)cache.Join(Id(index), Use::kPredict, nullptr, 0, &mine);
+    cache.Finish(mine, Block::Create(cache.ledger(), kBytes), Use::kPredict, nullptr);
+    return false;
+  };
+  for (uint32_t i = 0; i < 100; ++i) {
+    EXPECT_FALSE(predict(i));
+    EXPECT_TRUE(predict(i)) << "two blocks of a delta may need it";
+  }
+  EXPECT_EQ(cache.stats().cached_bytes, 10 * kBytes);
+  // Another fine-tune of the same base. Few are mixed up in the memory of what has gone.
+  for (uint32_t i = 0; i < 90; ++i) EXPECT_FALSE(predict(i));
+  int stayed = 0;
+  for (uint32_t i = 0; i < 90; ++i) stayed += cache.Contains(Id(i));
+  EXPECT_GE(stayed, 75);
+}
+
 TEST(BlockCache, AFailedDecodeIsForgotten) {
   BlockCache cache(10 * kUnit);
   auto own = cache.Reserve(kUnit);
