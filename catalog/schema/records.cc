@@ -149,6 +149,12 @@ T ReadBigEndian(std::string_view key, size_t at) {
 
 constexpr size_t kTensorKeyBytes = 18;
 
+size_t VarintBytes(uint64_t v) {
+  size_t bytes = 1;
+  for (; v >= 0x80; v >>= 7) ++bytes;
+  return bytes;
+}
+
 TensorId TensorIdAt(std::string_view key, size_t at) {
   TensorId id;
   id.hash.high = ReadBigEndian<uint64_t>(key, at);
@@ -425,6 +431,84 @@ Result<SketchRecord> ParseSketchRecord(ByteSpan bytes) {
   return record;
 }
 
+Bytes Serialize(const UsageRecord& record) {
+  ByteWriter out;
+  out.U8(kRecordVersion);
+  out.U8(static_cast<uint8_t>(record.kind));
+  out.Varint(record.cost_bytes);
+  out.Varint(record.literal_bytes);
+  out.Varint(record.repeated_bytes);
+  out.Varint(record.tensors.size());
+  for (const UsageRecord::Tensor& tensor : record.tensors) {
+    out.U64(tensor.id);
+    out.Varint(tensor.cost_bytes);
+    out.Varint(tensor.bytes);
+    out.U8(static_cast<uint8_t>(tensor.encoding << 1 | (tensor.is_named ? 1 : 0)));
+  }
+  out.Varint(record.bases.size());
+  for (const UsageRecord::Base& base : record.bases) {
+    out.U64(base.id);
+    out.Varint(base.cost_bytes);
+  }
+  return out.Release();
+}
+
+Result<UsageRecord> ParseUsageRecord(ByteSpan bytes) {
+  constexpr std::string_view kWhat = "usage";
+  ByteReader in(bytes);
+  UsageRecord record;
+  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
+  const uint8_t kind = in.U8();
+  if (in.ok() && kind > static_cast<uint8_t>(FileKind::kSafetensors))
+    return Unsupported("usage record: file kind " + std::to_string(kind) +
+                       " is unknown to this build; use a newer modelstore");
+  record.kind = static_cast<FileKind>(kind);
+  record.cost_bytes = in.Varint();
+  record.literal_bytes = in.Varint();
+  record.repeated_bytes = in.Varint();
+  const uint64_t tensors = in.Varint();
+  constexpr size_t kMinTensorBytes = 8 + 1 + 1 + 1;
+  if (!Fits(in, tensors, kMinTensorBytes)) return Malformed(kWhat, std::to_string(tensors) + " tensors do not fit");
+  record.tensors.resize(tensors);
+  for (UsageRecord::Tensor& tensor : record.tensors) {
+    tensor.id = in.U64();
+    tensor.cost_bytes = in.Varint();
+    tensor.bytes = in.Varint();
+    const uint8_t how = in.U8();
+    tensor.encoding = how >> 1;
+    tensor.is_named = (how & 1) != 0;
+  }
+  const uint64_t bases = in.Varint();
+  constexpr size_t kMinBaseBytes = 8 + 1;
+  if (!Fits(in, bases, kMinBaseBytes)) return Malformed(kWhat, std::to_string(bases) + " bases do not fit");
+  record.bases.resize(bases);
+  for (UsageRecord::Base& base : record.bases) {
+    base.id = in.U64();
+    base.cost_bytes = in.Varint();
+  }
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  return record;
+}
+
+Bytes Serialize(const UsageTotals& record) {
+  ByteWriter out;
+  out.U8(kRecordVersion);
+  out.Varint(record.next_model);
+  out.Varint(record.cost_bytes);
+  return out.Release();
+}
+
+Result<UsageTotals> ParseUsageTotals(ByteSpan bytes) {
+  constexpr std::string_view kWhat = "usage totals";
+  ByteReader in(bytes);
+  UsageTotals record;
+  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
+  record.next_model = in.Varint();
+  record.cost_bytes = in.Varint();
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  return record;
+}
+
 uint64_t ModelDigest(const ModelRecord& record) { return Checksum64(Serialize(record)); }
 
 std::string TensorKey(const TensorId& id) {
@@ -460,6 +544,29 @@ std::string BlockKeyPrefix(PushId push) {
 }
 
 std::string FileKey(const Sha256Digest& sha256) { return std::string(AsChars(sha256)); }
+
+std::string UsageKey(const Sha256Digest& sha256) { return std::string(kUsagePrefix) + FileKey(sha256); }
+
+uint64_t ShortTensorId(const TensorId& id) { return id.hash.low ^ id.ordinal * 0x9E3779B97F4A7C15ull; }
+
+uint64_t TensorCost(const TensorRecord& record, size_t record_bytes) {
+  constexpr uint64_t kBlockKeyBytes = 12;
+  uint64_t cost = kTensorKeyBytes + record_bytes + record.coded_bytes + kBlockKeyBytes * record.block_count;
+  for (auto segment = record.view.begin(); segment != record.view.end(); ++segment) {
+    if (segment->kind != ViewSegment::Kind::kIdentity) continue;
+    const bool is_new = std::none_of(record.view.begin(), segment, [&](const ViewSegment& earlier) {
+      return earlier.kind == ViewSegment::Kind::kIdentity && earlier.base == segment->base;
+    });
+    if (is_new) cost += 2 * kTensorKeyBytes;
+  }
+  if (DTypeIsFloat(record.dtype) && record.bytes / DTypeBytes(record.dtype) >= kSketchMinElems) {
+    cost += kTensorKeyBytes + 3 + kSketchValues * sizeof(uint16_t) + VarintBytes(record.shape.size());
+    for (const uint64_t dim : record.shape) cost += VarintBytes(dim);
+  }
+  return cost;
+}
+
+uint64_t FileCost(size_t record_bytes) { return sizeof(Sha256Digest) + record_bytes; }
 
 std::string EdgeKey(const TensorId& base, const TensorId& dependent) { return TensorKey(base) + TensorKey(dependent); }
 

@@ -129,16 +129,54 @@ struct SketchRecord {
   std::vector<uint16_t> values;
 };
 
+// What a stored file needs (family meta, key UsageKey(sha256)): everything that report and rm count, so that they need
+// not parse the records of every tensor. Derived from the records of the file, its tensors and their bases; docs/
+// format.md, "Usage".
+struct UsageRecord {
+  struct Tensor {
+    uint64_t id = 0;  // ShortTensorId
+    uint64_t cost_bytes = 0;
+    uint64_t bytes = 0;     // of its first extent in the file
+    uint8_t encoding = 0;   // of its frame (codec/decode/frame.h)
+    bool is_named = false;  // its first extent has a name
+    bool operator==(const Tensor&) const = default;
+  };
+  struct Base {
+    uint64_t id = 0;
+    uint64_t cost_bytes = 0;
+    bool operator==(const Base&) const = default;
+  };
+  FileKind kind = FileKind::kContent;
+  uint64_t cost_bytes = 0;      // key and value of the file's record
+  uint64_t literal_bytes = 0;   // of the file's content: literals
+  uint64_t repeated_bytes = 0;  // … and extents of tensors that came earlier in the file
+  std::vector<Tensor> tensors;  // each once, in file order
+  std::vector<Base> bases;      // what those need besides, directly or through other bases; by id, none twice
+  bool operator==(const UsageRecord&) const = default;
+};
+inline constexpr std::string_view kUsagePrefix = "usage/";
+
+// Family meta, key kUsageTotalsKey.
+struct UsageTotals {
+  ModelId next_model = 0;   // the catalog record's: every model before it was published together with its usage records
+  uint64_t cost_bytes = 0;  // of all tensors and files, needed or not
+};
+inline constexpr std::string_view kUsageTotalsKey = "usage";
+
 Bytes Serialize(const TensorRecord& record);
 Bytes Serialize(const FileRecord& record);
 Bytes Serialize(const ModelRecord& record);
 Bytes Serialize(const CatalogMeta& record);
 Bytes Serialize(const SketchRecord& record);
+Bytes Serialize(const UsageRecord& record);
+Bytes Serialize(const UsageTotals& record);
 Result<TensorRecord> ParseTensorRecord(ByteSpan bytes);
 Result<FileRecord> ParseFileRecord(ByteSpan bytes);
 Result<ModelRecord> ParseModelRecord(ByteSpan bytes);
 Result<CatalogMeta> ParseCatalogMeta(ByteSpan bytes);
 Result<SketchRecord> ParseSketchRecord(ByteSpan bytes);
+Result<UsageRecord> ParseUsageRecord(ByteSpan bytes);
+Result<UsageTotals> ParseUsageTotals(ByteSpan bytes);
 uint64_t ModelDigest(const ModelRecord& record);
 
 // Keys. Numbers are big-endian so that byte order is numeric order.
@@ -148,8 +186,19 @@ std::string TensorKeyPrefix(const Hash128& hash);                      // 16 byt
 std::string BlockKey(PushId push, uint32_t index);                     // 12 bytes
 std::string BlockKeyPrefix(PushId push);                               // 8 bytes
 std::string FileKey(const Sha256Digest& sha256);                       // 32 bytes
+std::string UsageKey(const Sha256Digest& sha256);                      // kUsagePrefix and 32 bytes
 std::string EdgeKey(const TensorId& base, const TensorId& dependent);  // 36 bytes, value empty
 Result<TensorId> ParseEdgeDependent(std::string_view key);
+
+// A tensor's name in usage records. Two tensors share one by chance in one of 2^64 pairs, or on purpose: it is for
+// figures, never for deciding what may be deleted.
+uint64_t ShortTensorId(const TensorId& id);
+
+// Keys and values that a tensor adds to the store: its record (`record_bytes` long), blocks, edges, and the sketch that
+// a tensor of its type and size has. A function of the record alone: a sketch that was taken away counts too.
+uint64_t TensorCost(const TensorRecord& record, size_t record_bytes);
+// Of a file's record.
+uint64_t FileCost(size_t record_bytes);
 
 // Hash that identifies a tensor: dtype, rank and dimensions, then the bytes.
 Hasher128 StartTensorHash(DType dtype, const std::vector<uint64_t>& shape);

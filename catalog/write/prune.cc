@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <optional>
 
 #include "catalog/write/maintain.h"
+#include "catalog/write/store_usage.h"
 #include "catalog/write/store_walk.h"
 
 namespace modelstore {
@@ -22,20 +24,34 @@ PushId PushOf(std::string_view prefix) {
 // before.
 class Sweeper {
  public:
-  Sweeper(KvStore& store, bool dry_run, JobControl& job) : store_(store), dry_run_(dry_run), job_(job) {}
+  // `totals`: the store's usage totals, which every batch keeps right; none: they are wrong and go.
+  Sweeper(KvStore& store, const std::optional<UsageTotals>& totals, bool dry_run, JobControl& job)
+      : store_(store), totals_(totals), dry_run_(dry_run), job_(job) {}
 
   WriteBatch& batch() { return batch_; }
+  // What this batch deletes of tensors and files.
+  void Free(uint64_t cost_bytes) {
+    if (totals_) totals_->cost_bytes -= cost_bytes;
+  }
   // Ends a group of deletions that must happen together.
   Status EndGroup() { return batch_.ops().size() < kOpsPerBatch ? OkStatus() : Commit(); }
   Status Commit() {
     RETURN_IF_ERROR(job_.Check());
-    if (!dry_run_ && !batch_.empty()) RETURN_IF_ERROR(store_.Write(batch_, Durability::kSync));
+    if (!dry_run_ && !batch_.empty()) {
+      if (totals_) {
+        batch_.Put(Family::kMeta, kUsageTotalsKey, Serialize(*totals_));
+      } else {
+        batch_.Delete(Family::kMeta, kUsageTotalsKey);
+      }
+      RETURN_IF_ERROR(store_.Write(batch_, Durability::kSync));
+    }
     batch_ = {};
     return OkStatus();
   }
 
  private:
   KvStore& store_;
+  std::optional<UsageTotals> totals_;
   const bool dry_run_;
   JobControl& job_;
   WriteBatch batch_;
@@ -45,6 +61,8 @@ Status SweepFiles(const StoreWalk& walk, const StoreWalk::Reachable& live, Sweep
   for (size_t i = 0; i < walk.files().size(); ++i) {
     if (live.files[i]) continue;
     sweeper.batch().Delete(Family::kFiles, FileKey(walk.files()[i].sha256));
+    sweeper.batch().Delete(Family::kMeta, UsageKey(walk.files()[i].sha256));
+    sweeper.Free(walk.files()[i].cost);
     report->files += 1;
     report->freed_bytes += walk.files()[i].cost;
     RETURN_IF_ERROR(sweeper.EndGroup());
@@ -64,6 +82,7 @@ Status SweepTensors(const StoreWalk& walk, const StoreWalk::Reachable& live, Swe
     const StoreWalk::Tensor& tensor = walk.tensors()[i];
     const std::string key = TensorKey(tensor.id);
     sweeper.batch().Delete(Family::kTensors, key);
+    sweeper.Free(tensor.cost);
     if (tensor.has_sketch) sweeper.batch().Delete(Family::kSketches, key);
     for (const uint32_t base : tensor.bases) {
       if (base != StoreWalk::kMissing)
@@ -113,12 +132,16 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
   ASSIGN_OR_RETURN(report.disk_bytes_before, store.DiskBytes());
   report.disk_bytes_after = report.disk_bytes_before;
   ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(store));
+  ASSIGN_OR_RETURN(const CatalogMeta meta, catalog.Meta());
+  ASSIGN_OR_RETURN(const WriteBatch usage_repairs, UsageRepairs(store, walk));
+  std::optional<UsageTotals> totals;
+  if (usage_repairs.empty()) totals = {meta.next_model, walk.TotalCost()};
   // No file that is about to go may be opened between the look at what is open and its record's end.
   std::unique_lock opens = catalog.reader().HoldOpens();
   const StoreWalk::Reachable live = walk.Mark(StoreWalk::kMissing, catalog.reader().PinnedTensors());
 
   job.Begin("removing", 0);
-  Sweeper sweeper(store, dry_run, job);
+  Sweeper sweeper(store, totals, dry_run, job);
   RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
   opens.unlock();
   RETURN_IF_ERROR(SweepTensors(walk, live, sweeper, &report));
@@ -129,6 +152,8 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
   job.Begin("giving space back", 0);
   RETURN_IF_ERROR(store.CollectGarbage([&] { return job.cancelled(); }));
   RETURN_IF_ERROR(job.Check());
+  // What an older build did not write, or left behind; last, when there is room.
+  if (!totals) RETURN_IF_ERROR(RepairUsage(store));
   ASSIGN_OR_RETURN(report.disk_bytes_after, store.DiskBytes());
   return report;
 }

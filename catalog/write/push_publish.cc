@@ -7,6 +7,7 @@
 #include "catalog/write/model_names.h"
 #include "catalog/write/parallel.h"
 #include "catalog/write/push_job.h"
+#include "catalog/write/store_usage.h"
 
 namespace modelstore {
 namespace {
@@ -281,6 +282,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   const uint64_t others = block_bytes + batch.put_bytes() + model.name.size();
   for (int round = 0; round < 2; ++round) model.pushed_stored_bytes = others + Serialize(model).size();
   batch.Put(Family::kModels, model.name, Serialize(model));
+  RETURN_IF_ERROR(AddUsage(catalog_.store(), model.id, model.id + 1, &batch));
   meta.next_model = model.id + 1;
   meta.model_count += 1;
   meta.model_digest ^= ModelDigest(model);

@@ -1,9 +1,10 @@
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "catalog/write/maintain.h"
 #include "catalog/write/model_names.h"
-#include "catalog/write/store_walk.h"
+#include "catalog/write/store_usage.h"
 
 namespace modelstore {
 namespace {
@@ -11,37 +12,92 @@ namespace {
 constexpr size_t kMaxNamedDependents = 20;
 constexpr Family kModelFamilies[] = {Family::kModels, Family::kSketches, Family::kMeta};
 
-// Tensors that only `model`'s files hold.
-std::vector<char> OwnTensors(const StoreWalk& walk, uint32_t model) {
-  std::vector<char> own(walk.tensors().size()), shared(walk.tensors().size());
-  for (uint32_t m = 0; m < walk.models().size(); ++m) {
-    for (const uint32_t file : walk.models()[m].files) {
-      if (file == StoreWalk::kMissing) continue;
-      for (const StoreWalk::FileExtent& extent : walk.files()[file].extents) {
-        if (extent.tensor != StoreWalk::kMissing) (m == model ? own : shared)[extent.tensor] = true;
-      }
+// What taking one model away does.
+struct Loss {
+  std::vector<char> own;             // of each tensor: that model alone holds it
+  std::vector<char> still_needed;    // by another model, which holds it or something stored against it
+  std::set<std::string> dependents;  // models that need what only that model holds
+  uint64_t freed_bytes = 0;
+};
+
+Loss LossOf(const StoreUsage& usage, uint32_t leaving) {
+  Loss loss;
+  loss.own.resize(usage.tensor_costs().size());
+  loss.still_needed.resize(usage.tensor_costs().size());
+  std::vector<char> own_files(usage.files().size());
+  const auto for_files = [&](uint32_t m, const auto& visit) {
+    for (const uint32_t file : usage.models()[m].files) {
+      if (file != StoreUsage::kMissing) visit(file, usage.files()[file]);
     }
+  };
+  for_files(leaving, [&](uint32_t index, const StoreUsage::File& file) {
+    own_files[index] = true;
+    for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) loss.own[held.tensor] = true;
+  });
+  for (uint32_t m = 0; m < usage.models().size(); ++m) {
+    if (m == leaving) continue;
+    for_files(m, [&](uint32_t index, const StoreUsage::File& file) {
+      own_files[index] = false;
+      for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) {
+        loss.own[held.tensor] = false;
+        loss.still_needed[held.tensor] = true;
+      }
+    });
   }
-  for (size_t t = 0; t < own.size(); ++t) own[t] = own[t] && !shared[t];
-  return own;
+  for (uint32_t m = 0; m < usage.models().size(); ++m) {
+    if (m == leaving) continue;
+    for_files(m, [&](uint32_t, const StoreUsage::File& file) {
+      for (const uint32_t base : usage.BasesOf(file)) {
+        loss.still_needed[base] = true;
+        if (loss.own[base]) loss.dependents.insert(usage.models()[m].record.name);
+      }
+    });
+  }
+  loss.freed_bytes = usage.models()[leaving].cost_bytes;
+  std::vector<char> counted(usage.tensor_costs().size());
+  const auto count = [&](uint32_t tensor) {
+    if (!loss.still_needed[tensor] && !std::exchange(counted[tensor], true))
+      loss.freed_bytes += usage.tensor_costs()[tensor];
+  };
+  for_files(leaving, [&](uint32_t index, const StoreUsage::File& file) {
+    if (std::exchange(own_files[index], false)) loss.freed_bytes += file.cost_bytes;
+    for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) count(held.tensor);
+    for (const uint32_t base : usage.BasesOf(file)) count(base);
+  });
+  return loss;
 }
 
-// Names of the models that hold deltas against tensors of `own`.
-std::set<std::string> Dependents(const StoreWalk& walk, uint32_t model, const std::vector<char>& own) {
-  std::set<std::string> names;
-  for (uint32_t m = 0; m < walk.models().size(); ++m) {
-    if (m == model) continue;
-    for (const uint32_t file : walk.models()[m].files) {
-      if (file == StoreWalk::kMissing) continue;
-      for (const StoreWalk::FileExtent& extent : walk.files()[file].extents) {
-        if (extent.tensor == StoreWalk::kMissing) continue;
-        const std::vector<uint32_t>& bases = walk.tensors()[extent.tensor].bases;
-        if (std::any_of(bases.begin(), bases.end(), [&](uint32_t b) { return b != StoreWalk::kMissing && own[b]; }))
-          names.insert(walk.models()[m].record.name);
-      }
+// Without a sketch, no later push takes a tensor as its base that only waits for prune.
+Status RetireSketches(const KvStore& store, const StoreUsage& usage, const ModelRecord& model, const Loss& loss,
+                      WriteBatch* batch) {
+  std::set<TensorId> retired;
+  std::vector<TensorId> pending;
+  const auto retire = [&](const TensorId& id) {
+    const uint32_t index = usage.FindTensor(id);
+    if (index == StoreUsage::kMissing || loss.still_needed[index] || !retired.insert(id).second) return;
+    pending.push_back(id);
+    batch->Delete(Family::kSketches, TensorKey(id));
+  };
+  for (const ModelFile& file : model.files) {
+    const Result<StoredValue> value = store.Get(Family::kFiles, FileKey(file.sha256));
+    if (!value.ok() && value.status().code() == StatusCode::kNotFound) continue;
+    RETURN_IF_ERROR(value.status());
+    ASSIGN_OR_RETURN(const FileRecord record, ParseFileRecord(value->bytes()));
+    for (const Extent& extent : record.extents) {
+      if (extent.kind != Extent::Kind::kLiteral) retire(extent.tensor);
     }
   }
-  return names;
+  // Bases that no model lists any more.
+  while (!pending.empty()) {
+    const TensorId id = pending.back();
+    pending.pop_back();
+    ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kTensors, TensorKey(id)));
+    ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value.bytes()));
+    for (const ViewSegment& segment : record.view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity) retire(segment.base);
+    }
+  }
+  return OkStatus();
 }
 
 Status RefuseFor(const std::string& name, const std::set<std::string>& dependents) {
@@ -69,26 +125,23 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     const std::unique_lock collect(catalog.collect_mutex());
     const std::lock_guard publish(catalog.publish_mutex());
     RETURN_IF_ERROR(catalog.FindModel(name).status());
-    ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(catalog.store()));
-    const uint32_t index = walk.FindModel(name);
-    if (index == StoreWalk::kMissing) return Internal("the model '" + name + "' is listed under another name");
-    const std::vector<char> own = OwnTensors(walk, index);
-    if (const auto dependents = Dependents(walk, index, own); !dependents.empty()) return RefuseFor(name, dependents);
+    ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::LoadLocked(catalog.store()));
+    const uint32_t index = usage.FindModel(name);
+    if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
+    const Loss loss = LossOf(usage, index);
+    if (!loss.dependents.empty()) return RefuseFor(name, loss.dependents);
 
-    const StoreWalk::Model& model = walk.models()[index];
+    const ModelRecord& model = usage.models()[index].record;
     report.models = {name};
-    report.freed_bytes = model.cost + walk.Cost(walk.Mark()) - walk.Cost(walk.Mark(index));
+    report.freed_bytes = loss.freed_bytes;
     if (dry_run) return report;
 
     ASSIGN_OR_RETURN(CatalogMeta meta, catalog.Meta());
     meta.model_count -= 1;
-    meta.model_digest ^= ModelDigest(model.record);
+    meta.model_digest ^= ModelDigest(model);
     WriteBatch batch;
     batch.Delete(Family::kModels, name);
-    // Without a sketch, no later push takes a tensor as its base that only waits for prune.
-    for (size_t t = 0; t < own.size(); ++t) {
-      if (own[t] && walk.tensors()[t].has_sketch) batch.Delete(Family::kSketches, TensorKey(walk.tensors()[t].id));
-    }
+    RETURN_IF_ERROR(RetireSketches(catalog.store(), usage, model, loss, &batch));
     batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
     RETURN_IF_ERROR(catalog.store().Write(batch, Durability::kSync));
     LeaveTheLog(catalog.store());

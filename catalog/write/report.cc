@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
+#include <unordered_map>
+#include <utility>
 
 #include "catalog/write/levels.h"
-#include "catalog/write/store_walk.h"
+#include "catalog/write/store_usage.h"
 
 namespace modelstore {
 namespace {
@@ -31,29 +34,29 @@ void Hold(uint32_t& holder, uint32_t model) {
 // Who holds what, computed once for all models.
 class UsageCounter {
  public:
-  explicit UsageCounter(const StoreWalk& walk)
-      : walk_(walk),
-        tensor_holder_(walk.tensors().size(), kNobody),
-        file_holder_(walk.files().size(), kNobody),
-        tensor_counted_(walk.tensors().size()),
-        file_counted_(walk.files().size()),
-        usages_(walk.models().size()) {
-    for (uint32_t m = 0; m < walk.models().size(); ++m) ids_[walk.models()[m].record.id] = m;
-    for (uint32_t m = 0; m < walk.models().size(); ++m) {
-      for (const uint32_t file : walk.models()[m].files) {
-        if (file == StoreWalk::kMissing) continue;
+  explicit UsageCounter(const StoreUsage& usage)
+      : usage_(usage),
+        tensor_holder_(usage.tensor_costs().size(), kNobody),
+        file_holder_(usage.files().size(), kNobody),
+        tensor_counted_(usage.tensor_costs().size()),
+        file_counted_(usage.files().size()),
+        seen_by_(usage.tensor_costs().size(), kNobody),
+        usages_(usage.models().size()) {
+    for (uint32_t m = 0; m < usage_.models().size(); ++m) ids_[usage_.models()[m].record.id] = m;
+    for (uint32_t m = 0; m < usage_.models().size(); ++m) {
+      for (const uint32_t file : usage_.models()[m].files) {
+        if (file == StoreUsage::kMissing) continue;
         const bool was_seen = file_holder_[file] == m;
         Hold(file_holder_[file], m);
         if (was_seen) continue;
-        for (const StoreWalk::FileExtent& extent : walk.files()[file].extents) {
-          if (extent.tensor != StoreWalk::kMissing) Hold(tensor_holder_[extent.tensor], m);
-        }
+        for (const StoreUsage::HeldTensor& held : usage_.TensorsOf(usage_.files()[file]))
+          Hold(tensor_holder_[held.tensor], m);
       }
     }
-    std::vector<uint32_t> by_creation(walk.models().size());
-    for (uint32_t m = 0; m < by_creation.size(); ++m) by_creation[m] = m;
+    std::vector<uint32_t> by_creation(usage_.models().size());
+    std::iota(by_creation.begin(), by_creation.end(), 0u);
     std::sort(by_creation.begin(), by_creation.end(),
-              [&](uint32_t a, uint32_t b) { return walk.models()[a].record.id < walk.models()[b].record.id; });
+              [&](uint32_t a, uint32_t b) { return usage_.models()[a].record.id < usage_.models()[b].record.id; });
     for (const uint32_t m : by_creation) Count(m);
     Classify();
   }
@@ -63,48 +66,44 @@ class UsageCounter {
  private:
   // Levels go to the first model, by creation, that holds a byte: call in that order.
   void Count(uint32_t m) {
-    const StoreWalk::Model& model = walk_.models()[m];
+    const StoreUsage::Model& model = usage_.models()[m];
     ModelUsage& usage = usages_[m];
     usage.name = model.record.name;
     usage.fidelity = model.record.fidelity == Fidelity::kExact ? "exact" : "compact";
     usage.logical_bytes = model.record.logical_bytes;
     usage.created_ns = model.record.created_ns;
     usage.files = model.record.files.size();
-    usage.stored_bytes = model.cost;
+    usage.stored_bytes = model.cost_bytes;
     std::vector<uint32_t> files = model.files;
     for (const uint32_t file : files) {
-      if (file != StoreWalk::kMissing) CountLevels(walk_.files()[file], file, usage.levels);
+      if (file != StoreUsage::kMissing) CountLevels(usage_.files()[file], file, usage.levels);
     }
     std::sort(files.begin(), files.end());
     files.erase(std::unique(files.begin(), files.end()), files.end());
-    std::vector<uint32_t> tensors;
-    for (const uint32_t file : files) {
-      if (file == StoreWalk::kMissing) continue;
-      (file_holder_[file] == m ? usage.stored_bytes : usage.shared_bytes) += walk_.files()[file].cost;
-      for (const StoreWalk::FileExtent& extent : walk_.files()[file].extents) {
-        if (extent.tensor != StoreWalk::kMissing) tensors.push_back(extent.tensor);
+    for (const uint32_t index : files) {
+      if (index == StoreUsage::kMissing) continue;
+      const StoreUsage::File& file = usage_.files()[index];
+      (file_holder_[index] == m ? usage.stored_bytes : usage.shared_bytes) += file.cost_bytes;
+      for (const StoreUsage::HeldTensor& held : usage_.TensorsOf(file)) {
+        if (std::exchange(seen_by_[held.tensor], m) == m) continue;
+        (tensor_holder_[held.tensor] == m ? usage.stored_bytes : usage.shared_bytes) +=
+            usage_.tensor_costs()[held.tensor];
       }
     }
-    std::sort(tensors.begin(), tensors.end());
-    tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
-    for (const uint32_t tensor : tensors)
-      (tensor_holder_[tensor] == m ? usage.stored_bytes : usage.shared_bytes) += walk_.tensors()[tensor].cost;
   }
 
-  void CountLevels(const StoreWalk::File& file, uint32_t index, LevelBytes& levels) {
-    if (file_counted_[index]) {
+  void CountLevels(const StoreUsage::File& file, uint32_t index, LevelBytes& levels) {
+    if (std::exchange(file_counted_[index], true)) {
       levels.identical_file += file.bytes;
       return;
     }
-    file_counted_[index] = true;
-    for (const StoreWalk::FileExtent& extent : file.extents) {
-      if (extent.is_literal || extent.tensor == StoreWalk::kMissing) {
-        levels.content += extent.bytes;
-      } else if (tensor_counted_[extent.tensor]) {
-        levels.identical_tensor += extent.bytes;
+    levels.content += file.literal_bytes;
+    levels.identical_tensor += file.repeated_bytes;
+    for (const StoreUsage::HeldTensor& held : usage_.TensorsOf(file)) {
+      if (std::exchange(tensor_counted_[held.tensor], true)) {
+        levels.identical_tensor += held.bytes;
       } else {
-        tensor_counted_[extent.tensor] = true;
-        LevelOf(levels, walk_.tensors()[extent.tensor].encoding, extent.is_named) += extent.bytes;
+        LevelOf(levels, static_cast<Encoding>(held.encoding), held.is_named) += held.bytes;
       }
     }
   }
@@ -112,15 +111,15 @@ class UsageCounter {
   void Classify() {
     std::vector<char> has_finetunes(usages_.size());
     for (uint32_t m = 0; m < usages_.size(); ++m) {
-      const auto base = ids_.find(walk_.models()[m].record.base);
+      const auto base = ids_.find(usage_.models()[m].record.base);
       if (base == ids_.end()) continue;
-      usages_[m].base = walk_.models()[base->second].record.name;
+      usages_[m].base = usage_.models()[base->second].record.name;
       has_finetunes[base->second] = true;
     }
     for (uint32_t m = 0; m < usages_.size(); ++m) {
-      const std::vector<uint32_t>& files = walk_.models()[m].files;
+      const std::vector<uint32_t>& files = usage_.models()[m].files;
       const bool has_tensors = std::any_of(files.begin(), files.end(), [&](uint32_t file) {
-        return file != StoreWalk::kMissing && walk_.files()[file].kind == FileKind::kSafetensors;
+        return file != StoreUsage::kMissing && usage_.files()[file].kind == FileKind::kSafetensors;
       });
       usages_[m].kind = !usages_[m].base.empty() ? "finetune"
                         : has_finetunes[m]       ? "base"
@@ -129,10 +128,11 @@ class UsageCounter {
     }
   }
 
-  const StoreWalk& walk_;
+  const StoreUsage& usage_;
   std::vector<uint32_t> tensor_holder_, file_holder_;
   std::vector<char> tensor_counted_, file_counted_;
-  std::map<ModelId, uint32_t> ids_;
+  std::vector<uint32_t> seen_by_;  // of each tensor: the model that counted its cost last
+  std::unordered_map<ModelId, uint32_t> ids_;
   std::vector<ModelUsage> usages_;
 };
 
@@ -140,37 +140,38 @@ struct BaseName {
   std::string model, tensor;
 };
 
-// Names of the tensors that `wanted` points to: in `preferred` when that model holds them, else in any model.
-Status NameTensors(const KvStore& store, const StoreWalk& walk, const std::string& preferred,
+// Names of the tensors that `wanted` points to: in `preferred` when that model holds them, else in any model. A tensor
+// that no model lists any more keeps no name.
+Status NameTensors(const KvStore& store, const StoreUsage& usage, const std::string& preferred,
                    std::map<TensorId, BaseName>* wanted) {
-  std::vector<const StoreWalk::Model*> order;
-  for (const StoreWalk::Model& model : walk.models()) order.push_back(&model);
+  std::vector<char> is_wanted(usage.tensor_costs().size());
+  for (const auto& [id, name] : *wanted) {
+    if (const uint32_t index = usage.FindTensor(id); index != StoreUsage::kMissing) is_wanted[index] = true;
+  }
+  std::vector<const StoreUsage::Model*> order;
+  for (const StoreUsage::Model& model : usage.models()) order.push_back(&model);
   std::stable_partition(order.begin(), order.end(),
-                        [&](const StoreWalk::Model* model) { return model->record.name == preferred; });
-  size_t unnamed = wanted->size();
-  for (const StoreWalk::Model* model : order) {
-    for (const ModelFile& file : model->record.files) {
-      if (unnamed == 0) return OkStatus();
-      ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kFiles, FileKey(file.sha256)));
+                        [&](const StoreUsage::Model* model) { return model->record.name == preferred; });
+  for (const StoreUsage::Model* model : order) {
+    for (size_t f = 0; f < model->files.size(); ++f) {
+      if (model->files[f] == StoreUsage::kMissing) continue;
+      const auto tensors = usage.TensorsOf(usage.files()[model->files[f]]);
+      if (std::ranges::none_of(tensors, [&](const auto& held) { return is_wanted[held.tensor] != 0; })) continue;
+      ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kFiles, FileKey(model->record.files[f].sha256)));
       ASSIGN_OR_RETURN(const FileRecord record, ParseFileRecord(value.bytes()));
       for (const Extent& extent : record.extents) {
         const auto it = wanted->find(extent.tensor);
         if (extent.name.empty() || it == wanted->end() || !it->second.model.empty()) continue;
         it->second = {model->record.name, extent.name};
-        --unnamed;
+        if (const uint32_t index = usage.FindTensor(extent.tensor); index != StoreUsage::kMissing)
+          is_wanted[index] = false;
       }
     }
   }
   return OkStatus();
 }
 
-Result<TensorRecord> GetTensor(const KvStore& store, const TensorId& id) {
-  ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kTensors, TensorKey(id)));
-  return ParseTensorRecord(value.bytes());
-}
-
-Result<FileUsage> DescribeFile(const KvStore& store, const StoreWalk& walk, const ModelFile& file,
-                               std::map<TensorId, BaseName>* bases,
+Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std::map<TensorId, BaseName>* bases,
                                std::vector<std::pair<size_t, TensorId>>* based_tensors) {
   ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kFiles, FileKey(file.sha256)));
   ASSIGN_OR_RETURN(const FileRecord record, ParseFileRecord(value.bytes()));
@@ -179,15 +180,15 @@ Result<FileUsage> DescribeFile(const KvStore& store, const StoreWalk& walk, cons
   usage.sha256 = ToHex(file.sha256);
   usage.kind = record.kind == FileKind::kSafetensors ? "safetensors" : "content";
   usage.logical_bytes = file.bytes;
-  usage.stored_bytes = value.bytes().size() + file.sha256.size();
-  std::set<uint32_t> counted;
+  usage.stored_bytes = FileCost(value.bytes().size());
+  std::set<TensorId> counted;
   for (const Extent& extent : record.extents) {
     if (extent.kind == Extent::Kind::kLiteral) continue;
-    const uint32_t index = walk.FindTensor(extent.tensor);
-    const uint64_t cost = index == StoreWalk::kMissing ? 0 : walk.tensors()[index].cost;
-    if (counted.insert(index).second) usage.stored_bytes += cost;
+    ASSIGN_OR_RETURN(const StoredValue stored, store.Get(Family::kTensors, TensorKey(extent.tensor)));
+    ASSIGN_OR_RETURN(const TensorRecord tensor, ParseTensorRecord(stored.bytes()));
+    const uint64_t cost = TensorCost(tensor, stored.bytes().size());
+    if (counted.insert(extent.tensor).second) usage.stored_bytes += cost;
     if (extent.name.empty()) continue;
-    ASSIGN_OR_RETURN(const TensorRecord tensor, GetTensor(store, extent.tensor));
     TensorUsage& detail = usage.tensors.emplace_back();
     detail.name = extent.name;
     detail.dtype = DTypeName(tensor.dtype);
@@ -207,18 +208,18 @@ Result<FileUsage> DescribeFile(const KvStore& store, const StoreWalk& walk, cons
 }  // namespace
 
 Result<StoreReport> MakeReport(Catalog& catalog) {
-  ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(catalog.store()));
+  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(catalog));
   StoreReport report;
-  UsageCounter counter(walk);
+  UsageCounter counter(usage);
   report.models = std::move(counter.usages());
   for (const ModelUsage& model : report.models) {
     report.logical_bytes += model.logical_bytes;
     Add(report.levels, model.levels);
   }
-  const StoreWalk::Reachable live = walk.Mark();
-  report.stored_bytes = walk.Cost(live);
-  report.prunable_bytes = walk.TotalCost() - report.stored_bytes;
-  for (const StoreWalk::Model& model : walk.models()) report.stored_bytes += model.cost;
+  report.stored_bytes = usage.needed_bytes();
+  for (const StoreUsage::Model& model : usage.models()) report.stored_bytes += model.cost_bytes;
+  // Less only in a store that lost records.
+  report.prunable_bytes = usage.total_bytes() - std::min(usage.total_bytes(), usage.needed_bytes());
   ASSIGN_OR_RETURN(report.disk_bytes, catalog.store().DiskBytes());
   if (report.logical_bytes > 0)
     report.saved_fraction = 1.0 - static_cast<double>(report.stored_bytes) / static_cast<double>(report.logical_bytes);
@@ -228,19 +229,19 @@ Result<StoreReport> MakeReport(Catalog& catalog) {
 Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name) {
   ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
   KvStore& store = catalog.store();
-  ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(store));
-  UsageCounter counter(walk);
+  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(catalog));
+  UsageCounter counter(usage);
   ModelDetail detail;
-  const uint32_t index = walk.FindModel(name);
-  if (index == StoreWalk::kMissing) return NotFound("no model named '" + name + "'; see ls for the models that are");
+  const uint32_t index = usage.FindModel(name);
+  if (index == StoreUsage::kMissing) return NotFound("no model named '" + name + "'; see ls for the models that are");
   detail.usage = counter.usages()[index];
   std::map<TensorId, BaseName> bases;
   std::vector<std::vector<std::pair<size_t, TensorId>>> based_tensors;
   for (const ModelFile& file : model.files) {
-    ASSIGN_OR_RETURN(FileUsage usage, DescribeFile(store, walk, file, &bases, &based_tensors.emplace_back()));
-    detail.files.push_back(std::move(usage));
+    ASSIGN_OR_RETURN(FileUsage described, DescribeFile(store, file, &bases, &based_tensors.emplace_back()));
+    detail.files.push_back(std::move(described));
   }
-  RETURN_IF_ERROR(NameTensors(store, walk, detail.usage.base, &bases));
+  RETURN_IF_ERROR(NameTensors(store, usage, detail.usage.base, &bases));
   for (size_t f = 0; f < detail.files.size(); ++f) {
     for (const auto& [tensor, base] : based_tensors[f]) {
       detail.files[f].tensors[tensor].base_model = bases[base].model;

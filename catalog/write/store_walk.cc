@@ -1,17 +1,12 @@
 #include "catalog/write/store_walk.h"
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "catalog/write/levels.h"
+#include "catalog/write/store_usage.h"
 
 namespace modelstore {
-namespace {
-
-constexpr uint64_t kBlockKeyBytes = 12;
-constexpr uint64_t kEdgeKeyBytes = 36;
-
-}  // namespace
-
 Result<StoreWalk> StoreWalk::Load(const KvStore& store) {
   StoreWalk walk;
   // Models first: what a push publishes meanwhile is then a model that this walk does not know, never a record that it
@@ -51,7 +46,7 @@ Status StoreWalk::LoadTensors(const KvStore& store) {
     tensor.depth = record.depth;
     tensor.first_block = record.first_block;
     tensor.block_count = record.block_count;
-    tensor.cost = key.size() + value.size() + record.coded_bytes + kBlockKeyBytes * record.block_count;
+    tensor.cost = TensorCost(record, value.size());
     for (const ViewSegment& segment : record.view) {
       if (segment.kind == ViewSegment::Kind::kIdentity) bases.emplace_back(index, segment.base);
     }
@@ -62,16 +57,11 @@ Status StoreWalk::LoadTensors(const KvStore& store) {
   for (const auto& [dependent, base_id] : bases) {
     std::vector<uint32_t>& known = tensors_[dependent].bases;
     const uint32_t base = FindTensor(base_id);
-    if (std::find(known.begin(), known.end(), base) != known.end()) continue;
-    known.push_back(base);
-    tensors_[dependent].cost += kEdgeKeyBytes;
+    if (std::find(known.begin(), known.end(), base) == known.end()) known.push_back(base);
   }
-  return store.Scan(Family::kSketches, "", [&](std::string_view key, ByteSpan value) -> Status {
+  return store.ScanKeys(Family::kSketches, "", [&](std::string_view key) -> Status {
     ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
-    if (const uint32_t index = FindTensor(id); index != kMissing) {
-      tensors_[index].has_sketch = true;
-      tensors_[index].cost += key.size() + value.size();
-    }
+    if (const uint32_t index = FindTensor(id); index != kMissing) tensors_[index].has_sketch = true;
     return OkStatus();
   });
 }
@@ -85,7 +75,7 @@ Status StoreWalk::LoadFiles(const KvStore& store) {
     ASSIGN_OR_RETURN(const FileRecord record, ParseFileRecord(value));
     file.kind = record.kind;
     file.bytes = record.bytes;
-    file.cost = key.size() + value.size();
+    file.cost = FileCost(value.size());
     file.extents.reserve(record.extents.size());
     for (const Extent& extent : record.extents) {
       const bool is_literal = extent.kind == Extent::Kind::kLiteral;
@@ -96,6 +86,37 @@ Status StoreWalk::LoadFiles(const KvStore& store) {
     files_.push_back(std::move(file));
     return OkStatus();
   });
+}
+
+UsageRecord StoreWalk::UsageOf(const File& file) const {
+  UsageRecord usage;
+  usage.kind = file.kind;
+  usage.cost_bytes = file.cost;
+  std::unordered_set<uint32_t> seen;
+  std::vector<uint32_t> pending;
+  for (const FileExtent& extent : file.extents) {
+    if (extent.tensor == kMissing) {
+      usage.literal_bytes += extent.bytes;
+    } else if (!seen.insert(extent.tensor).second) {
+      usage.repeated_bytes += extent.bytes;
+    } else {
+      const Tensor& tensor = tensors_[extent.tensor];
+      usage.tensors.push_back({ShortTensorId(tensor.id), tensor.cost, extent.bytes,
+                               static_cast<uint8_t>(tensor.encoding), extent.is_named});
+      pending.push_back(extent.tensor);
+    }
+  }
+  while (!pending.empty()) {
+    const std::vector<uint32_t>& bases = tensors_[pending.back()].bases;
+    pending.pop_back();
+    for (const uint32_t base : bases) {
+      if (base == kMissing || !seen.insert(base).second) continue;
+      usage.bases.push_back({ShortTensorId(tensors_[base].id), tensors_[base].cost});
+      pending.push_back(base);
+    }
+  }
+  SortBases(&usage);
+  return usage;
 }
 
 uint32_t StoreWalk::FindTensor(const TensorId& id) const {

@@ -1,5 +1,6 @@
-// StoreWalk: every record of the catalog, parsed once and linked by index: what report, rm and prune count with
-// (layer: catalog/write; private). A snapshot; immutable after loading.
+// StoreWalk: every record of the catalog, parsed once and linked by index: what prune and verify count with, and
+// what usage records are made from when there are none (layer: catalog/write; private). A snapshot; immutable after
+// loading.
 #pragma once
 
 #include <map>
@@ -22,7 +23,7 @@ class StoreWalk {
     Encoding encoding = Encoding::kRaw;
     uint64_t bytes = 0;
     uint64_t coded_bytes = 0;
-    uint64_t cost = 0;  // keys and values: record, blocks, edges, sketch
+    uint64_t cost = 0;  // TensorCost
     PushId push = 0;
     uint8_t depth = 0;  // larger than that of each of its bases
     uint32_t first_block = 0, block_count = 0;
@@ -61,6 +62,9 @@ class StoreWalk {
   // kMissing when there is none.
   uint32_t FindTensor(const TensorId& id) const;
   uint32_t FindModel(std::string_view name) const;
+
+  // What its usage record says.
+  UsageRecord UsageOf(const File& file) const;
 
   // Of all models but `without` (an index; kMissing: of all), and of `pinned`.
   Reachable Mark(uint32_t without = kMissing, const std::vector<TensorId>& pinned = {}) const;

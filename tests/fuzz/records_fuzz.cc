@@ -23,7 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const ByteSpan bytes = std::as_bytes(std::span(data + 1, size - 1));
   const std::string_view text = modelstore::AsChars(bytes);
-  switch (data[0] % 7) {
+  switch (data[0] % 9) {
     case 0:
       Check(modelstore::ParseTensorRecord, bytes);
       break;
@@ -43,12 +43,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       // A name that passes is a path that passes.
       if (modelstore::CheckModelName(text).ok() && !modelstore::CheckFilePath(text).ok()) std::abort();
       break;
-    default: {
+    case 6: {
       const auto id = modelstore::ParseTensorKey(text);
       if (id.ok() && modelstore::TensorKey(*id) != text) std::abort();
       (void)modelstore::ParseEdgeDependent(text);
       (void)modelstore::OpenBlock(bytes);
+      break;
     }
+    case 7:
+      Check(modelstore::ParseUsageRecord, bytes);
+      break;
+    default:
+      Check(modelstore::ParseUsageTotals, bytes);
   }
   return 0;
 }

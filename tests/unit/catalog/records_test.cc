@@ -93,6 +93,17 @@ SketchRecord SampleSketch() {
   return r;
 }
 
+UsageRecord SampleUsage() {
+  UsageRecord r;
+  r.kind = FileKind::kSafetensors;
+  r.cost_bytes = 129;
+  r.literal_bytes = 3;
+  r.repeated_bytes = 0;
+  r.tensors = {{ShortTensorId(kId), 151, 48, 3, true}};
+  r.bases = {{ShortTensorId(kBase), 1000}};
+  return r;
+}
+
 // One record kind, its types erased: parse, and parse then serialize.
 struct Kind {
   std::string name;
@@ -108,9 +119,13 @@ Kind MakeKind(std::string name, const Record& sample, Result<Record> (*parse)(By
 }
 
 std::vector<Kind> Kinds() {
-  return {MakeKind("tensor", SampleTensor(), ParseTensorRecord), MakeKind("file", SampleFile(), ParseFileRecord),
-          MakeKind("model", SampleModel(), ParseModelRecord), MakeKind("catalog", SampleMeta(), ParseCatalogMeta),
-          MakeKind("sketch", SampleSketch(), ParseSketchRecord)};
+  return {MakeKind("tensor", SampleTensor(), ParseTensorRecord),
+          MakeKind("file", SampleFile(), ParseFileRecord),
+          MakeKind("model", SampleModel(), ParseModelRecord),
+          MakeKind("catalog", SampleMeta(), ParseCatalogMeta),
+          MakeKind("sketch", SampleSketch(), ParseSketchRecord),
+          MakeKind("usage", SampleUsage(), ParseUsageRecord),
+          MakeKind("usage totals", UsageTotals{6, 1280}, ParseUsageTotals)};
 }
 
 TEST(Records, TensorRoundTripKeepsEveryField) {
@@ -190,6 +205,41 @@ TEST(Records, MetaAndSketchRoundTripKeepEveryField) {
   EXPECT_EQ(sketch->shape, SampleSketch().shape);
   EXPECT_EQ(sketch->values, SampleSketch().values);
   EXPECT_LE(Serialize(SampleSketch()).size() + TensorKey(kId).size(), 256u);
+}
+
+TEST(Records, UsageRoundTripKeepsEveryField) {
+  const auto usage = ParseUsageRecord(Serialize(SampleUsage()));
+  ASSERT_TRUE(usage.ok()) << usage.status().ToString();
+  EXPECT_EQ(*usage, SampleUsage());
+  const auto totals = ParseUsageTotals(Serialize(UsageTotals{6, 1280}));
+  ASSERT_TRUE(totals.ok()) << totals.status().ToString();
+  EXPECT_EQ(totals->next_model, 6u);
+  EXPECT_EQ(totals->cost_bytes, 1280u);
+}
+
+TEST(Records, CostOfATensorIsWhatItsRecordsTake) {
+  TensorRecord record = SampleTensor();
+  const Bytes value = Serialize(record);
+  // Its record, one block, one edge; too small for a sketch.
+  EXPECT_EQ(TensorCost(record, value.size()), 18 + value.size() + 19 + 12 + EdgeKey(kBase, kId).size());
+  // The same base twice is one edge.
+  record.view.insert(record.view.begin(), record.view[0]);
+  EXPECT_EQ(TensorCost(record, value.size()), 18 + value.size() + 19 + 12 + 36);
+  SketchRecord sketch;
+  sketch.dtype = record.dtype;
+  sketch.shape = {4, 1, 20000};
+  sketch.values.resize(kSketchValues);
+  record.shape = sketch.shape;
+  record.bytes = 160'000;
+  record.view.clear();
+  EXPECT_EQ(TensorCost(record, 7), 18 + 7 + 19 + 12 + 18 + Serialize(sketch).size());
+}
+
+TEST(Records, ShortIdsOfCollidingTensorsDiffer) {
+  TensorId other = kId;
+  other.ordinal = 4;
+  EXPECT_NE(ShortTensorId(kId), ShortTensorId(other));
+  EXPECT_EQ(ShortTensorId(kBase), kBase.hash.low);
 }
 
 TEST(Records, EmptyThingsRoundTrip) {
@@ -562,6 +612,8 @@ TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   SketchRecord sketch = SampleSketch();
   sketch.values = {0x3f80, 0xbf80};
   EXPECT_EQ(ToHex(example("sketch-record")), ToHex(Serialize(sketch)));
+  EXPECT_EQ(ToHex(example("usage-record")), ToHex(Serialize(SampleUsage())));
+  EXPECT_EQ(ToHex(example("usage-totals")), ToHex(Serialize(UsageTotals{6, 1280})));
   EXPECT_EQ(ToHex(example("tensor-key")), ToHex(AsBytes(TensorKey(kId))));
   EXPECT_EQ(ToHex(example("block-key")), ToHex(AsBytes(BlockKey(300, 7))));
   EXPECT_EQ(ToHex(example("block-value")), ToHex(SealBlock(MakeBytes({1, 2, 3, 4, 5}))));
@@ -575,6 +627,8 @@ TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   EXPECT_EQ(parsed->files[0].gid, 100u);
   EXPECT_TRUE(ParseCatalogMeta(example("catalog-record")).ok());
   EXPECT_TRUE(ParseSketchRecord(example("sketch-record")).ok());
+  EXPECT_TRUE(ParseUsageRecord(example("usage-record")).ok());
+  EXPECT_TRUE(ParseUsageTotals(example("usage-totals")).ok());
 }
 
 }  // namespace
