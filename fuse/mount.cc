@@ -151,6 +151,8 @@ Mount::~Mount() {
 
 MountState Mount::state() const { return {impl_->mountpoint, impl_->session->read_ahead_kb()}; }
 
+MountStats Mount::stats() const { return impl_->ops.stats(); }
+
 void Mount::Wait() { impl_->session->Wait(); }
 
 Status Mount::Stop() {

@@ -23,6 +23,13 @@ struct MountState {
   uint32_t read_ahead_kb = 0;  // what the kernel really uses
 };
 
+// Since the mount started.
+struct MountStats {
+  uint64_t reads = 0, read_bytes = 0;
+  uint64_t errors = 0;      // opens and reads that failed
+  uint64_t open_files = 0;  // now, mapped ones included
+};
+
 class Mount {
  public:
   // Mounts and serves on threads of its own. A stale mount of ours left by a killed process (ENOTCONN) is unmounted
@@ -32,6 +39,7 @@ class Mount {
   ~Mount();  // Stop()
 
   MountState state() const;
+  MountStats stats() const;
   // Blocks until somebody unmounts (fusermount3 -u, umount) or Stop is called from another thread or RequestStop from a
   // signal.
   void Wait();

@@ -94,6 +94,10 @@ void MountOps::ReportOnce(const NodeInfo& file, const Status& status) {
                file.model.c_str(), file.path.c_str(), status.ToString().c_str(), file.model.c_str());
 }
 
+MountStats MountOps::stats() const {
+  return {counts_.reads.load(), counts_.read_bytes.load(), counts_.errors.load(), counts_.open_files.load()};
+}
+
 uint64_t MountOps::StoredBytes(const NodeInfo& file) {
   const Result<uint64_t> stored = costs_.StoredBytes(file.sha256);
   if (stored.ok()) return *stored;
@@ -236,6 +240,7 @@ struct MountRequests {
         file = Corruption("the model says " + std::to_string(node->bytes) + " bytes, its content has " +
                           std::to_string((*file)->bytes()));
       if (!file.ok()) {
+        ++ops.counts_.errors;
         ops.ReportOnce(*node, file.status());
         fuse_reply_err(request, ReadErrno(file.status()));
         return;
@@ -244,7 +249,12 @@ struct MountRequests {
       info->fh = reinterpret_cast<uintptr_t>(handle.get());
       info->keep_cache = 1;
       info->noflush = 1;
-      if (fuse_reply_open(request, info) == 0) (void)handle.release();  // else the opener was interrupted
+      ++ops.counts_.open_files;
+      if (fuse_reply_open(request, info) == 0) {
+        (void)handle.release();
+      } else {
+        --ops.counts_.open_files;  // the opener was interrupted
+      }
     });
   }
 
@@ -257,10 +267,13 @@ struct MountRequests {
       const Result<size_t> got =
           ops.reader_.ReadPieces(handle.file, static_cast<uint64_t>(offset), ReplyBuffer(size), passing, &pieces);
       if (!got.ok()) {
+        ++ops.counts_.errors;
         ops.ReportOnce(handle.node, got.status());
         fuse_reply_err(request, ReadErrno(got.status()));
         return;
       }
+      ++ops.counts_.reads;
+      ops.counts_.read_bytes += *got;
       std::vector<iovec> parts;
       parts.reserve(pieces.size());
       for (const BlockRef& piece : pieces)
@@ -271,6 +284,7 @@ struct MountRequests {
 
   static void Release(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
     delete reinterpret_cast<OpenHandle*>(info->fh);
+    --static_cast<MountOps*>(fuse_req_userdata(request))->counts_.open_files;
     fuse_reply_err(request, 0);
   }
 

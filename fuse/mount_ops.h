@@ -4,6 +4,7 @@
 // that fails replies EIO and never other bytes; the reason is printed once a file.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "catalog/schema/records.h"
 #include "fuse/file_costs.h"
 #include "fuse/inode_tree.h"
+#include "fuse/mount.h"
 
 struct fuse_lowlevel_ops;
 
@@ -31,6 +33,8 @@ class MountOps {
 
   // As InodeTree::Update.
   std::vector<std::pair<NodeId, std::string>> ShowModels(std::vector<ModelRecord> models);
+
+  MountStats stats() const;
 
  private:
   friend struct MountRequests;  // the C callbacks, in mount_ops.cc
@@ -48,7 +52,12 @@ class MountOps {
   std::string Info(const NodeInfo& node);
   void ReportOnce(const NodeInfo& file, const Status& status);
 
+  struct Counts {
+    std::atomic<uint64_t> reads{0}, read_bytes{0}, errors{0}, open_files{0};
+  };
+
   ReadEngine& reader_;
+  Counts counts_;
   FileCosts costs_;
   InodeTree tree_;
   std::mutex mutex_;  // of what follows

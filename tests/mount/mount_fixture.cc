@@ -125,6 +125,11 @@ struct Server {
     if (what == "wait") mount->Wait();
     if (what == "read_ahead") return std::to_string(mount->state().read_ahead_kb);
     if (what == "peak") return std::to_string(catalog->reader().stats().peak_bytes);
+    if (what == "counts") {
+      const MountStats counts = mount->stats();
+      return std::to_string(counts.reads) + " " + std::to_string(counts.read_bytes) + " " +
+             std::to_string(counts.errors) + " " + std::to_string(counts.open_files);
+    }
     return std::string("ok");
   }
 

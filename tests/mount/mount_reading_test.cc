@@ -10,7 +10,10 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <sstream>
+#include <thread>
 
+#include "fuse/mount.h"
 #include "tests/mount/mount_fixture.h"
 
 namespace modelstore {
@@ -200,6 +203,32 @@ TEST_F(MountReadingTest, ADamagedBaseIsAnErrorInItsFinetunes) {
   EXPECT_EQ(errno, EIO);
   ::close(fd);
   EXPECT_TRUE(ReadAll(At("base/sub/dir/vocab.txt")) == sources("base").at("sub/dir/vocab.txt"));
+}
+
+TEST_F(MountReadingTest, CountsWhatItServes) {
+  ServeTwoModels();
+  const auto counts = [&] {
+    std::istringstream text(Ask("counts"));
+    MountStats stats;
+    text >> stats.reads >> stats.read_bytes >> stats.errors >> stats.open_files;
+    return stats;
+  };
+  const int fd = ::open(At("base/config.json").c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  EXPECT_EQ(counts().open_files, 1u);
+  ::close(fd);
+  while (counts().open_files != 0) std::this_thread::yield();  // the kernel tells of a close later
+  const MountStats before = counts();
+  const std::string& bytes = sources("base").at(kModelFile);
+  ASSERT_TRUE(ReadAll(At("base/model.safetensors")) == bytes);
+  const MountStats after = counts();
+  EXPECT_GT(after.reads, before.reads);
+  EXPECT_EQ(after.read_bytes - before.read_bytes, bytes.size());
+  EXPECT_EQ(after.errors, 0u);
+  ASSERT_EQ(Ask("corrupt base sub/dir/vocab.txt"), "ok");
+  DropPages(At("base/sub/dir/vocab.txt"));
+  EXPECT_EQ(ReadAll(At("base/sub/dir/vocab.txt")), "errno " + std::to_string(EIO));
+  EXPECT_GE(counts().errors, 1u);
 }
 
 TEST_F(MountReadingTest, ASecondReadAsksTheServerForNothing) {
