@@ -78,8 +78,10 @@ Status PrepareMountpoint(const std::string& mountpoint, MadeFolders& made) {
 }  // namespace
 
 struct Mount::Impl {
-  Impl(Catalog& the_catalog, std::string at)
-      : catalog(the_catalog), mountpoint(std::move(at)), ops(the_catalog.reader(), the_catalog.store()) {}
+  Impl(Catalog& the_catalog, std::string at, const MountOptions& options)
+      : catalog(the_catalog),
+        mountpoint(std::move(at)),
+        ops(the_catalog.reader(), the_catalog.store(), options.on_access) {}
 
   Catalog& catalog;
   const std::string mountpoint;
@@ -124,7 +126,7 @@ Mount::Mount(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Result<std::unique_ptr<Mount>> Mount::Start(Catalog& catalog, const MountOptions& options) {
   ASSIGN_OR_RETURN(const std::string mountpoint, ResolveMountpoint(options.mountpoint));
-  auto impl = std::make_unique<Impl>(catalog, mountpoint);
+  auto impl = std::make_unique<Impl>(catalog, mountpoint, options);
   RETURN_IF_ERROR(PrepareMountpoint(mountpoint, impl->made));
 
   FuseSessionOptions session;

@@ -11,11 +11,24 @@
 
 namespace modelstore {
 
+// One opening of a file, told when its last descriptor and mapping are gone.
+struct AccessRecord {
+  std::string model, path;
+  uint32_t pid = 0, uid = 0;  // of who opened it; pid 0: of another namespace
+  std::string process;        // its name then, "" when unknown
+  uint64_t file_bytes = 0;
+  // What the mount answered; what came from the kernel's page cache is not among it.
+  uint64_t reads = 0, read_bytes = 0, errors = 0;
+  double seconds = 0;  // from open to release
+};
+
 struct MountOptions {
   std::string mountpoint;         // an existing or creatable empty folder
   uint32_t read_ahead_kb = 8192;  // written to the bdi when we may
   unsigned threads = 0;           // FUSE workers; 0: enough for 16 faulting processes on a small machine
   bool allow_other = false;       // true when root
+  // Called on the mount's workers, with no lock held; must not touch the mount.
+  std::function<void(const AccessRecord&)> on_access;
 };
 
 struct MountState {

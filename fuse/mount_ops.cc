@@ -9,7 +9,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -30,7 +32,37 @@ constexpr std::string_view kSha256Xattr = "user.modelstore.sha256";
 struct OpenHandle {
   FileRef file;
   NodeInfo node;
+  uint32_t pid = 0, uid = 0;
+  std::string process;
+  std::chrono::steady_clock::time_point opened = std::chrono::steady_clock::now();
+  std::atomic<uint64_t> reads{0}, read_bytes{0}, errors{0};
 };
+
+// Only this file of /proc: others wait for locks that a process holds while it waits for us.
+std::string ProcessName(pid_t pid) {
+  if (pid <= 0) return "";
+  const int fd = ::open(("/proc/" + std::to_string(pid) + "/comm").c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return "";
+  char name[64];
+  const ssize_t got = ::read(fd, name, sizeof(name));
+  ::close(fd);
+  return std::string(name, got > 0 ? static_cast<size_t>(got - 1) : 0);  // without the newline
+}
+
+AccessRecord RecordOf(const OpenHandle& handle) {
+  AccessRecord record;
+  record.model = handle.node.model;
+  record.path = handle.node.path;
+  record.pid = handle.pid;
+  record.uid = handle.uid;
+  record.process = handle.process;
+  record.file_bytes = handle.node.bytes;
+  record.reads = handle.reads;
+  record.read_bytes = handle.read_bytes;
+  record.errors = handle.errors;
+  record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - handle.opened).count();
+  return record;
+}
 
 struct DirectoryHandle {
   std::vector<NodeEntry> entries;
@@ -245,7 +277,15 @@ struct MountRequests {
         fuse_reply_err(request, ReadErrno(file.status()));
         return;
       }
-      auto handle = std::make_unique<OpenHandle>(OpenHandle{std::move(*file), std::move(*node)});
+      auto handle = std::make_unique<OpenHandle>();
+      handle->file = std::move(*file);
+      handle->node = std::move(*node);
+      if (ops.on_access_) {
+        const fuse_ctx& opener = *fuse_req_ctx(request);
+        handle->pid = static_cast<uint32_t>(opener.pid);
+        handle->uid = opener.uid;
+        handle->process = ProcessName(opener.pid);
+      }
       info->fh = reinterpret_cast<uintptr_t>(handle.get());
       info->keep_cache = 1;
       info->noflush = 1;
@@ -260,7 +300,7 @@ struct MountRequests {
 
   static void Read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_file_info* info) {
     Guard(request, [&](MountOps& ops) {
-      const OpenHandle& handle = *reinterpret_cast<const OpenHandle*>(info->fh);
+      OpenHandle& handle = *reinterpret_cast<OpenHandle*>(info->fh);
       // The kernel keeps what it is given, unless it was told to keep nothing.
       const bool passing = (info->flags & O_DIRECT) == 0;
       std::vector<BlockRef> pieces;  // let go of when the reply has been sent
@@ -268,12 +308,15 @@ struct MountRequests {
           ops.reader_.ReadPieces(handle.file, static_cast<uint64_t>(offset), ReplyBuffer(size), passing, &pieces);
       if (!got.ok()) {
         ++ops.counts_.errors;
+        ++handle.errors;
         ops.ReportOnce(handle.node, got.status());
         fuse_reply_err(request, ReadErrno(got.status()));
         return;
       }
       ++ops.counts_.reads;
       ops.counts_.read_bytes += *got;
+      ++handle.reads;
+      handle.read_bytes += *got;
       std::vector<iovec> parts;
       parts.reserve(pieces.size());
       for (const BlockRef& piece : pieces)
@@ -283,9 +326,12 @@ struct MountRequests {
   }
 
   static void Release(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
-    delete reinterpret_cast<OpenHandle*>(info->fh);
-    --static_cast<MountOps*>(fuse_req_userdata(request))->counts_.open_files;
-    fuse_reply_err(request, 0);
+    Guard(request, [&](MountOps& ops) {
+      const std::unique_ptr<const OpenHandle> handle(reinterpret_cast<const OpenHandle*>(info->fh));
+      --ops.counts_.open_files;
+      if (ops.on_access_) ops.on_access_(RecordOf(*handle));
+      fuse_reply_err(request, 0);  // nobody waits for it
+    });
   }
 
   static void OpenDir(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {

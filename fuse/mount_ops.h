@@ -6,11 +6,13 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "catalog/read/read_engine.h"
@@ -26,7 +28,8 @@ namespace modelstore {
 class MountOps {
  public:
   // Both outlive this object.
-  MountOps(ReadEngine& reader, const KvStore& store) : reader_(reader), costs_(store) {}
+  MountOps(ReadEngine& reader, const KvStore& store, std::function<void(const AccessRecord&)> on_access = nullptr)
+      : reader_(reader), on_access_(std::move(on_access)), costs_(store) {}
 
   // Requests' userdata must be a MountOps.
   static fuse_lowlevel_ops Table();
@@ -57,6 +60,7 @@ class MountOps {
   };
 
   ReadEngine& reader_;
+  const std::function<void(const AccessRecord&)> on_access_;
   Counts counts_;
   FileCosts costs_;
   InodeTree tree_;

@@ -14,8 +14,10 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
 #include <random>
 #include <sstream>
+#include <utility>
 
 #include "catalog/read/catalog.h"
 #include "catalog/write/maintain.h"
@@ -88,8 +90,18 @@ struct ServerOptions {
 struct Server {
   const ServerOptions& options;
   int in, out;
-  std::unique_ptr<Catalog> catalog;
-  std::unique_ptr<Mount> mount;
+  std::unique_ptr<Catalog> catalog = nullptr;
+  std::mutex mutex = {};
+  std::string accesses = "";               // guarded by mutex
+  std::unique_ptr<Mount> mount = nullptr;  // goes first
+
+  void Note(const AccessRecord& r) {
+    std::ostringstream text;
+    text << r.model << ' ' << r.path << ' ' << r.process << ' ' << r.pid << ' ' << r.uid << ' ' << r.file_bytes << ' '
+         << r.read_bytes << ' ' << (r.reads > 0) << ' ' << r.errors << ' ' << (r.seconds > 0) << ';';
+    const std::lock_guard lock(mutex);
+    accesses += text.str();
+  }
 
   Status PushSource(const std::string& name) const {
     ASSIGN_OR_RETURN(const SourceTree tree, SourceTree::Scan(options.sources + "/" + name));
@@ -106,6 +118,7 @@ struct Server {
     ASSIGN_OR_RETURN(catalog, Catalog::Open(options.store, open));
     MountOptions at;
     at.mountpoint = options.mountpoint;
+    at.on_access = [this](const AccessRecord& record) { Note(record); };
     ASSIGN_OR_RETURN(mount, Mount::Start(*catalog, at));
     signalled_mount = mount.get();
     ::signal(SIGTERM, RequestStop);
@@ -125,6 +138,10 @@ struct Server {
     if (what == "wait") mount->Wait();
     if (what == "read_ahead") return std::to_string(mount->state().read_ahead_kb);
     if (what == "peak") return std::to_string(catalog->reader().stats().peak_bytes);
+    if (what == "accesses") {
+      const std::lock_guard lock(mutex);
+      return std::exchange(accesses, "");
+    }
     if (what == "counts") {
       const MountStats counts = mount->stats();
       return std::to_string(counts.reads) + " " + std::to_string(counts.read_bytes) + " " +
@@ -260,7 +277,7 @@ std::string MountTest::TryServe(const std::string& mountpoint, uint64_t memory_b
     ::close(answers[0]);
     int code = 1;
     {
-      Server server{options, requests[0], answers[1], nullptr, nullptr};
+      Server server{options, requests[0], answers[1]};
       code = server.Run();
     }
     ::_exit(code);

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <random>
 #include <sstream>
@@ -229,6 +230,30 @@ TEST_F(MountReadingTest, CountsWhatItServes) {
   DropPages(At("base/sub/dir/vocab.txt"));
   EXPECT_EQ(ReadAll(At("base/sub/dir/vocab.txt")), "errno " + std::to_string(EIO));
   EXPECT_GE(counts().errors, 1u);
+}
+
+TEST_F(MountReadingTest, TellsOfEachFileWhenTheLastMappingIsGone) {
+  ServeTwoModels();
+  const std::string path = At("team/ft/model.safetensors");
+  const std::string& bytes = sources("team/ft").at(kModelFile);
+  DropPages(path);
+  std::string told;
+  while (told.empty()) told = Ask("accesses");  // of DropPages
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  void* const at = ::mmap(nullptr, bytes.size(), PROT_READ, MAP_SHARED, fd, 0);
+  ASSERT_NE(at, MAP_FAILED);
+  ::close(fd);
+  ASSERT_EQ(std::memcmp(at, bytes.data(), bytes.size()), 0);
+  EXPECT_EQ(Ask("accesses"), "");
+  ::munmap(at, bytes.size());
+  for (told.clear(); told.empty();) told = Ask("accesses");
+  std::ifstream comm("/proc/self/comm");
+  std::string process;
+  std::getline(comm, process);
+  const std::string size = std::to_string(bytes.size());
+  EXPECT_EQ(told, "team/ft model.safetensors " + process + " " + std::to_string(::getpid()) + " " +
+                      std::to_string(::getuid()) + " " + size + " " + size + " 1 0 1;");
 }
 
 TEST_F(MountReadingTest, ASecondReadAsksTheServerForNothing) {
