@@ -105,6 +105,7 @@ def measure_all(args, models, peer, work):
     copies = contenders.Models(*models, work)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     result = {"schema": 1, "version": version, "machine": describe_machine(), "rounds": args.rounds,
+              "load_average": os.getloadavg()[0],
               "models": {role: {"name": copies.sources[role].name, "bytes": copies.bytes(role),
                                 "file_bytes": copies.bytes_of_file(role)} for role in ("base", "finetune")},
               "peers": peer.versions()}
@@ -112,13 +113,15 @@ def measure_all(args, models, peer, work):
 
     without_lmz, without_torch = peer.missing_lmz(), peer.missing_torch()
     if "push" in parts:
-        packers = [measure.Packer("modelstore", "modelstore", lambda m, o: measure.pack_modelstore(program, m, o))]
-        for absent, packer in (
-                (without_lmz, measure.Packer("lmz", "lmz compress", lambda m, o: measure.pack_lmz(peer.lmz, m, o))),
-                (peer.missing_zipnn(), measure.Packer("zipnn", "zipnn", lambda m, o: measure.pack_zipnn(peer.python, m, o))),
-                (peer.missing_zstd(), measure.Packer("zstd", "zstd --patch-from",
-                                                     lambda m, o: measure.pack_zstd(peer.zstd, m, o)))):
-            missing.append(absent) if absent else packers.append(packer)
+        packers = []
+        for absent, *packer in ((None, "modelstore", "modelstore", program, measure.pack_modelstore),
+                                (without_lmz, "lmz", "lmz compress", peer.lmz, measure.pack_lmz),
+                                (peer.missing_zipnn(), "zipnn", "zipnn", peer.python, measure.pack_zipnn),
+                                (peer.missing_zstd(), "zstd", "zstd --patch-from", peer.zstd, measure.pack_zstd)):
+            if absent:
+                missing.append(absent)
+            else:
+                packers.append(measure.Packer(*packer))
         raw["push"] = measure.measure_push(copies, packers, work, args.rounds, missing, say)
 
     if "mount" in parts or "load" in parts:
@@ -132,7 +135,8 @@ def measure_all(args, models, peer, work):
             missing.append(without_lmz)
         made = measure.make_all(servers, missing, say)
         if "mount" in parts:
-            raw["mount"] = measure.measure_mount(copies, made, str(args.bin / "bench_reader"), args.rounds, missing, say)
+            reader = str(args.bin / "bench_reader")
+            raw["mount"] = measure.measure_mount(copies, made, reader, args.rounds, missing, say)
         if "load" in parts:
             loadable = copies.files["finetune"].endswith(".safetensors")
             if without_torch or not loadable:

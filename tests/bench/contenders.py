@@ -6,6 +6,9 @@ import shutil
 
 import processes
 
+PAIR_FOLDERS = {"base": "0-base", "finetune": "1-finetune"}  # in the order in which lmz reads them
+READ_AHEAD_KB = 8192  # modelstore's default
+
 
 def largest_file(folder):
     """The path, within the folder, of its largest file: the one that is read."""
@@ -13,6 +16,13 @@ def largest_file(folder):
     if not files:
         raise processes.Failure(f"{folder}: no files in it")
     return max(files, key=lambda p: p.stat().st_size).relative_to(folder).as_posix()
+
+
+def raise_read_ahead(mountpoint):
+    device = os.stat(mountpoint).st_dev
+    path = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    if os.access(path, os.W_OK):
+        pathlib.Path(path).write_text(f"{READ_AHEAD_KB}\n", encoding="ascii")
 
 
 class Models:
@@ -35,6 +45,12 @@ class Models:
 
     def bytes(self, role):
         return sum(p.stat().st_size for p in self.folders[role].rglob("*") if p.is_file())
+
+
+def link_pair(models, folder):
+    """Both models below one folder, as lmz takes them; links cost nothing."""
+    for role, name in PAIR_FOLDERS.items():
+        shutil.copytree(models.folders[role], folder / name, copy_function=os.link)
 
 
 class Plain:
@@ -79,8 +95,7 @@ class Null(Served):
         self.program = program
 
     def command(self):
-        mib = max(1, max(map(self.models.bytes_of_file, ("base", "finetune"))) >> 20)
-        return [self.program, self.mountpoint, str(mib)]
+        return [self.program, self.mountpoint, str(max(map(self.models.bytes_of_file, ("base", "finetune"))))]
 
     def within(self, role):
         return "data"
@@ -104,7 +119,11 @@ class ModelStore(Served):
 
 
 class LmzPair(Served):
-    """Both models in one archive, the finetune as a difference: lmz's smallest form that it can mount."""
+    """Both models in one archive, the finetune as a difference: lmz's smallest form that it can mount.
+
+    lmz leaves the kernel's read-ahead as it is. Its mount gets here what modelstore sets for its own, where root may:
+    larger reads help it too.
+    """
     key, label = "lmz-pair", "lmz, one archive"
 
     def __init__(self, program, models, work):
@@ -113,11 +132,15 @@ class LmzPair(Served):
         self.add()
         processes.fill_pages(self.store)
 
+    @contextlib.contextmanager
+    def session(self):
+        with super().session() as server:
+            raise_read_ahead(self.mountpoint)
+            yield server
+
     def add(self):
-        # Hard links below one folder, named so that the base comes first.
         pair = self.store.with_suffix(".source")
-        for role in ("base", "finetune"):
-            shutil.copytree(self.models.folders[role], pair / f"{'01'[role == 'finetune']}-{role}", copy_function=os.link)
+        link_pair(self.models, pair)
         processes.run([self.program, "add", "--store", self.store, "--name", "pair", "-q", pair])
         shutil.rmtree(pair)
 
@@ -125,7 +148,7 @@ class LmzPair(Served):
         return [self.program, "mount", "--store", str(self.store), "-q", self.mountpoint]
 
     def within(self, role):
-        return f"pair/{'01'[role == 'finetune']}-{role}/{self.models.files[role]}"
+        return f"pair/{PAIR_FOLDERS[role]}/{self.models.files[role]}"
 
 
 class LmzAlone(LmzPair):

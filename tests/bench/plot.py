@@ -26,7 +26,8 @@ def bars(x, y, width, title, groups):
         for label, value, shown, colour in rows:
             length = max(1, room * value / largest)
             out.append(text(x + LEFT - 66, y + 12, label, 11, anchor="end"))
-            out.append(f'<rect x="{x + LEFT - 60}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>')
+            out.append(f'<rect x="{x + LEFT - 60}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" '
+                       f'fill="{colour}"/>')
             out.append(text(x + LEFT - 60 + length + 5, y + 12, shown, 11))
             y += BAR + GAP
     return out, y
@@ -65,8 +66,9 @@ def svg(result):
     out, bottom, column = [], 0, 0
     width = WIDTH // 2
     if result.get("mount"):
-        elements, bottom = bars(16, 26, width - 20, "First read of a finetune, share of FUSE's limit", reading(result["mount"]))
-        out, column = elements, 1
+        title = "First read of a finetune, share of FUSE's limit"
+        out, bottom = bars(16, 26, width - 20, title, reading(result["mount"]))
+        column = 1
     if result.get("push"):
         x = 16 + column * PANEL_LEFT[1]
         elements, y = bars(x, 26, width - 20, "Base and finetune stored", storing(result["push"]))
