@@ -68,12 +68,13 @@ struct VersionKey {
   Sha256Digest sha256;
   uint64_t bytes;
   uint32_t mode;
+  uint32_t uid, gid;
   int64_t mtime_ns;
   auto operator<=>(const VersionKey&) const = default;
 };
 
 VersionKey KeyOf(const ModelRecord& model, const ModelFile& file) {
-  return {model.id, file.path, file.sha256, file.bytes, file.mode & 0444, file.mtime_ns};
+  return {model.id, file.path, file.sha256, file.bytes, file.mode & 0444, model.owner_uid, file.gid, file.mtime_ns};
 }
 
 }  // namespace
@@ -119,6 +120,8 @@ struct InodeTree::Impl {
       node = &NewNode();
       node->info.bytes = key.bytes;
       node->info.mode = key.mode;
+      node->info.uid = key.uid;
+      node->info.gid = key.gid;
       node->info.mtime_ns = key.mtime_ns;
       node->info.sha256 = key.sha256;
       node->info.path = key.path;
@@ -140,6 +143,7 @@ struct InodeTree::Impl {
     node.info.mode = kDirectoryMode;
     if (wanted.model) {
       node.info.model = wanted.model->name;
+      node.info.uid = wanted.model->owner_uid;
       node.model = wanted.model->id;
     }
     FillDirectory(node, wanted, /*report=*/false);
@@ -149,10 +153,11 @@ struct InodeTree::Impl {
   bool Matches(const Node& node, const Wanted& wanted) const {
     if (node.info.directory != (wanted.file == nullptr)) return false;
     if (node.model != (wanted.model ? wanted.model->id : 0)) return false;
+    if (node.info.uid != (wanted.model ? wanted.model->owner_uid : 0)) return false;
     if (node.info.directory) return !wanted.model || node.info.model == wanted.model->name;
     const VersionKey key = KeyOf(*wanted.model, *wanted.file);
     return node.info.sha256 == key.sha256 && node.info.bytes == key.bytes && node.info.mode == key.mode &&
-           node.info.mtime_ns == key.mtime_ns;
+           node.info.gid == key.gid && node.info.mtime_ns == key.mtime_ns;
   }
 
   void FillDirectory(Node& node, const Wanted& wanted, bool report) {

@@ -187,8 +187,10 @@ struct MountRequests {
     st.st_ino = node.id;
     st.st_mode = node.mode | (node.directory ? S_IFDIR : S_IFREG);
     st.st_nlink = 1;  // of a directory: "not counted", as on btrfs
-    st.st_uid = ::geteuid();
-    st.st_gid = ::getegid();
+    // An ordinary user's mount is that user's alone.
+    const bool is_root = ::geteuid() == 0;
+    st.st_uid = is_root ? node.uid : ::geteuid();
+    st.st_gid = is_root ? node.gid : ::getegid();
     st.st_blksize = 1 << 20;
     st.st_atim = st.st_mtim = st.st_ctim = ToTimespec(node.mtime_ns);
     if (node.directory) return st;

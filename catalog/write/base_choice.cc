@@ -63,8 +63,16 @@ Result<std::unique_ptr<BaseChooser>> BaseChooser::Load(Catalog& catalog, const P
   if (options.base == PushOptions::Base::kNamed) {
     const auto named = std::find_if(chooser->models_.begin(), chooser->models_.end(),
                                     [&](const ModelRecord& model) { return model.name == options.base_name; });
-    if (named == chooser->models_.end())
+    const auto missing = [&] {
       return NotFound("the base '" + options.base_name + "' is not in the store; see ls for the models that are");
+    };
+    if (named == chooser->models_.end()) return missing();
+    if (options.may_use_as_base) {
+      const Status allowed = options.may_use_as_base(*named);
+      // Who may not see a model learns no more than who names one that is not there.
+      if (allowed.code() == StatusCode::kNotFound) return missing();
+      RETURN_IF_ERROR(allowed);
+    }
     RETURN_IF_ERROR(chooser->IndexModel(*named));
   }
   RETURN_IF_ERROR(chooser->LoadSketches(shapes));
@@ -226,10 +234,14 @@ Result<BaseChoice> BaseChooser::Choose(const TensorData& data, const std::vector
   return best;
 }
 
-void BaseChooser::Vote(const TensorId& id, uint64_t bytes, bool as_base) {
+void BaseChooser::Vote(const TensorId& id, uint64_t bytes) {
   const std::lock_guard lock(votes_mutex_);
   votes_[id] += bytes;
-  if (as_base) base_bytes_[id] += bytes;
+}
+
+void BaseChooser::CountBase(const TensorId& id, uint64_t bytes) {
+  const std::lock_guard lock(votes_mutex_);
+  base_bytes_[id] += bytes;
 }
 
 Result<const ModelRecord*> BaseChooser::HolderOf(const std::map<TensorId, uint64_t>& weights) {

@@ -4,8 +4,8 @@
 // Large tensors find their base by content: sketches (sampled values) of all stored tensors of their shape. What has no
 // sketch, or no near one, looks into one model, the one that gives the large tensors most base bytes, by name and shape
 // first and by position among its tensors of that shape second. Names are only hints: every candidate is compared by
-// its estimated coded size. ByContent, ByModel, Choose and Vote may be called from several threads; Load and Elect not
-// beside them.
+// its estimated coded size. ByContent, ByModel, Choose, Vote and CountBase may be called from several threads; Load and
+// Elect not beside them.
 #pragma once
 
 #include <map>
@@ -52,7 +52,10 @@ class BaseChooser {
   Result<BaseChoice> Choose(const TensorData& data, const std::vector<BaseCandidate>& candidates);
 
   // A tensor of `bytes` bytes was found equal to, or coded against, stored tensor `id`.
-  void Vote(const TensorId& id, uint64_t bytes, bool as_base);
+  void Vote(const TensorId& id, uint64_t bytes);
+  // What the push publishes needs `bytes` bytes of `id` as a base: of tensors coded now, and of stored deltas that it
+  // takes as they are.
+  void CountBase(const TensorId& id, uint64_t bytes);
   // Settles which model ByModel looks into: the one that holds most of what was voted for, or, without votes, the one
   // most of whose tensors have the name and shape of one of `tensors`.
   Status Elect(const std::vector<const SourceExtent*>& tensors);

@@ -8,7 +8,8 @@ Status CheckNameIsFree(const KvStore& store, const std::string& name, const std:
     if (taken != leaving) {
       const Result<StoredValue> found = store.Get(Family::kModels, taken);
       if (found.ok() && taken == name)
-        return AlreadyExists("a model named '" + name + "' exists; choose another name, or remove it with rm");
+        return AlreadyExists("a model named '" + name +
+                             "' exists; choose another name, remove it with rm, or replace it with push --update");
       if (found.ok())
         return AlreadyExists("'" + name + "' would lie inside the model '" + taken + "'; choose another name");
       if (found.status().code() != StatusCode::kNotFound) return found.status();

@@ -74,8 +74,9 @@ struct PushOptions {
   // Replaces a model of that name in the same moment; who reads the old content reads it to the end, and prune frees
   // it. Models stored against the old content keep what they need of it.
   bool update = false;
-  // Asked, before the work and again in the moment of publishing, about the model that would be replaced, and about
-  // the base that was named. Null: everything is allowed.
+  // Asked before the work and again in the moment of publishing, about the model that would be replaced; and once,
+  // about the base that was named (NotFound: as if there were no such model). Null: everything is allowed. Called under
+  // locks: they may not change the catalog.
   std::function<Status(const ModelRecord& replaced)> may_replace = nullptr;
   std::function<Status(const ModelRecord& base)> may_use_as_base = nullptr;
 };

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <new>
 
 #include "catalog/write/parallel.h"
 #include "codec/decode/block_decoder.h"
@@ -137,12 +136,7 @@ void PushJob::SkipLiterals(PlannedFile& file) {
 }
 
 Status PushJob::CodeInTurn(PlannedExtent& extent) {
-  Status status;
-  try {
-    status = Code(extent);
-  } catch (const std::bad_alloc&) {
-    status = ResourceExhausted("out of memory while storing '" + options_.name + "'");
-  }
+  const Status status = Guarded([&] { return Code(extent); });
   if (status.ok()) return status;
   const std::lock_guard lock(turn_mutex_);
   if (failure_.ok()) failure_ = status;
@@ -207,7 +201,9 @@ Status PushJob::Code(PlannedExtent& extent) {
   }
   ASSIGN_OR_RETURN(const bool identical, FindIdentical(data, extent));
   if (identical) {
-    bases_->Vote(*extent.stored, source.bytes, false);
+    bases_->Vote(*extent.stored, source.bytes);
+    ASSIGN_OR_RETURN(const TensorRef stored, catalog_.reader().OpenTensorById(*extent.stored));
+    CountBases(stored->record);
     job_.Advance(source.bytes);
     return OkStatus();
   }
@@ -334,12 +330,20 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
     made.record = *std::move(record);
     for (const ViewSegment& segment : made.record.view) {
       if (segment.kind == ViewSegment::Kind::kIdentity)
-        bases_->Vote(segment.base, segment.elems * DTypeBytes(source.dtype), true);
+        bases_->Vote(segment.base, segment.elems * DTypeBytes(source.dtype));
     }
+    CountBases(made.record);
   }
   const std::lock_guard lock(mutex_);
   extent.made = &new_tensors_.emplace_back(std::move(made));
   return OkStatus();
+}
+
+void PushJob::CountBases(const TensorRecord& record) {
+  for (const ViewSegment& segment : record.view) {
+    if (segment.kind == ViewSegment::Kind::kIdentity)
+      bases_->CountBase(segment.base, segment.elems * DTypeBytes(record.dtype));
+  }
 }
 
 Status PushJob::ExplainNoSpace(const Status& status) const {

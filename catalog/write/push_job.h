@@ -89,10 +89,13 @@ class PushJob {
   Result<bool> EqualsStored(const TensorData& data, const TensorId& id);
   Result<bool> EqualsExtent(const TensorData& data, const PlannedExtent& other);
   Status StoreNew(const TensorData& data, PlannedExtent& extent, const std::vector<BaseCandidate>& candidates);
+  void CountBases(const TensorRecord& record);
   Status CheckSources();
   Status ExplainNoSpace(const Status& status) const;
 
   // push_publish.cc: verifying and publishing.
+  // The model that publishing now would replace, if any. Errors: AlreadyExists, what may_replace answers.
+  Result<std::optional<ModelRecord>> FindReplaced() const;
   Status AllocatePush();
   // Files that are stored already, in another layout than this push compared, are read; damaged ones are replaced.
   Status VerifyKnown();
@@ -104,7 +107,9 @@ class PushJob {
   // Another push may have published one of this push's tensors meanwhile: that one stays.
   Status YieldToRivals();
   Status AddTensors(WriteBatch* batch);
-  ModelRecord MakeModel(const CatalogMeta& meta, const ModelRecord* base) const;
+  ModelRecord MakeModel() const;  // without id and base
+  Status DropSketches(WriteBatch* batch);
+  Result<bool> LeadsBack(ModelId base, ModelId model) const;
   void CountLevels(PushReport* report) const;
   static const PlannedExtent& OriginOf(const PlannedExtent& extent);
   static const TensorId& IdOf(const PlannedExtent& extent);

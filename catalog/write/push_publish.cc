@@ -1,5 +1,5 @@
 #include <chrono>
-#include <new>
+#include <map>
 #include <set>
 
 #include "catalog/write/file_reader.h"
@@ -8,6 +8,7 @@
 #include "catalog/write/parallel.h"
 #include "catalog/write/push_job.h"
 #include "catalog/write/store_usage.h"
+#include "catalog/write/store_walk.h"
 
 namespace modelstore {
 namespace {
@@ -28,7 +29,7 @@ int64_t NowNs() {
 Result<PushReport> PushJob::Run() {
   const auto start = std::chrono::steady_clock::now();
   RETURN_IF_ERROR(CheckModelName(options_.name));
-  RETURN_IF_ERROR(CheckNameIsFree(catalog_.store(), options_.name));
+  RETURN_IF_ERROR(FindReplaced().status());
   // Nothing that this push refers to is collected while it runs.
   std::shared_lock keep(catalog_.collect_mutex());
   RETURN_IF_ERROR(Plan());
@@ -37,19 +38,15 @@ Result<PushReport> PushJob::Run() {
   writer_ = std::make_unique<TensorWriter>(catalog_, push_, job_);
 
   PushReport report;
-  const Status status = [&]() -> Status {
-    try {
-      RETURN_IF_ERROR(CodeAll());
-      RETURN_IF_ERROR(MarkNeeded());
-      RETURN_IF_ERROR(VerifyKnown());
-      RETURN_IF_ERROR(Verify());
-      ASSIGN_OR_RETURN(const ModelRecord* base, bases_->BaseModel());
-      RETURN_IF_ERROR(job_.Check());
-      return Publish(base, &report);
-    } catch (const std::bad_alloc&) {
-      return ResourceExhausted("out of memory while storing '" + options_.name + "'");
-    }
-  }();
+  const Status status = Guarded([&]() -> Status {
+    RETURN_IF_ERROR(CodeAll());
+    RETURN_IF_ERROR(MarkNeeded());
+    RETURN_IF_ERROR(VerifyKnown());
+    RETURN_IF_ERROR(Verify());
+    ASSIGN_OR_RETURN(const ModelRecord* base, bases_->BaseModel());
+    RETURN_IF_ERROR(job_.Check());
+    return Publish(base, &report);
+  });
   if (!status.ok()) {
     RollBack();
     return ExplainNoSpace(status);
@@ -61,6 +58,20 @@ Result<PushReport> PushJob::Run() {
   catalog_.NotifyChanged({TopLevelName(options_.name)});
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
+}
+
+Result<std::optional<ModelRecord>> PushJob::FindReplaced() const {
+  const std::string& name = options_.name;
+  if (!options_.update) {
+    RETURN_IF_ERROR(CheckNameIsFree(catalog_.store(), name));
+    return std::optional<ModelRecord>();
+  }
+  RETURN_IF_ERROR(CheckNameIsFree(catalog_.store(), name, /*leaving=*/name));
+  Result<ModelRecord> found = catalog_.FindModel(name);
+  if (found.status().code() == StatusCode::kNotFound) return std::optional<ModelRecord>();
+  if (!found.ok()) return found.status();
+  if (options_.may_replace) RETURN_IF_ERROR(options_.may_replace(*found));
+  return std::optional(*std::move(found));
 }
 
 Status PushJob::AllocatePush() {
@@ -240,14 +251,12 @@ FileRecord PushJob::RecordOf(const PlannedFile& file) {
   return record;
 }
 
-ModelRecord PushJob::MakeModel(const CatalogMeta& meta, const ModelRecord* base) const {
+ModelRecord PushJob::MakeModel() const {
   ModelRecord model;
-  model.id = meta.next_model;
   model.name = options_.name;
   model.created_ns = NowNs();
   model.push = push_;
   model.logical_bytes = source_.total_bytes();
-  model.base = base == nullptr ? 0 : base->id;
   model.owner_uid = options_.owner_uid;
   for (const PlannedFile& file : files_) {
     const SourceFile& source = *file.source;
@@ -261,12 +270,57 @@ ModelRecord PushJob::MakeModel(const CatalogMeta& meta, const ModelRecord* base)
   return model;
 }
 
+// Sketches of tensors that nothing needs without the replaced model: no later push may choose a base that only waits
+// for prune. What is the base of a delta stays anyway, and so goes on serving as one.
+Status PushJob::DropSketches(WriteBatch* batch) {
+  ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(catalog_.store()));
+  std::vector<TensorId> held;  // by the model that comes
+  for (const NewTensor& tensor : new_tensors_) {
+    if (!tensor.needed) continue;
+    for (const ViewSegment& segment : tensor.record.view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity) held.push_back(segment.base);
+    }
+  }
+  for (const PlannedFile& file : files_) {
+    if (file.repeats) continue;
+    FileRecord record;
+    if (file.known) {
+      ASSIGN_OR_RETURN(const StoredValue value, catalog_.store().Get(Family::kFiles, FileKey(file.sha256)));
+      ASSIGN_OR_RETURN(record, ParseFileRecord(value.bytes()));
+    } else {
+      record = RecordOf(file);
+    }
+    for (const Extent& extent : record.extents) {
+      if (extent.kind != Extent::Kind::kLiteral) held.push_back(extent.tensor);
+    }
+  }
+  const StoreWalk::Reachable needed = walk.Mark(walk.FindModel(options_.name), held);
+  for (size_t t = 0; t < walk.tensors().size(); ++t) {
+    if (walk.tensors()[t].has_sketch && !needed.tensors[t])
+      batch->Delete(Family::kSketches, TensorKey(walk.tensors()[t].id));
+  }
+  return OkStatus();
+}
+
+// Whether the bases of `base` lead back to `model`: two models may each have been updated to a finetune of the other.
+Result<bool> PushJob::LeadsBack(ModelId base, ModelId model) const {
+  ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog_.ListModels());
+  std::map<ModelId, ModelId> bases;
+  for (const ModelRecord& record : models) bases.emplace(record.id, record.base);
+  for (size_t steps = 0; base != 0 && base != model && steps <= models.size(); ++steps) {
+    const auto next = bases.find(base);
+    base = next == bases.end() ? 0 : next->second;
+  }
+  return base != 0;
+}
+
 Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   const std::lock_guard lock(catalog_.publish_mutex());
-  RETURN_IF_ERROR(CheckNameIsFree(catalog_.store(), options_.name));
+  ASSIGN_OR_RETURN(const std::optional<ModelRecord> replaced, FindReplaced());
   RETURN_IF_ERROR(MarkNeeded());
   RETURN_IF_ERROR(YieldToRivals());
   ASSIGN_OR_RETURN(CatalogMeta meta, catalog_.Meta());
+  const ModelId next_model = meta.next_model;
 
   WriteBatch batch;
   RETURN_IF_ERROR(AddTensors(&batch));
@@ -277,16 +331,28 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   for (const NewTensor& tensor : new_tensors_) {
     if (tensor.needed) block_bytes += tensor.record.coded_bytes + tensor.record.block_count * kBlockKeyBytes;
   }
-  ModelRecord model = MakeModel(meta, base);
+  ModelRecord model = MakeModel();
+  if (replaced) {
+    // The model stays the same one to those that name it as their base.
+    model.id = replaced->id;
+    if (base != nullptr) {
+      ASSIGN_OR_RETURN(const bool leads_back, LeadsBack(base->id, model.id));
+      if (leads_back) base = nullptr;
+    }
+    meta.model_digest ^= ModelDigest(*replaced);
+  } else {
+    model.id = meta.next_model++;
+    meta.model_count += 1;
+  }
+  model.base = base == nullptr ? 0 : base->id;
   // The record holds the size it is part of; a second round settles the length of that number.
   const uint64_t others = block_bytes + batch.put_bytes() + model.name.size();
   for (int round = 0; round < 2; ++round) model.pushed_stored_bytes = others + Serialize(model).size();
   batch.Put(Family::kModels, model.name, Serialize(model));
-  RETURN_IF_ERROR(AddUsage(catalog_.store(), model.id, model.id + 1, &batch));
-  meta.next_model = model.id + 1;
-  meta.model_count += 1;
+  RETURN_IF_ERROR(AddUsage(catalog_.store(), next_model, meta.next_model, &batch));
   meta.model_digest ^= ModelDigest(model);
   batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
+  if (replaced) RETURN_IF_ERROR(DropSketches(&batch));
   // Nothing may fail once the batch is written: what fails is rolled back.
   report->name = model.name;
   report->base = base == nullptr ? "" : base->name;

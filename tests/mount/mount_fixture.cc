@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -103,10 +104,12 @@ struct Server {
     accesses += text.str();
   }
 
-  Status PushSource(const std::string& name) const {
+  Status PushSource(const std::string& name, uint32_t owner_uid, bool update) const {
     ASSIGN_OR_RETURN(const SourceTree tree, SourceTree::Scan(options.sources + "/" + name));
     PushOptions push;
     push.name = name;
+    push.owner_uid = owner_uid;
+    push.update = update;
     JobControl job;
     return Push(*catalog, tree, push, job).status();
   }
@@ -129,7 +132,13 @@ struct Server {
     std::istringstream words(request);
     std::string what, first, second;
     words >> what >> first >> second;
-    if (what == "push") RETURN_IF_ERROR(PushSource(first));
+    const uint32_t owner = second.empty() ? ::geteuid() : static_cast<uint32_t>(std::atoi(second.c_str()));
+    if (what == "push" || what == "update") RETURN_IF_ERROR(PushSource(first, owner, what == "update"));
+    if (what == "prune") {
+      JobControl job;
+      ASSIGN_OR_RETURN(const PruneReport report, Prune(*catalog, false, job));
+      return std::to_string(report.tensors);
+    }
     if (what == "rm") RETURN_IF_ERROR(Remove(*catalog, first, false).status());
     if (what == "rename") RETURN_IF_ERROR(Rename(*catalog, first, second));
     if (what == "corrupt") RETURN_IF_ERROR(Corrupt(*catalog, first, second));

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <grp.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -143,6 +144,113 @@ TEST_F(MountNamesTest, ModesAreEnforcedForOtherUsers) {
               return ReadAll(At("base/run.sh")) == sources("base").at("run.sh") ? 0 : 1;
             }),
             0);
+}
+
+TEST_F(MountNamesTest, FilesBelongToWhoPushedThem) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root serves the files of several users and can become one of them";
+  constexpr uid_t kAnn = 41001, kBob = 41002;
+  constexpr gid_t kTeam = 41003;
+  WriteSource("m", "secret", "for ann", 0400);
+  WriteSource("m", "shared", "for the team", 0440);
+  WriteSource("m", "public", "for everyone", 0444);
+  WriteSource("m", "sub/nested", "deeper", 0400);
+  ASSERT_EQ(::chown((SourceDir("m") + "/shared").c_str(), static_cast<uid_t>(-1), kTeam), 0);
+  Serve();
+  ASSERT_EQ(Ask("push m " + std::to_string(kAnn)), "ok");
+
+  struct stat st;
+  for (const std::string path : {"m", "m/sub", "m/secret", "m/shared", "m/sub/nested"}) {
+    ASSERT_EQ(::stat(At(path).c_str(), &st), 0) << path;
+    EXPECT_EQ(st.st_uid, kAnn) << path;
+    EXPECT_EQ(st.st_gid, path == "m/shared" ? kTeam : 0) << path;
+    if (S_ISDIR(st.st_mode)) {
+      EXPECT_EQ(st.st_mode & 07777, 0555u) << path;
+    }
+  }
+  ASSERT_EQ(::stat(mountpoint().c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 0u);
+
+  // The first byte of the file, or the error, as seen by a user with these groups.
+  const auto open_as = [&](uid_t uid, std::vector<gid_t> groups, const std::string& path) {
+    return InChild([&] {
+      if (::setgroups(groups.size(), groups.data()) != 0 || ::setgid(uid) != 0 || ::setuid(uid) != 0) return 255;
+      const int fd = ::open(At(path).c_str(), O_RDONLY);
+      if (fd < 0) return errno;
+      char first = 0;
+      return ::read(fd, &first, 1) == 1 ? static_cast<int>(first) : 254;
+    });
+  };
+  EXPECT_EQ(open_as(kAnn, {}, "m/secret"), 'f');
+  EXPECT_EQ(open_as(kAnn, {}, "m/sub/nested"), 'd');
+  EXPECT_EQ(open_as(kAnn, {}, "m/shared"), 'f');
+  EXPECT_EQ(open_as(kBob, {}, "m/public"), 'f');
+  EXPECT_EQ(open_as(kBob, {}, "m/secret"), EACCES);
+  EXPECT_EQ(open_as(kBob, {}, "m/sub/nested"), EACCES);
+  EXPECT_EQ(open_as(kBob, {}, "m/shared"), EACCES);
+  EXPECT_EQ(open_as(kBob, {kTeam}, "m/shared"), 'f');
+  EXPECT_EQ(open_as(kBob, {kTeam}, "m/secret"), EACCES);
+
+  // It changes hands, with the same files: what the kernel knows of the old owner is gone.
+  ASSERT_EQ(Ask("update m " + std::to_string(kBob)), "ok");
+  EXPECT_EQ(open_as(kBob, {}, "m/secret"), 'f');
+  EXPECT_EQ(open_as(kAnn, {}, "m/secret"), EACCES);
+  ASSERT_EQ(::stat(At("m").c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, kBob);
+}
+
+TEST_F(MountNamesTest, AnUpdateShowsOtherContentAndReadersKeepTheirs) {
+  WriteSource("m", "model.safetensors", Checkpoint(1, 300'001, 4));
+  WriteSource("m", "config.json", "{}");
+  WriteSource("m", "gone", "only in the first version");
+  Serve();
+  ASSERT_EQ(Ask("push m"), "ok");
+  const std::string path = At("m/model.safetensors");
+  const std::string old_bytes = sources("m").at("model.safetensors");
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  const int mapped_fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  char* at = static_cast<char*>(::mmap(nullptr, old_bytes.size(), PROT_READ, MAP_SHARED, mapped_fd, 0));
+  ASSERT_NE(at, MAP_FAILED);
+  ::close(mapped_fd);
+  const int folder = ::open(At("m").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  struct stat before, after, same;
+  ASSERT_EQ(::fstat(fd, &before), 0);
+  ASSERT_EQ(::fstatat(folder, "config.json", &same, 0), 0);
+
+  WriteSource("m", "model.safetensors", Checkpoint(77, 300'001, 4));
+  fs::remove(SourceDir("m") + "/gone");
+  WriteSource("m", "new", "only in the second version");
+  ASSERT_EQ(Ask("update m"), "ok");
+  EXPECT_THAT(Walk(), UnorderedElementsAre("m", "m/model.safetensors", "m/config.json", "m/new"));
+  EXPECT_TRUE(ReadAll(path) == sources("m").at("model.safetensors"));
+  EXPECT_EQ(ReadAll(At("m/new")), "only in the second version");
+  EXPECT_EQ(Errno(::stat(At("m/gone").c_str(), &after)), ENOENT);
+  ASSERT_EQ(::stat(path.c_str(), &after), 0);
+  EXPECT_NE(after.st_ino, before.st_ino);
+  // A folder that was open shows the new version, with the files that both have.
+  ASSERT_EQ(::fstatat(folder, "config.json", &after, 0), 0);
+  EXPECT_EQ(after.st_ino, same.st_ino);
+  EXPECT_EQ(::faccessat(folder, "new", R_OK, 0), 0);
+  ::close(folder);
+
+  // Prune frees only what nobody has open: the file that is gone.
+  EXPECT_EQ(Ask("prune"), "1");
+  ASSERT_EQ(Ask("drop"), "ok");
+  EXPECT_EQ(::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+  EXPECT_EQ(InChild([&] { return std::memcmp(at, old_bytes.data(), old_bytes.size()) == 0 ? 0 : 1; }), 0);
+  std::string buffer(old_bytes.size(), '\0');
+  ASSERT_EQ(::pread(fd, buffer.data(), buffer.size(), 0), static_cast<ssize_t>(buffer.size()));
+  EXPECT_TRUE(buffer == old_bytes);
+  ASSERT_EQ(::fstat(fd, &after), 0);
+  EXPECT_EQ(before.st_ino, after.st_ino);
+  ::close(fd);
+  EXPECT_EQ(Ask("prune"), "0");  // it is still mapped
+  ::munmap(at, old_bytes.size());
+  // The kernel gives an open file back some time after the last close.
+  std::string pruned = "0";
+  for (int attempt = 0; attempt < 1000 && pruned == "0"; ++attempt) pruned = Ask("prune");
+  EXPECT_EQ(pruned, "4");  // the header is in both versions
+  EXPECT_TRUE(ReadAll(path) == sources("m").at("model.safetensors"));
 }
 
 TEST_F(MountNamesTest, ExtendedAttributes) {

@@ -133,6 +133,49 @@ TEST(InodeTree, ANodeStandsForAVersionOfTheContent) {
   EXPECT_NE(At(tree, {"m"}).id, m);
 }
 
+TEST(InodeTree, OwnerAndGroupAreOfTheVersion) {
+  InodeTree tree;
+  ModelFile file = File("w", 1);
+  file.gid = 50;
+  ModelRecord model = Model(1, "team/m", {file, File("sub/x", 2)});
+  model.owner_uid = 1000;
+  tree.Update({model});
+  const NodeInfo folder = At(tree, {"team", "m"}), before = At(tree, {"team", "m", "w"});
+  EXPECT_EQ(At(tree, {"team"}).uid, 0u);
+  EXPECT_EQ(folder.uid, 1000u);
+  EXPECT_EQ(At(tree, {"team", "m", "sub"}).uid, 1000u);
+  EXPECT_EQ(before.uid, 1000u);
+  EXPECT_EQ(before.gid, 50u);
+  EXPECT_THAT(tree.Update({model}), IsEmpty());
+
+  model.files[0].gid = 51;
+  EXPECT_THAT(tree.Update({model}), ElementsAre(Pair(folder.id, "w")));
+  EXPECT_NE(At(tree, {"team", "m", "w"}).id, before.id);
+  EXPECT_EQ(At(tree, {"team", "m", "w"}).gid, 51u);
+
+  model.owner_uid = 1001;
+  EXPECT_THAT(tree.Update({model}), ElementsAre(Pair(At(tree, {"team"}).id, "m")));
+  EXPECT_EQ(At(tree, {"team", "m"}).uid, 1001u);
+  EXPECT_EQ(At(tree, {"team", "m", "sub", "x"}).uid, 1001u);
+}
+
+TEST(InodeTree, AnUpdateKeepsTheFolderAndTheFilesThatStay) {
+  InodeTree tree;
+  tree.Update({Model(1, "m", {File("gone", 1), File("same", 2), File("w", 3)})});
+  const NodeInfo folder = At(tree, {"m"}), same = At(tree, {"m", "same"}), old = At(tree, {"m", "w"});
+  EXPECT_TRUE(tree.Hold(old.id));
+  EXPECT_THAT(tree.Update({Model(1, "m", {File("new", 4), File("same", 2), File("w", 5)}, 200)}),
+              UnorderedElementsAre(Pair(folder.id, "gone"), Pair(folder.id, "new"), Pair(folder.id, "w")));
+  EXPECT_EQ(At(tree, {"m"}).id, folder.id);
+  EXPECT_EQ(At(tree, {"m"}).mtime_ns, 200);
+  EXPECT_EQ(At(tree, {"m", "same"}).id, same.id);
+  EXPECT_NE(At(tree, {"m", "w"}).id, old.id);
+  // Who has the old version open still finds it.
+  EXPECT_EQ(tree.Get(old.id)->sha256, old.sha256);
+  tree.Forget(old.id, 1);
+  EXPECT_FALSE(tree.Get(old.id).ok());
+}
+
 TEST(InodeTree, ARenameKeepsFileIds) {
   // Sorted before and after the old name, below it and elsewhere.
   const std::vector<std::pair<std::string, std::vector<std::string>>> targets = {
