@@ -133,6 +133,7 @@ def measure_all(args, models, peer, work):
                         ("lmz", lambda: contenders.LmzAlone(peer.lmz, copies, work))]
         elif without_lmz not in missing:
             missing.append(without_lmz)
+        say("filling the stores")
         made = measure.make_all(servers, missing, say)
         if "mount" in parts:
             reader = str(args.bin / "bench_reader")
@@ -145,13 +146,7 @@ def measure_all(args, models, peer, work):
                 raw["load"] = measure.measure_load(copies, [c for c in made if c.key != "null"], peer.python,
                                                    args.rounds, missing, say)
 
-    if raw.get("mount"):
-        result["mount"] = results.summarise_mount(raw["mount"])
-    if raw.get("push"):
-        result["push"] = results.summarise_push(raw["push"], sum(copies.bytes(r) for r in ("base", "finetune")))
-    if raw.get("load"):
-        result["load"] = results.summarise_load(raw["load"])
-    return {**result, "missing": missing, "raw": raw}
+    return results.summarise({**result, "missing": missing, "raw": raw})
 
 
 def run(args, models, peer):
@@ -243,7 +238,7 @@ def main():
         if args.self_test:
             return self_test(args)
         if args.from_json:
-            result = json.loads(args.from_json.read_text(encoding="utf-8"))
+            result = results.summarise(json.loads(args.from_json.read_text(encoding="utf-8")))
         else:
             began = time.monotonic()
             result = run(args, args.models or default_models(), peers.Peers(args.venv))

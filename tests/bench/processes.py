@@ -1,7 +1,7 @@
 """Starting, measuring and ending the processes of the benchmark. Standard library only.
 
-What is started here is started in a session of its own, so that Ctrl-C reaches the driver alone, and is ended by the
-driver on every way out.
+What is started here is a process group of its own, so that Ctrl-C reaches the driver alone, and is ended by the driver
+on every way out; when the driver is killed, the kernel interrupts it.
 """
 import ctypes
 import json
@@ -25,7 +25,7 @@ def _end_with_driver():
 
 
 def start(command, **arguments):
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_driver, **arguments)
+    return subprocess.Popen(command, process_group=0, preexec_fn=_end_with_driver, **arguments)
 
 
 def tail(stream):
@@ -141,6 +141,18 @@ def read_with(reader, access, path, readers, count, server=None):
     result["server_cpu_s"] = cpu_seconds(server.pid) - before if server else 0
     result["server_rss_bytes"] = peak_rss_bytes(server.pid) if server else 0
     return result
+
+
+def touch(path, distance):
+    """Reads one page of every `distance` bytes and nothing ahead: a server decodes all blocks and, since no reader got
+    all of one, keeps them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        for at in range(0, os.fstat(descriptor).st_size, distance):
+            os.pread(descriptor, 4096, at)
+    finally:
+        os.close(descriptor)
 
 
 def drop_pages(path):

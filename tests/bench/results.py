@@ -22,9 +22,11 @@ def median_of(rounds, key):
 
 
 def ratios(own, others, best=max):
-    """Median and best of the ratios taken round by round; best=min for times."""
+    """The median of the ratios taken round by round, and the ratio of the best rounds, which need not be the same one:
+    where others disturb single rounds, the best of the ratios would be that with the most disturbed denominator.
+    best=min for times."""
     pairs = [a / b for a, b in zip(own, others)]
-    return {"median": statistics.median(pairs), "best": best(pairs)} if pairs else None
+    return {"median": statistics.median(pairs), "best": best(own) / best(others)} if pairs else None
 
 
 def summarise_mount(rows):
@@ -85,18 +87,31 @@ def summarise_load(rows):
     return out
 
 
+def summarise(result):
+    """Adds to what was measured (result["raw"]) what it says."""
+    raw, logical = result["raw"], sum(model["bytes"] for model in result["models"].values())
+    if raw.get("mount"):
+        result["mount"] = summarise_mount(raw["mount"])
+    if raw.get("push"):
+        result["push"] = summarise_push(raw["push"], logical)
+    if raw.get("load"):
+        result["load"] = summarise_load(raw["load"])
+    return result
+
+
 def summary_rows(result):
-    """(what, median, best round, goal) of the figures that are asked for first. Goals depend on the processor."""
+    """(what, median, best, goal) of the figures that are asked for first. Goals depend on the processor."""
     mount = {(r["server"], r["what"], r["state"], r["access"], r["readers"]): r for r in result.get("mount", [])}
-    goals = {"AVX-512": (">= 0.65", ">= 0.45"), "AVX2": (">= 0.55", ">= 0.35")}.get(result["machine"]["target"], ("", ""))
+    goals = {"AVX-512": (">= 0.65", ">= 0.45"), "AVX2": (">= 0.55", ">= 0.35")}
+    goals = goals.get(result["machine"]["target"], ("", ""))
     rows = []
 
     def add(text, ratio, goal, digits=".2f"):
         if ratio:
             rows.append((text, f"{ratio['median']:{digits}}", f"{ratio['best']:{digits}}", goal))
 
-    def share(text, server, state, access, against, goal=""):
-        add(text, mount.get((server, "finetune", state, access, 1), {}).get(against), goal)
+    def share(text, server, state, access, against, goal="", readers=1):
+        add(text, mount.get((server, "finetune", state, access, readers), {}).get(against), goal)
 
     for access in ("read", "mmap"):
         share(f"cold {access} of the finetune, of the null server's rate; the base's blocks decoded", "modelstore",
@@ -107,13 +122,14 @@ def summary_rows(result):
         share("the same, lmz, both in one archive", "lmz-pair", "cold", access, "share_of_null")
         share(f"second {access} of the finetune, of the plain file's rate", "modelstore", "second read", access,
               "share_of_plain", ">= 0.9")
+        share("the same, null server", "null", "second read", access, "share_of_plain")
     for access in ("random-pread", "random-mmap"):
         add(f"cold random {ACCESS[access]} a second, one reader",
             mount.get(("modelstore", "finetune", "cold", access, 1)), ">= 2,000 a core", ",.0f")
     for access, verb in (("read", "reading"), ("mmap", "mapping")):
-        row = mount.get(("modelstore", "finetune", "cold", access, 16), {})
-        add(f"16 processes {verb} the finetune at once, cold: time over one process's",
-            row.get("seconds_of_one_reader"), "<= 1.3")
+        share(f"16 processes {verb} the finetune at once, cold: time over one process's", "modelstore", "cold", access,
+              "seconds_of_one_reader", "<= 1.3", readers=16)
+        share("the same, null server", "null", "cold", access, "seconds_of_one_reader", readers=16)
     load = {(r["server"], r["state"]): r for r in result.get("load", [])}
     for state, where in (("from disk", "on disk"), ("page cache", "in the page cache")):
         row = load.get(("modelstore", state), {})
@@ -183,7 +199,8 @@ def render(result):
              (", ".join(f"{k} {v}" for k, v in sorted(result["peers"].items())) or "none") + "."]
     summary = summary_rows(result)
     if summary:
-        parts += ["### In short", table(["", "median", "best round", "goal"], summary)]
+        parts += ["### In short", "Ratios: the median of the ratios round by round, and the ratio of the best rounds.",
+                  table(["", "median", "best", "goal"], summary)]
     if "mount" in result:
         speeds, costs = mount_tables(result["mount"])
         parts += ["### Reading", "GB/s that each reader gets, or 4 KiB accesses a second: median · best (share of the "
