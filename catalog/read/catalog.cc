@@ -27,11 +27,16 @@ Result<BudgetShares> SplitBudget(uint64_t budget_bytes) {
 
 }  // namespace
 
+Status NoModelNamed(std::string_view name) {
+  return NotFound("no model named " + std::string(name) + "; `modelstore ls` lists what is stored");
+}
+
 struct Catalog::Impl {
   Impl(std::unique_ptr<KvStore> the_store, std::string the_dir, const CatalogOptions& options,
        const BudgetShares& the_shares)
       : dir(std::move(the_dir)),
         read_only(options.read_only),
+        concurrent_pushes(std::max(options.concurrent_pushes, 1u)),
         shares(the_shares),
         store(std::move(the_store)),
         pool(options.threads),
@@ -39,6 +44,7 @@ struct Catalog::Impl {
 
   const std::string dir;
   const bool read_only;
+  const unsigned concurrent_pushes;
   const BudgetShares shares;
   const std::unique_ptr<KvStore> store;
   WorkerPool pool;
@@ -88,13 +94,15 @@ const std::string& Catalog::dir() const { return impl_->dir; }
 KvStore& Catalog::store() { return *impl_->store; }
 ReadEngine& Catalog::reader() { return impl_->reader; }
 WorkerPool& Catalog::pool() { return impl_->pool; }
-uint64_t Catalog::write_budget_bytes() const { return impl_->shares.write_bytes; }
+uint64_t Catalog::memory_budget_bytes() const {
+  return impl_->shares.store_bytes + impl_->shares.write_bytes + impl_->shares.read_bytes;
+}
+uint64_t Catalog::write_budget_bytes() const { return impl_->shares.write_bytes / impl_->concurrent_pushes; }
 
 Result<ModelRecord> Catalog::FindModel(std::string_view name) const {
   auto value = impl_->store->Get(Family::kModels, name);
   if (!value.ok()) {
-    if (value.status().code() == StatusCode::kNotFound)
-      return NotFound("no model named " + std::string(name) + "; `modelstore ls` lists what is stored");
+    if (value.status().code() == StatusCode::kNotFound) return NoModelNamed(name);
     return value.status().WithContext("model " + std::string(name));
   }
   auto record = ParseModelRecord(value->bytes());

@@ -25,8 +25,12 @@ struct CatalogOptions {
   bool read_only = false;
   uint64_t memory_budget_bytes = 1ull << 30;     // hard, all of it: RocksDB's share, block cache, buffers of a push
   unsigned threads = 0;                          // 0: one a core
+  unsigned concurrent_pushes = 1;                // that share the part of the budget which is for pushes
   std::function<Status(uint64_t)> before_write;  // StoreOptions::before_write
 };
+
+// The failure of FindModel, for who must not tell a model that is hidden from one that is missing.
+Status NoModelNamed(std::string_view name);
 
 class Catalog {
  public:
@@ -41,7 +45,8 @@ class Catalog {
   KvStore& store();
   ReadEngine& reader();
   WorkerPool& pool();
-  // Budget for a push's own buffers.
+  uint64_t memory_budget_bytes() const;
+  // Of it, for one push's own buffers.
   uint64_t write_budget_bytes() const;
 
   Result<ModelRecord> FindModel(std::string_view name) const;  // Errors: NotFound

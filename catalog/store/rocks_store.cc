@@ -316,7 +316,8 @@ Status RocksStore::CheckWritable() const {
   if (!write_failed_.load(std::memory_order_acquire)) return OkStatus();
   const std::lock_guard lock(failure_mutex_);
   return first_failure_.WithContext("store " + folder_->dir() +
-                                    " takes no more writes until it is opened again, because one failed");
+                                    " takes no more writes until it is opened again (systemctl restart modelstored), "
+                                    "because one failed");
 }
 
 Status RocksStore::Noted(const rocksdb::Status& s, std::string_view what) {

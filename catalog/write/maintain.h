@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,11 +19,15 @@ struct RemoveReport {
   std::vector<std::string> models;
   uint64_t freed_bytes = 0;  // what prune will give back because of it (coded bytes and records)
 };
-// Errors: NotFound; HasDependents listing the models stored against it.
-Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run);
+// Asked about the model in the moment of changing it. Null: everything is allowed.
+using ModelCheck = std::function<Status(const ModelRecord& model)>;
 
-// Errors: NotFound, AlreadyExists (also `a` against `a/b`), InvalidArgument.
-Status Rename(Catalog& catalog, const std::string& from, const std::string& to);
+// Errors: NotFound; HasDependents listing the models stored against it; what `may_change` answers.
+Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run,
+                            const ModelCheck& may_change = nullptr);
+
+// Errors: NotFound, AlreadyExists (also `a` against `a/b`), InvalidArgument; what `may_change` answers.
+Status Rename(Catalog& catalog, const std::string& from, const std::string& to, const ModelCheck& may_change = nullptr);
 
 struct PruneReport {
   uint64_t freed_bytes = 0;  // of records and blocks that nothing refers to

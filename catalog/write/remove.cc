@@ -119,12 +119,13 @@ void LeaveTheLog(KvStore& store) { (void)store.Flush(kModelFamilies); }
 
 }  // namespace
 
-Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run) {
+Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run, const ModelCheck& may_change) {
   RemoveReport report;
   {
     const std::unique_lock collect(catalog.collect_mutex());
     const std::lock_guard publish(catalog.publish_mutex());
-    RETURN_IF_ERROR(catalog.FindModel(name).status());
+    ASSIGN_OR_RETURN(const ModelRecord removed, catalog.FindModel(name));
+    if (may_change) RETURN_IF_ERROR(may_change(removed));
     ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::LoadLocked(catalog.store()));
     const uint32_t index = usage.FindModel(name);
     if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
@@ -150,11 +151,12 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
   return report;
 }
 
-Status Rename(Catalog& catalog, const std::string& from, const std::string& to) {
+Status Rename(Catalog& catalog, const std::string& from, const std::string& to, const ModelCheck& may_change) {
   RETURN_IF_ERROR(CheckModelName(to));
   {
     const std::lock_guard publish(catalog.publish_mutex());
     ASSIGN_OR_RETURN(ModelRecord model, catalog.FindModel(from));
+    if (may_change) RETURN_IF_ERROR(may_change(model));
     if (from == to) return AlreadyExists("the model is named '" + to + "' already");
     RETURN_IF_ERROR(CheckNameIsFree(catalog.store(), to, from));
     ASSIGN_OR_RETURN(CatalogMeta meta, catalog.Meta());

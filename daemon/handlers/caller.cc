@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "catalog/read/catalog.h"
+
 namespace modelstore {
 
 Caller Caller::InProcess() {
@@ -42,7 +44,12 @@ Status Caller::CheckMayPush() const {
       "change the store; as root: usermod -aG modelstore USER, then log in again");
 }
 
+Status Caller::CheckMaySee(const ModelRecord& model) const {
+  return MaySee(model) ? OkStatus() : NoModelNamed(model.name);
+}
+
 Status Caller::CheckMayChange(const ModelRecord& model) const {
+  RETURN_IF_ERROR(CheckMaySee(model));
   if (MayChange(model)) return OkStatus();
   return PermissionDenied("'" + model.name + "' belongs to the user with id " + std::to_string(model.owner_uid) +
                           ": only that user and root may change it");

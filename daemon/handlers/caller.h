@@ -33,6 +33,8 @@ struct Caller {
 
   // Errors: PermissionDenied naming what is missing and who has it.
   Status CheckMayPush() const;
+  // A model that the caller may not see is answered like one that does not exist (NotFound).
+  Status CheckMaySee(const ModelRecord& model) const;
   Status CheckMayChange(const ModelRecord& model) const;
 };
 

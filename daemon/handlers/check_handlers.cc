@@ -17,6 +17,11 @@ std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Js
 Result<std::string> HandleVerify(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"names"}));
   ASSIGN_OR_RETURN(const std::vector<std::string> names, parameters.Strings("names"));
+  if (names.empty()) RETURN_IF_ERROR(request.caller->CheckMayPush());
+  for (const std::string& name : names) {
+    ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
+    RETURN_IF_ERROR(request.caller->CheckMaySee(model));
+  }
   ASSIGN_OR_RETURN(const VerifyReport report, Verify(catalog, names, *request.job));
   Json failed = Json::array();
   for (const VerifyFailure& failure : report.failed)
@@ -32,6 +37,7 @@ Result<std::string> HandleExport(Catalog& catalog, const Request& request) {
   std::unique_ptr<ExportSink> folder;
   if (request.sink == nullptr) folder = NewFolderSink(dir);
   const auto may_read = [&](const ModelRecord& model, const ModelFile& file) -> Status {
+    RETURN_IF_ERROR(request.caller->CheckMaySee(model));
     if (request.caller->MayReadFile(model, file)) return OkStatus();
     return PermissionDenied(name + "/" + file.path + ": you may not read it");
   };

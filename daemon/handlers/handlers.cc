@@ -7,7 +7,7 @@
 namespace modelstore {
 
 std::span<const Handler> Handlers() {
-  static const std::array<Handler, 9> kHandlers = {{
+  static const std::array<Handler, 10> kHandlers = {{
       {.name = "push", .creates_store = true, .writes = true, .run = HandlePush},
       {.name = "ls", .creates_store = false, .writes = false, .run = HandleLs},
       {.name = "show", .creates_store = false, .writes = false, .run = HandleShow},
@@ -17,6 +17,7 @@ std::span<const Handler> Handlers() {
       {.name = "prune", .creates_store = false, .writes = true, .run = HandlePrune},
       {.name = "verify", .creates_store = false, .writes = false, .run = HandleVerify},
       {.name = "export", .creates_store = false, .writes = false, .run = HandleExport},
+      {.name = "status", .creates_store = false, .writes = false, .run = HandleStatus},
   }};
   return kHandlers;
 }

@@ -1,5 +1,6 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "catalog/write/report.h"
 #include "daemon/handlers/handler_groups.h"
@@ -33,6 +34,28 @@ std::string Timestamp(int64_t ns) {
   return std::string(text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc));
 }
 
+// The names that a caller may not see.
+Result<std::set<std::string>> HiddenFrom(const Caller& caller, Catalog& catalog) {
+  std::set<std::string> hidden;
+  if (caller.administrator) return hidden;
+  ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog.ListModels());
+  for (const ModelRecord& model : models)
+    if (!caller.MaySee(model)) hidden.insert(model.name);
+  return hidden;
+}
+
+// Without the models that the caller may not see, and their names.
+Result<StoreReport> ReportFor(const Caller& caller, Catalog& catalog) {
+  ASSIGN_OR_RETURN(StoreReport report, MakeReport(catalog));
+  // Asked after the report was made, so that what is shown was visible then; a model published since is left out too.
+  ASSIGN_OR_RETURN(const std::set<std::string> hidden, HiddenFrom(caller, catalog));
+  if (hidden.empty()) return report;
+  std::erase_if(report.models, [&](const ModelUsage& model) { return hidden.contains(model.name); });
+  for (ModelUsage& model : report.models)
+    if (hidden.contains(model.base)) model.base.clear();
+  return report;
+}
+
 Json Usage(const ModelUsage& model) {
   Json out;
   out["name"] = model.name;
@@ -51,7 +74,7 @@ Json Usage(const ModelUsage& model) {
 
 Result<std::string> HandleLs(Catalog& catalog, const Request& request) {
   RETURN_IF_ERROR(Parameters::Parse(request.parameters, {}).status());
-  ASSIGN_OR_RETURN(const StoreReport report, MakeReport(catalog));
+  ASSIGN_OR_RETURN(const StoreReport report, ReportFor(*request.caller, catalog));
   Json models = Json::array();
   for (const ModelUsage& model : report.models) models.push_back(Usage(model));
   Json out;
@@ -62,19 +85,25 @@ Result<std::string> HandleLs(Catalog& catalog, const Request& request) {
 Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"name"}));
   ASSIGN_OR_RETURN(const std::string name, parameters.String("name"));
-  ASSIGN_OR_RETURN(const ModelDetail detail, DescribeModel(catalog, name));
+  ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
+  RETURN_IF_ERROR(request.caller->CheckMaySee(model));
+  ASSIGN_OR_RETURN(ModelDetail detail, DescribeModel(catalog, name));
+  ASSIGN_OR_RETURN(const std::set<std::string> hidden, HiddenFrom(*request.caller, catalog));
+  if (hidden.contains(name)) return NoModelNamed(name);  // replaced by one that is hidden meanwhile
+  if (hidden.contains(detail.usage.base)) detail.usage.base.clear();
   Json out = Usage(detail.usage);
   out["levels"] = Levels(detail.usage.levels);
   Json files = Json::array();
   for (const FileUsage& file : detail.files) {
     Json tensors = Json::array();
     for (const TensorUsage& tensor : file.tensors) {
+      const bool base_is_hidden = hidden.contains(tensor.base_model);
       tensors.push_back({{"name", tensor.name},
                          {"dtype", tensor.dtype},
                          {"shape", tensor.shape},
                          {"encoding", tensor.encoding},
-                         {"base", NullIfEmpty(tensor.base_model)},
-                         {"base_tensor", NullIfEmpty(tensor.base_tensor)},
+                         {"base", base_is_hidden ? Json(nullptr) : NullIfEmpty(tensor.base_model)},
+                         {"base_tensor", base_is_hidden ? Json(nullptr) : NullIfEmpty(tensor.base_tensor)},
                          {"logical_bytes", tensor.logical_bytes},
                          {"stored_bytes", tensor.stored_bytes}});
     }
@@ -91,7 +120,7 @@ Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
 
 Result<std::string> HandleReport(Catalog& catalog, const Request& request) {
   RETURN_IF_ERROR(Parameters::Parse(request.parameters, {}).status());
-  ASSIGN_OR_RETURN(const StoreReport report, MakeReport(catalog));
+  ASSIGN_OR_RETURN(const StoreReport report, ReportFor(*request.caller, catalog));
   Json out;
   out["logical_bytes"] = report.logical_bytes;
   out["stored_bytes"] = report.stored_bytes;

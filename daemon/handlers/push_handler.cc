@@ -23,6 +23,7 @@ Result<SourceTree> ScanPath(const Parameters& parameters) {
 
 Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   const Caller& caller = *request.caller;
+  RETURN_IF_ERROR(caller.CheckMayPush());
   ASSIGN_OR_RETURN(const Parameters parameters,
                    Parameters::Parse(request.parameters, {"path", "name", "base", "fidelity", "update"}));
   ASSIGN_OR_RETURN(const std::string name, parameters.String("name", ""));
@@ -42,9 +43,7 @@ Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   options.owner_uid = caller.uid;
   options.update = update;
   options.may_replace = [&](const ModelRecord& replaced) { return caller.CheckMayChange(replaced); };
-  options.may_use_as_base = [&](const ModelRecord& model) {
-    return caller.MaySee(model) ? OkStatus() : NotFound("no model named " + model.name);
-  };
+  options.may_use_as_base = [&](const ModelRecord& model) { return caller.CheckMaySee(model); };
   if (base == "none") {
     options.base = PushOptions::Base::kNone;
   } else if (base != "auto") {
