@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and testing need and that are missing, then builds the release preset:
-# build/release/bin/modelstore. Running it again does only what is left to do.
+# build/release/bin/{modelstore,modelstored}. Running it again does only what is left to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -74,7 +74,7 @@ fi
 mkdir -p build
 cmake --preset release -DBUILD_TESTING=$testing >build/configure.log 2>&1 ||
   { cat build/configure.log >&2 && fail "configuring failed"; }
-[ $tests = build ] && target=all || target=modelstore
-say "building $target with $jobs jobs"
-cmake --build build/release --target "$target" -j "$jobs" >&2
-say "$PWD/build/release/bin/modelstore"
+[ $tests = build ] && targets=(all) || targets=(modelstore modelstored)
+say "building ${targets[*]} with $jobs jobs"
+cmake --build build/release --target "${targets[@]}" -j "$jobs" >&2
+say "$PWD/build/release/bin/modelstore and modelstored"

@@ -1,0 +1,212 @@
+#include "daemon/service/client_connection.h"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "codec/support/log.h"
+#include "daemon/protocol/wire.h"
+#include "daemon/service/peer.h"
+#include "daemon/service/small_thread.h"
+
+namespace modelstore {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kRequestTimeoutMs = 10'000;
+constexpr int kFilesTimeoutMs = 30'000;           // between two frames of a push's files
+constexpr uint32_t kMaxLaterBytes = 64u << 10;    // of a frame after the request
+constexpr size_t kMaxFileNamesBytes = 64u << 20;  // of one push
+
+LogLevel LevelOf(StatusCode code) {
+  switch (code) {
+    case StatusCode::kCorruption:
+    case StatusCode::kIo:
+    case StatusCode::kInternal:
+      return LogLevel::kError;
+    case StatusCode::kNoSpace:
+    case StatusCode::kResourceExhausted:
+    case StatusCode::kPermissionDenied:
+      return LogLevel::kWarning;
+    default:
+      return LogLevel::kInfo;
+  }
+}
+
+std::string Seconds(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3f", seconds);
+  return text;
+}
+
+Result<std::string> ReceiveJson(int socket, const FrameLimits& limits, int timeout_ms, int body_timeout_ms,
+                                DescriptorList* descriptors) {
+  ASSIGN_OR_RETURN(WireFrame frame, ReceiveFrame(socket, limits, -1, timeout_ms, body_timeout_ms));
+  if (frame.kind != FrameKind::kJson) return InvalidArgument("a frame of data came where a request belongs");
+  if (descriptors != nullptr) *descriptors = std::move(frame.descriptors);
+  return std::move(frame.payload);
+}
+
+}  // namespace
+
+ClientConnection::ClientConnection(int socket, ServerState* state)
+    : socket_(socket),
+      state_(*state),
+      answers_(socket, [this] { Cancel(); }),
+      job_([this](const JobProgress& progress) {
+        if (entry_) entry_->Update(progress);
+        answers_.Progress(progress);
+      }) {
+  job_.on_warning = [this](const std::string& message) { answers_.Warning(message); };
+}
+
+ClientConnection::~ClientConnection() { close(socket_); }
+
+void ClientConnection::Run() {
+  const auto start = Clock::now();
+  Result<std::string> answer = Internal("the request was not served");
+  try {
+    answer = Serve();
+  } catch (const std::bad_alloc&) {
+    answer = ResourceExhausted("the daemon is out of memory");
+  } catch (const std::exception& e) {
+    answer = Internal(e.what());
+  }
+  if (!answer.ok() && stopping_)
+    answer = Unavailable("modelstored is stopping; the request was ended and what it did was rolled back");
+  Status sent = answer.ok() ? answers_.SendResult(*answer) : answers_.SendError(answer.status());
+  if (sent.code() == StatusCode::kResourceExhausted) sent = answers_.SendError(sent);
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  state_.counters.Served(handler_ ? handler_->name : "other", answer.status().code(), seconds, answers_.sent_bytes());
+  LogRequest(answer.status(), seconds);
+}
+
+void ClientConnection::Stop() {
+  stopping_ = true;
+  Cancel();
+  shutdown(socket_, SHUT_RD);  // ends a wait for the client
+}
+
+void ClientConnection::Cancel() {
+  job_.Cancel();
+  state_.pushes.WakeAll();
+  state_.exports.WakeAll();
+}
+
+Result<std::string> ClientConnection::Serve() {
+  ASSIGN_OR_RETURN(caller_, CallerOf(socket_, state_.group));
+  ASSIGN_OR_RETURN(request_, ReceiveRequest());
+  handler_ = FindHandler(request_.request);
+  if (handler_ == nullptr)
+    return Unsupported("this modelstored (" MODELSTORE_VERSION ") knows no request '" + request_.request + "'");
+  if (handler_->writes && !state_.why_read_only.ok()) return state_.why_read_only;
+  const bool push = handler_->name == "push";
+  if (!push && request_.files > 0) return InvalidArgument("files came with a request that takes none");
+
+  // Nobody who may not push makes the daemon hold descriptors.
+  DescriptorBudget::Share share;
+  SourceTree source;
+  if (push) {
+    RETURN_IF_ERROR(caller_.CheckMayPush());
+    ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files));
+    ASSIGN_OR_RETURN(source, ReceiveSource());
+  }
+  return RunHandler(*handler_, push ? &source : nullptr);
+}
+
+Result<ClientRequest> ClientConnection::ReceiveRequest() {
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReceiveJson(socket_, FrameLimits{}, kRequestTimeoutMs, kRequestTimeoutMs, nullptr));
+  return ParseClientRequest(text);
+}
+
+Result<SourceTree> ClientConnection::ReceiveSource() {
+  std::vector<OpenedFile> files;
+  std::vector<DescriptorList> held;  // closes what is not handed over
+  size_t name_bytes = 0;
+  while (files.size() < request_.files) {
+    DescriptorList& descriptors = held.emplace_back();
+    ASSIGN_OR_RETURN(const std::string text, ReceiveJson(socket_, {.descriptors = kMaxFrameDescriptors},
+                                                         kFilesTimeoutMs, kFilesTimeoutMs, &descriptors));
+    ASSIGN_OR_RETURN(std::vector<ClientFile> named, ParseClientFiles(text));
+    if (named.empty() || named.size() != descriptors.size() || named.size() > request_.files - files.size())
+      return InvalidArgument("a frame with " + std::to_string(named.size()) + " files and " +
+                             std::to_string(descriptors.size()) + " descriptors, of " + std::to_string(request_.files) +
+                             " files announced");
+    for (ClientFile& file : named) {
+      name_bytes += file.path.size() + file.shown_as.size();
+      files.push_back({.path = std::move(file.path), .shown_as = std::move(file.shown_as)});
+    }
+    if (name_bytes > kMaxFileNamesBytes)
+      return ResourceExhausted("the names of the push's files have more than " + std::to_string(kMaxFileNamesBytes) +
+                               " bytes; push them as several models");
+  }
+  size_t next = 0;
+  for (DescriptorList& descriptors : held)
+    for (size_t i = 0; i < descriptors.size(); ++i) files[next++].fd = descriptors.Take(i);
+  return SourceTree::FromDescriptors(/*default_name=*/"", std::move(files), state_.mount_device);
+}
+
+Result<std::string> ClientConnection::RunHandler(const Handler& handler, const SourceTree* source) {
+  entry_.emplace(&state_.jobs,
+                 JobInfo{.request = std::string(handler.name), .model = request_.model, .uid = caller_.uid});
+  ASSIGN_OR_RETURN(SmallThread listener, SmallThread::Start(kThreadStackBytes, [this] { Listen(); }));
+  const auto run = [&]() -> Result<std::string> {
+    Gate* const gate = source != nullptr                                      ? &state_.pushes
+                       : handler.name == "export" || handler.name == "verify" ? &state_.exports
+                                                                              : nullptr;
+    std::optional<Gate::Place> place;
+    if (gate != nullptr) {
+      ASSIGN_OR_RETURN(place, gate->Enter(job_));
+    }
+    FrameSink sink(&answers_);
+    const Request request{
+        .parameters = request_.parameters, .job = &job_, .caller = &caller_, .source = source, .sink = &sink};
+    ASSIGN_OR_RETURN(std::string document, handler.run(state_.catalog, request));
+    return handler.name == "status" ? state_.complete_status(document, caller_) : document;
+  };
+  Result<std::string> answer = run();
+  shutdown(socket_, SHUT_RD);  // ends the listening
+  listener.Join();
+  entry_.reset();
+  if (answer.status().code() == StatusCode::kCancelled && !said_.ok()) return said_;
+  return answer;
+}
+
+void ClientConnection::Listen() {
+  const Result<std::string> text =
+      ReceiveJson(socket_, {.json_bytes = kMaxLaterBytes}, kNoTimeout, kRequestTimeoutMs, nullptr);
+  said_ = text.ok() ? ParseLaterFrame(*text) : text.status();
+  if (said_.code() == StatusCode::kUnavailable) said_ = Cancelled("the client went away");
+  Cancel();
+}
+
+void ClientConnection::LogRequest(const Status& status, double seconds) const {
+  const bool said_nothing = request_.request.empty() && status.code() == StatusCode::kUnavailable;
+  LogLevel level = status.ok() ? LogLevel::kInfo : LevelOf(status.code());
+  if (said_nothing || (status.ok() && !handler_->writes && !state_.log_reads)) level = LogLevel::kDebug;
+  const std::string code(StatusCodeName(status.code()));
+  if (status.ok()) {
+    Log(level, "request",
+        {{"uid", std::to_string(caller_.uid)},
+         {"request", request_.request},
+         {"model", request_.model},
+         {"code", code},
+         {"seconds", Seconds(seconds)}});
+  } else {
+    Log(level, "request",
+        {{"uid", std::to_string(caller_.uid)},
+         {"request", request_.request},
+         {"model", request_.model},
+         {"code", code},
+         {"seconds", Seconds(seconds)},
+         {"error", std::string(status.message())}});
+  }
+}
+
+}  // namespace modelstore

@@ -1,0 +1,102 @@
+#include "daemon/service/client_request.h"
+
+#include <nlohmann/json.hpp>
+
+#include "daemon/protocol/wire.h"
+
+namespace modelstore {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int kMaxDepth = 16;  // writing JSON again recurses
+constexpr size_t kMaxTextBytes = 4096;
+
+Result<Json> ParseObject(std::string_view text) {
+  bool too_deep = false;
+  const auto check = [&](int depth, Json::parse_event_t, Json&) {
+    too_deep = too_deep || depth > kMaxDepth;
+    return !too_deep;
+  };
+  Json json = Json::parse(text, check, /*allow_exceptions=*/false);
+  if (too_deep) return InvalidArgument("a request nested deeper than " + std::to_string(kMaxDepth) + " levels");
+  if (!json.is_object()) return InvalidArgument("a request that is not a JSON object");
+  return json;
+}
+
+// A text of the request; `key` may be missing.
+Result<std::string> TextOf(const Json& json, const char* key) {
+  const auto it = json.find(key);
+  if (it == json.end()) return std::string();
+  if (!it->is_string()) return InvalidArgument("the request's '" + std::string(key) + "' is not a string");
+  const auto& text = it->get_ref<const std::string&>();
+  if (text.size() > kMaxTextBytes)
+    return InvalidArgument("the request's '" + std::string(key) + "' is longer than " + std::to_string(kMaxTextBytes) +
+                           " bytes");
+  return text;
+}
+
+Status CheckProtocol(const Json& json) {
+  const auto it = json.find("protocol");
+  if (it == json.end() || !it->is_number_unsigned())
+    return InvalidArgument("a request without the number of its protocol");
+  const auto protocol = it->get<uint64_t>();
+  if (protocol == kProtocolVersion) return OkStatus();
+  return Unsupported("the client speaks protocol " + std::to_string(protocol) + ", this modelstored (" +
+                     MODELSTORE_VERSION + ") speaks protocol " + std::to_string(kProtocolVersion) +
+                     "; use the modelstore that was installed with it");
+}
+
+std::string ModelOf(const Json& parameters) {
+  for (const char* key : {"name", "from"}) {
+    const auto it = parameters.find(key);
+    if (it != parameters.end() && it->is_string()) return it->get<std::string>().substr(0, kMaxTextBytes);
+  }
+  return "";
+}
+
+}  // namespace
+
+Result<ClientRequest> ParseClientRequest(std::string_view text) {
+  ASSIGN_OR_RETURN(const Json json, ParseObject(text));
+  RETURN_IF_ERROR(CheckProtocol(json));
+  ClientRequest out;
+  ASSIGN_OR_RETURN(out.version, TextOf(json, "version"));
+  ASSIGN_OR_RETURN(out.request, TextOf(json, "request"));
+  if (out.request.empty()) return InvalidArgument("a request without its name");
+  const auto parameters = json.find("parameters");
+  if (parameters == json.end() || !parameters->is_object())
+    return InvalidArgument("a request without an object of parameters");
+  out.parameters = parameters->dump(-1, ' ', false, Json::error_handler_t::replace);
+  out.model = ModelOf(*parameters);
+  if (const auto files = json.find("files"); files != json.end()) {
+    if (!files->is_number_unsigned()) return InvalidArgument("the request's 'files' is not a count");
+    out.files = files->get<uint64_t>();
+  }
+  return out;
+}
+
+Result<std::vector<ClientFile>> ParseClientFiles(std::string_view text) {
+  ASSIGN_OR_RETURN(const Json json, ParseObject(text));
+  const auto files = json.find("files");
+  if (files == json.end()) return ParseLaterFrame(text);
+  if (!files->is_array()) return InvalidArgument("the request's 'files' is not an array");
+  std::vector<ClientFile> out;
+  for (const Json& entry : *files) {
+    if (!entry.is_object()) return InvalidArgument("one of the request's files is not an object");
+    ClientFile& file = out.emplace_back();
+    ASSIGN_OR_RETURN(file.path, TextOf(entry, "path"));
+    ASSIGN_OR_RETURN(file.shown_as, TextOf(entry, "shown_as"));
+    if (file.shown_as.empty()) file.shown_as = file.path;
+  }
+  return out;
+}
+
+Status ParseLaterFrame(std::string_view text) {
+  ASSIGN_OR_RETURN(const Json json, ParseObject(text));
+  const auto cancel = json.find("cancel");
+  if (cancel != json.end() && cancel->is_boolean() && cancel->get<bool>()) return Cancelled("cancelled by the client");
+  return InvalidArgument("what came after the request is not one of protocol " + std::to_string(kProtocolVersion));
+}
+
+}  // namespace modelstore

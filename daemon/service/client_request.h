@@ -1,0 +1,33 @@
+// What a client says, parsed (layer: daemon/service). The bytes come from anyone. Values; thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+struct ClientRequest {
+  std::string version;     // of the client's program
+  std::string request;     // "push", …
+  std::string parameters;  // JSON object
+  std::string model;       // the model it is about, when the parameters name one: for logs and `status`
+  uint64_t files = 0;      // that follow
+};
+// Errors: Unsupported (another protocol: names both), InvalidArgument.
+Result<ClientRequest> ParseClientRequest(std::string_view json);
+
+struct ClientFile {
+  std::string path, shown_as;
+};
+// One frame of a push's files. Errors: Cancelled (the client's `cancel` in its place), InvalidArgument.
+Result<std::vector<ClientFile>> ParseClientFiles(std::string_view json);
+
+// What comes after a request: Cancelled for the client's `cancel`, else InvalidArgument.
+Status ParseLaterFrame(std::string_view json);
+
+}  // namespace modelstore

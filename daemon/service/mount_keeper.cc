@@ -1,0 +1,73 @@
+#include "daemon/service/mount_keeper.h"
+
+#include <sys/eventfd.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "fuse/mount_table.h"
+
+namespace modelstore {
+
+namespace {
+constexpr size_t kWatcherStackBytes = 256u << 10;
+}  // namespace
+
+Result<std::unique_ptr<MountKeeper>> MountKeeper::Start(Catalog& catalog, const MountOptions& options) {
+  const int ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (ended_fd < 0) return StatusFromErrno(errno, "creating an eventfd");
+  std::unique_ptr<MountKeeper> keeper(new MountKeeper(catalog, options, ended_fd));
+  RETURN_IF_ERROR(keeper->MountNow());
+  return keeper;
+}
+
+MountKeeper::~MountKeeper() {
+  (void)Stop();
+  close(ended_fd_);
+}
+
+Status MountKeeper::MountNow() {
+  ASSIGN_OR_RETURN(mount_, Mount::Start(catalog_, options_));
+  const MountState state = mount_->state();
+  ASSIGN_OR_RETURN(const std::optional<MountEntry> entry, FindMount(state.mountpoint));
+  if (!entry) return Unavailable("the mount on " + state.mountpoint + " vanished while it was set up");
+  ASSIGN_OR_RETURN(watcher_, SmallThread::Start(kWatcherStackBytes, [this, mount = mount_.get()] {
+                     mount->Wait();
+                     const uint64_t one = 1;
+                     (void)!write(ended_fd_, &one, sizeof one);
+                   }));
+  const std::lock_guard lock(mutex_);
+  state_ = state;
+  device_ = makedev(entry->device_major, entry->device_minor);
+  return OkStatus();
+}
+
+Status MountKeeper::MountAgain() {
+  (void)Stop();
+  uint64_t ends;
+  (void)!read(ended_fd_, &ends, sizeof ends);
+  return MountNow();
+}
+
+Status MountKeeper::Stop() {
+  const Status status = mount_ ? mount_->Stop() : OkStatus();
+  watcher_.Join();
+  mount_.reset();
+  const std::lock_guard lock(mutex_);
+  state_.reset();
+  device_ = 0;
+  return status;
+}
+
+std::optional<MountState> MountKeeper::state() const {
+  const std::lock_guard lock(mutex_);
+  return state_;
+}
+
+uint64_t MountKeeper::device() const {
+  const std::lock_guard lock(mutex_);
+  return device_;
+}
+
+}  // namespace modelstore

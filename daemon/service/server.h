@@ -1,0 +1,44 @@
+// The connections of the daemon: a thread each, up to a number (layer: daemon/service).
+//
+// Thread-safe. Stop before destroying.
+#pragma once
+
+#include <sys/types.h>
+
+#include <condition_variable>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include "daemon/service/client_connection.h"
+
+namespace modelstore {
+
+class Server {
+ public:
+  // `state` outlives the server. A user who is neither root nor the daemon's own gets at most half of the connections.
+  Server(ServerState* state, size_t max_clients) : state_(*state), max_clients_(max_clients) {}
+  ~Server();  // Stop()
+
+  // Takes a connected, non-blocking socket over; answers `busy` when there are too many.
+  void Serve(int socket);
+  // Takes no more, ends all jobs (they roll back) and waits for them.
+  void Stop();
+
+ private:
+  Status Admit(ClientConnection* connection, uid_t uid);
+  void Leave(std::shared_ptr<ClientConnection> connection, uid_t uid);
+
+  ServerState& state_;
+  const size_t max_clients_;
+  std::mutex mutex_;
+  std::condition_variable left_;
+  std::set<ClientConnection*> connections_;
+  std::map<uid_t, size_t> by_user_;
+  size_t threads_ = 0;  // that may still use this object
+  bool stopping_ = false;
+};
+
+}  // namespace modelstore

@@ -1,0 +1,273 @@
+#include "daemon/service/service.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "codec/support/log.h"
+#include "daemon/service/limits.h"
+#include "daemon/service/mount_keeper.h"
+#include "daemon/service/server.h"
+#include "daemon/service/socket_listener.h"
+
+namespace modelstore {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+
+constexpr int kNoDescriptorsWaitMs = 100;
+constexpr int kMaxMountsAgain = 5;  // within kMountsAgainWindow; more means that something keeps taking it away
+constexpr auto kMountsAgainWindow = std::chrono::minutes(1);
+
+// Ends the process when an orderly end takes too long.
+class ShutdownLimit {
+ public:
+  explicit ShutdownLimit(std::chrono::seconds limit)
+      : thread_([this, limit] {
+          std::unique_lock lock(mutex_);
+          if (changed_.wait_for(lock, limit, [this] { return done_; })) return;
+          Log(LogLevel::kError, "not stopped in time; ending at once (the store survives that)",
+              {{"seconds", std::to_string(limit.count())}});
+          _exit(1);
+        }) {}
+  ~ShutdownLimit() {
+    {
+      const std::lock_guard lock(mutex_);
+      done_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool done_ = false;
+  std::thread thread_;
+};
+
+void Notify(const std::string& state) { (void)sd_notify(0, state.c_str()); }
+
+// -1 without a watchdog; else twice as often as it asks.
+int WatchdogPeriodMs() {
+  uint64_t microseconds = 0;
+  if (sd_watchdog_enabled(0, &microseconds) <= 0) return -1;
+  return static_cast<int>(std::clamp<uint64_t>(microseconds / 2000, 1, 3'600'000));
+}
+
+// The signals that the daemon takes, from now on through a descriptor, in this thread and those it starts.
+Result<int> TakeSignals() {
+  sigset_t taken;
+  sigemptyset(&taken);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&taken, number);
+  pthread_sigmask(SIG_BLOCK, &taken, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  const int fd = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
+  if (fd < 0) return StatusFromErrno(errno, "creating a signalfd");
+  return fd;
+}
+
+class Service {
+ public:
+  explicit Service(const Config& config) : config_(config) {}
+
+  Status Run() {
+    const Status status = StartAll();
+    const Status end = status.ok() ? Loop() : status;
+    Notify("STOPPING=1");
+    const ShutdownLimit limit{std::chrono::seconds(config_.shutdown_seconds)};
+    StopAll();
+    return end;
+  }
+
+ private:
+  Status StartAll() {
+    ASSIGN_OR_RETURN(signals_, TakeSignals());
+    // First, while there is one thread. Who connects from now on is served when everything stands.
+    ASSIGN_OR_RETURN(listener_, SocketListener::Open(config_.socket));
+    Notify("STATUS=opening the store " + config_.store);
+    Status why_read_only;
+    ASSIGN_OR_RETURN(catalog_, OpenCatalog(&why_read_only));
+    state_ = std::make_unique<ServerState>(*catalog_, PassableDescriptors(config_.max_clients));
+    state_->why_read_only = why_read_only;
+    state_->group = config_.group;
+    state_->log_reads = config_.access_log;
+    state_->complete_status = [this](const std::string& document, const Caller& caller) {
+      return CompleteStatus(document, caller);
+    };
+    if (!config_.mount.empty()) {
+      MountOptions options;
+      options.mountpoint = config_.mount;
+      options.read_ahead_kb = config_.read_ahead_kb;
+      options.allow_other = geteuid() == 0;
+      ASSIGN_OR_RETURN(mount_, MountKeeper::Start(*catalog_, options));
+      ShowMount();
+    }
+    server_ = std::make_unique<Server>(state_.get(), config_.max_clients);
+    Log(LogLevel::kInfo, "ready",
+        {{"version", MODELSTORE_VERSION},
+         {"store", config_.store},
+         {"mount", config_.mount},
+         {"socket", listener_->path()},
+         {"memory_budget_bytes", std::to_string(config_.memory_budget_bytes)}});
+    Notify("READY=1\nSTATUS=serving " + config_.store + (config_.mount.empty() ? "" : " at " + config_.mount));
+    return OkStatus();
+  }
+
+  // Read-only when the folder cannot be written to: models stay readable.
+  Result<std::unique_ptr<Catalog>> OpenCatalog(Status* why_read_only) {
+    CatalogOptions options;
+    options.create_if_missing = true;
+    options.memory_budget_bytes = config_.memory_budget_bytes;
+    options.threads = config_.threads;
+    options.concurrent_pushes = kConcurrentPushes;
+    Result<std::unique_ptr<Catalog>> writable = Catalog::Open(config_.store, options);
+    if (writable.ok() || writable.status().code() != StatusCode::kPermissionDenied) return writable;
+    options.create_if_missing = false;
+    options.read_only = true;
+    Result<std::unique_ptr<Catalog>> readable = Catalog::Open(config_.store, options);
+    if (!readable.ok()) return writable;
+    *why_read_only =
+        writable.status().WithContext("the daemon can only read its store; make the folder writable and restart it");
+    Log(LogLevel::kWarning, "the store is served read-only", {{"error", std::string(writable.status().message())}});
+    return readable;
+  }
+
+  // Until a signal says to stop.
+  Status Loop() {
+    const int watchdog_ms = WatchdogPeriodMs();
+    for (;;) {
+      std::array<pollfd, 3> polled = {
+          {{signals_, POLLIN, 0}, {listener_->fd(), POLLIN, 0}, {mount_ ? mount_->ended_fd() : -1, POLLIN, 0}}};
+      const int ready = poll(polled.data(), polled.size(), watchdog_ms);
+      if (ready < 0 && errno != EINTR) return StatusFromErrno(errno, "waiting for clients");
+      if (watchdog_ms > 0) Notify("WATCHDOG=1");
+      if (ready <= 0) continue;
+      if (polled[0].revents != 0 && StopAsked()) return OkStatus();
+      if (polled[2].revents != 0) RETURN_IF_ERROR(MountAgain());
+      if (polled[1].revents != 0) AcceptAll();
+    }
+  }
+
+  bool StopAsked() {
+    signalfd_siginfo info{};
+    while (read(signals_, &info, sizeof info) == sizeof info) {
+      const auto number = static_cast<int>(info.ssi_signo);
+      if (number == SIGUSR1) {
+        state_->log_reads = !state_->log_reads;
+        Log(LogLevel::kInfo, "access log", {{"on", state_->log_reads ? "true" : "false"}});
+      } else if (number != SIGHUP) {
+        Log(LogLevel::kInfo, "stopping", {{"signal", number == SIGTERM ? "SIGTERM" : "SIGINT"}});
+        return true;
+      }
+    }
+    return false;
+  }
+
+  void AcceptAll() {
+    for (;;) {
+      const Result<int> socket = listener_->Accept();
+      if (socket.ok()) {
+        server_->Serve(*socket);
+        continue;
+      }
+      if (socket.status().code() == StatusCode::kBusy) return;
+      Log(LogLevel::kError, "accepting a client", {{"error", std::string(socket.status().message())}});
+      poll(nullptr, 0, kNoDescriptorsWaitMs);  // for descriptors to be closed
+      return;
+    }
+  }
+
+  Status MountAgain() {
+    Log(LogLevel::kWarning, "the mount was taken away from outside; mounting again", {{"mount", config_.mount}});
+    const auto now = Clock::now();
+    std::erase_if(mounted_again_, [&](Clock::time_point then) { return now - then > kMountsAgainWindow; });
+    mounted_again_.push_back(now);
+    if (mounted_again_.size() > kMaxMountsAgain)
+      return Unavailable("the mount on " + config_.mount + " was taken away " + std::to_string(mounted_again_.size()) +
+                         " times within a minute");
+    state_->mount_device = 0;
+    RETURN_IF_ERROR(mount_->MountAgain().WithContext("mounting again"));
+    ShowMount();
+    return OkStatus();
+  }
+
+  void ShowMount() {
+    state_->mount_device = mount_->device();
+    const std::optional<MountState> state = mount_->state();
+    Log(LogLevel::kInfo, "mounted",
+        {{"mount", state->mountpoint}, {"read_ahead_kb", std::to_string(state->read_ahead_kb)}});
+  }
+
+  void StopAll() {
+    const auto start = Clock::now();
+    listener_.reset();
+    if (server_) server_->Stop();
+    if (mount_) {
+      if (const Status status = mount_->Stop(); !status.ok())
+        Log(LogLevel::kError, "unmounting", {{"error", std::string(status.message())}});
+    }
+    server_.reset();
+    mount_.reset();
+    state_.reset();
+    catalog_.reset();
+    if (signals_ >= 0) close(signals_);
+    const auto taken = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
+    Log(LogLevel::kInfo, "stopped", {{"milliseconds", std::to_string(taken.count())}});
+  }
+
+  std::string CompleteStatus(const std::string& document, const Caller& caller) const {
+    Json out = Json::parse(document);
+    const std::optional<MountState> mount = mount_ ? mount_->state() : std::nullopt;
+    if (mount) {
+      out["mount"] = mount->mountpoint;
+      out["read_ahead_kb"] = mount->read_ahead_kb;
+    }
+    out["pid"] = getpid();
+    out["uptime_seconds"] = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - started_).count();
+    Json jobs = Json::array();
+    for (const JobInfo& job : state_->jobs.List()) {
+      // The name of a model that others may not see is not for them while it is stored either.
+      const bool open = caller.administrator || caller.uid == job.uid;
+      jobs.push_back({{"id", job.id},
+                      {"request", job.request},
+                      {"uid", job.uid},
+                      {"model", open && !job.model.empty() ? Json(job.model) : Json(nullptr)},
+                      {"phase", job.phase.empty() ? Json(nullptr) : Json(job.phase)},
+                      {"done_bytes", job.done_bytes},
+                      {"total_bytes", job.total_bytes},
+                      {"started", job.started_ns / 1'000'000'000}});
+    }
+    out["jobs"] = std::move(jobs);
+    out["clients"] = state_->counters.counts().clients;
+    return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+  }
+
+  const Config config_;
+  const Clock::time_point started_ = Clock::now();
+  int signals_ = -1;
+  std::unique_ptr<SocketListener> listener_;
+  std::unique_ptr<Catalog> catalog_;
+  std::unique_ptr<ServerState> state_;
+  std::unique_ptr<MountKeeper> mount_;
+  std::unique_ptr<Server> server_;
+  std::vector<Clock::time_point> mounted_again_;
+};
+
+}  // namespace
+
+Status RunService(const Config& config) { return Service(config).Run(); }
+
+}  // namespace modelstore
