@@ -92,8 +92,9 @@ def missing_fuse():
 def describe_machine():
     with open("/proc/cpuinfo", encoding="utf-8") as stream:
         flags = next((set(line.split()) for line in stream if line.startswith("flags")), set())
-    target = "AVX-512" if {"avx512f", "avx512bw", "avx512vl", "avx512vbmi"} <= flags else \
-        "AVX2" if "avx2" in flags else "no AVX2"
+    found = "avx512" if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= flags else \
+        "avx2" if "avx2" in flags else "baseline"
+    target = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "no AVX2"}.get(os.environ.get("MODELSTORE_CPU") or found)
     return {"cores": len(os.sched_getaffinity(0)), "target": target,
             "linux": ".".join(platform.release().split(".")[:2]),
             "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
@@ -102,10 +103,11 @@ def describe_machine():
 def measure_all(args, models, peer, work):
     missing, program = [], str(args.bin / "modelstore")
     parts = args.only or PARTS
+    daemon = str(args.bin / "modelstored") if os.access(args.bin / "modelstored", os.X_OK) else None
     copies = contenders.Models(*models, work)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     result = {"schema": 1, "version": version, "machine": describe_machine(), "rounds": args.rounds,
-              "load_average": os.getloadavg()[0],
+              "served_by": "modelstored" if daemon else "modelstore mount", "load_average": os.getloadavg()[0],
               "models": {role: {"name": copies.sources[role].name, "bytes": copies.bytes(role),
                                 "file_bytes": copies.bytes_of_file(role)} for role in ("base", "finetune")},
               "peers": peer.versions()}
@@ -127,7 +129,7 @@ def measure_all(args, models, peer, work):
     if "mount" in parts or "load" in parts:
         servers = [("plain", lambda: contenders.Plain(copies)),
                    ("null", lambda: contenders.Null(str(args.bin / "bench_null_fuse"), copies, work)),
-                   ("modelstore", lambda: contenders.ModelStore(program, copies, work))]
+                   ("modelstore", lambda: contenders.ModelStore(program, daemon, copies, work))]
         if not without_lmz:
             servers += [("lmz", lambda: contenders.LmzPair(peer.lmz, copies, work)),
                         ("lmz", lambda: contenders.LmzAlone(peer.lmz, copies, work))]

@@ -70,17 +70,18 @@ def fetch(venv):
     """Makes the virtual environment and installs the peers; what is installed already stays."""
     pip = [str(pathlib.Path(venv) / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet"]
 
-    def install(*arguments):
-        return subprocess.run([*pip, *arguments], check=False).returncode == 0
+    def install(*arguments, errors=None):
+        return subprocess.run([*pip, *arguments], stderr=errors, check=False).returncode == 0
 
     print(f"fetching into {venv}", file=sys.stderr)
     if subprocess.run([sys.executable, "-m", "venv", str(venv)], check=False).returncode:
         raise processes.Failure(f"{venv}: no virtual environment (apt-get install python3-venv)")
     if not install("lmzip[zstd]", "numpy", "safetensors"):
         raise processes.Failure("lmzip could not be installed from PyPI; see above")
-    # One short attempt: without that index PyPI's larger build does.
-    if not install("--retries", "0", "--timeout", "15", "--index-url", TORCH_INDEX, "torch") and not install("torch"):
-        raise processes.Failure("torch could not be installed; see above (lmz is there)")
+    if not install("--retries", "0", "--timeout", "15", "--index-url", TORCH_INDEX, "torch", errors=subprocess.DEVNULL):
+        print(f"torch: nothing from {TORCH_INDEX}; taking PyPI's build, which is a few GB", file=sys.stderr)
+        if not install("torch"):
+            raise processes.Failure("torch could not be installed; see above (lmz is there)")
     if not install("zipnn"):
         raise processes.Failure("zipnn could not be installed from PyPI; see above (lmz and torch are there)")
     subprocess.run([str(pathlib.Path(venv) / "bin" / "lmz"), "doctor"], stdout=sys.stderr, check=False)

@@ -192,8 +192,8 @@ def mount_tables(rows):
 def render(result):
     """The results as Markdown, which is also what the terminal shows."""
     machine, models = result["machine"], result["models"]
-    parts = [f"{result['version']} on a machine with {machine['cores']} cores ({machine['target']}), Linux "
-             f"{machine['linux']}; {models['base']['name']} ({megabytes(models['base']['bytes'])} MB) and its finetune "
+    parts = [f"{result['version']}, served by `{result['served_by']}`, on a machine with {machine['cores']} cores "
+             f"({machine['target']}), Linux {machine['linux']}; {models['base']['name']} ({megabytes(models['base']['bytes'])} MB) and its finetune "
              f"{models['finetune']['name']} ({megabytes(models['finetune']['bytes'])} MB); medians of "
              f"{result['rounds']} rounds in turn; load average before the run {result['load_average']:.1f}. Peers: " +
              (", ".join(f"{k} {v}" for k, v in sorted(result["peers"].items())) or "none") + "."]
@@ -236,5 +236,4 @@ def write_docs(path, result):
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin:
         raise processes.Failure(f"{path}: expected the lines {BEGIN} and {END}")
-    body = render(result).replace("\n### ", "\n## ")
-    path.write_text(text[:begin] + BEGIN + "\n\n" + body + "\n\n" + text[end:], encoding="utf-8")
+    path.write_text(text[:begin] + BEGIN + "\n\n" + render(result) + "\n\n" + text[end:], encoding="utf-8")
