@@ -30,10 +30,10 @@ def is_sequential(scenario):
 
 
 class Turns:
-    """Contenders that still take part, and what became of the others."""
+    """Contenders that still take part, and what became of the others; both lists are the caller's."""
 
     def __init__(self, contestants, missing, say):
-        self.contestants, self.missing, self.say = list(contestants), missing, say
+        self.contestants, self.missing, self.say = contestants, missing, say
 
     def shuffled(self, seed):
         order = list(self.contestants)
@@ -48,7 +48,8 @@ class Turns:
             if contestant.key in REQUIRED:
                 raise
             self.contestants.remove(contestant)
-            self.missing.append(f"{contestant.label}: {error}")
+            named = str(error).startswith(contestant.label)
+            self.missing.append(str(error) if named else f"{contestant.label}: {error}")
             self.say(f"left out from here on: {self.missing[-1]}")
 
 
@@ -172,7 +173,7 @@ def pack_zstd(program, models, out):
 
 def measure_push(models, packers, work, rounds, missing, say):
     rows = collections.defaultdict(list)
-    turns = Turns(packers, missing, say)
+    turns, labels = Turns(packers, missing, say), {p.key: p.label for p in packers}
     for role in ("base", "finetune"):
         processes.fill_pages(models.folders[role])
     for number in range(rounds):
@@ -182,10 +183,11 @@ def measure_push(models, packers, work, rounds, missing, say):
             out.mkdir()
             try:
                 with turns.of(packer):
-                    rows[packer.key].append(packer.pack(packer.program, models, out))
+                    result = packer.pack(packer.program, models, out)
+                    rows[packer.key].append(result)
             finally:
                 shutil.rmtree(out)
-    return [{"tool": key, "label": next(p.label for p in packers if p.key == key), "rounds": values}
+    return [{"tool": key, "label": labels[key], "rounds": values}
             for key, values in rows.items()]
 
 

@@ -193,8 +193,9 @@ def render(result):
     """The results as Markdown, which is also what the terminal shows."""
     machine, models = result["machine"], result["models"]
     parts = [f"{result['version']}, served by `{result['served_by']}`, on a machine with {machine['cores']} cores "
-             f"({machine['target']}), Linux {machine['linux']}; {models['base']['name']} ({megabytes(models['base']['bytes'])} MB) and its finetune "
-             f"{models['finetune']['name']} ({megabytes(models['finetune']['bytes'])} MB); medians of "
+             f"({machine['target']}), Linux {machine['linux']}; {models['base']['name']} "
+             f"({megabytes(models['base']['bytes'])} MB) and its finetune {models['finetune']['name']} "
+             f"({megabytes(models['finetune']['bytes'])} MB); medians of "
              f"{result['rounds']} rounds in turn; load average before the run {result['load_average']:.1f}. Peers: " +
              (", ".join(f"{k} {v}" for k, v in sorted(result["peers"].items())) or "none") + "."]
     summary = summary_rows(result)
