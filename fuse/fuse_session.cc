@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +22,7 @@
 #include <mutex>
 #include <thread>
 
+#include "codec/support/log.h"
 #include "fuse/mount_table.h"
 
 namespace modelstore {
@@ -47,7 +49,7 @@ void LogFuseMessage(fuse_log_level level, const char* format, va_list arguments)
   if (kept_messages) {
     *kept_messages = message;
   } else {
-    std::fprintf(stderr, "modelstore: %s\n", message.c_str());
+    Log(level <= FUSE_LOG_ERR ? LogLevel::kError : LogLevel::kWarning, message);
   }
 }
 
@@ -256,6 +258,8 @@ Result<std::unique_ptr<FuseSession>> FuseSession::Start(fuse_lowlevel_ops ops, v
 FuseSession::~FuseSession() { (void)Stop(); }
 
 uint32_t FuseSession::read_ahead_kb() const { return impl_->read_ahead_kb; }
+
+uint64_t FuseSession::device() const { return makedev(impl_->mounted.device_major, impl_->mounted.device_minor); }
 
 void FuseSession::InvalidateEntries(const std::vector<std::pair<uint64_t, std::string>>& entries) {
   if (entries.empty()) return;

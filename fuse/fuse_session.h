@@ -34,6 +34,7 @@ class FuseSession {
   ~FuseSession();  // Stop()
 
   uint32_t read_ahead_kb() const;  // in force
+  uint64_t device() const;         // st_dev of what is on the mount
 
   // Makes the kernel forget these names, or that they did not exist; returns when it has, or when the session has
   // ended. Call it with no lock held that an op takes.

@@ -5,12 +5,12 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <filesystem>
 #include <mutex>
 #include <system_error>
 #include <vector>
 
+#include "codec/support/log.h"
 #include "fuse/fuse_session.h"
 #include "fuse/mount_ops.h"
 #include "fuse/mount_table.h"
@@ -110,8 +110,8 @@ struct Mount::Impl {
       const std::lock_guard lock(heard->mutex);
       if (!heard->mount) return;
       if (const Status status = heard->mount->Refresh(); !status.ok())
-        std::fprintf(stderr, "modelstore: %s still shows the models of before a change: %s\n",
-                     heard->mount->mountpoint.c_str(), status.ToString().c_str());
+        Log(LogLevel::kError,
+            heard->mount->mountpoint + " still shows the models of before a change: " + status.ToString());
     });
   }
 
@@ -148,10 +148,12 @@ Result<std::unique_ptr<Mount>> Mount::Start(Catalog& catalog, const MountOptions
 }
 
 Mount::~Mount() {
-  if (const Status status = Stop(); !status.ok()) std::fprintf(stderr, "modelstore: %s\n", status.ToString().c_str());
+  if (const Status status = Stop(); !status.ok()) Log(LogLevel::kError, status.ToString());
 }
 
-MountState Mount::state() const { return {impl_->mountpoint, impl_->session->read_ahead_kb()}; }
+MountState Mount::state() const {
+  return {impl_->mountpoint, impl_->session->read_ahead_kb(), impl_->session->device()};
+}
 
 MountStats Mount::stats() const { return impl_->ops.stats(); }
 

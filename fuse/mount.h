@@ -34,6 +34,7 @@ struct MountOptions {
 struct MountState {
   std::string mountpoint;
   uint32_t read_ahead_kb = 0;  // what the kernel really uses
+  uint64_t device = 0;         // st_dev of every file on it
 };
 
 // Since the mount started.

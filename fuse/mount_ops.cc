@@ -12,11 +12,12 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <new>
 #include <nlohmann/json.hpp>
+
+#include "codec/support/log.h"
 
 namespace modelstore {
 namespace {
@@ -122,8 +123,8 @@ void MountOps::ReportOnce(const NodeInfo& file, const Status& status) {
     const std::lock_guard lock(mutex_);
     if (!reported_.insert(file.sha256).second) return;
   }
-  std::fprintf(stderr, "modelstore: %s/%s: %s (readers get an input/output error; `modelstore verify %s` says more)\n",
-               file.model.c_str(), file.path.c_str(), status.ToString().c_str(), file.model.c_str());
+  Log(LogLevel::kError, file.model + "/" + file.path + ": " + status.ToString() +
+                            " (readers get an input/output error; `modelstore verify " + file.model + "` says more)");
 }
 
 MountStats MountOps::stats() const {
@@ -177,7 +178,7 @@ struct MountRequests {
     } catch (const std::bad_alloc&) {
       fuse_reply_err(request, ENOMEM);
     } catch (const std::exception& e) {
-      std::fprintf(stderr, "modelstore: answering a file request: %s\n", e.what());
+      Log(LogLevel::kError, "answering a file request: " + std::string(e.what()));
       fuse_reply_err(request, EIO);
     }
   }
