@@ -2,12 +2,15 @@
 
 #define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
 #include <fuse_lowlevel.h>
+#include <malloc.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <mutex>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "codec/support/log.h"
@@ -75,6 +78,15 @@ Status PrepareMountpoint(const std::string& mountpoint, MadeFolders& made) {
   return OkStatus();
 }
 
+// A read takes two buffers of up to a block from RocksDB. By default each of the workers' arenas gives its memory back
+// after every read and faults it in again at the next: an eighth of the server's CPU time in a cold read.
+void KeepHeapMemory() {
+  constexpr unsigned kMaxArenas = 4;  // together they keep 64 MiB at most
+  ::mallopt(M_ARENA_MAX, static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 2u, kMaxArenas)));
+  ::mallopt(M_MMAP_THRESHOLD, 4 << 20);
+  ::mallopt(M_TRIM_THRESHOLD, 16 << 20);
+}
+
 }  // namespace
 
 struct Mount::Impl {
@@ -125,6 +137,7 @@ struct Mount::Impl {
 Mount::Mount(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Result<std::unique_ptr<Mount>> Mount::Start(Catalog& catalog, const MountOptions& options) {
+  KeepHeapMemory();
   ASSIGN_OR_RETURN(const std::string mountpoint, ResolveMountpoint(options.mountpoint));
   auto impl = std::make_unique<Impl>(catalog, mountpoint, options);
   RETURN_IF_ERROR(PrepareMountpoint(mountpoint, impl->made));

@@ -47,8 +47,9 @@ struct MountStats {
 class Mount {
  public:
   // Mounts and serves on threads of its own. A stale mount of ours left by a killed process (ENOTCONN) is unmounted
-  // first; any other file system mounted there, or a folder that is not empty, is refused. Errors: NotFound,
-  // PermissionDenied, Busy, Io, Unavailable (no /dev/fuse: says how to get it).
+  // first; any other file system mounted there, or a folder that is not empty, is refused. Sets the process's malloc to
+  // keep what it frees (64 MiB at most). Errors: NotFound, PermissionDenied, Busy, Io, Unavailable (no /dev/fuse: says
+  // how to get it).
   static Result<std::unique_ptr<Mount>> Start(Catalog& catalog, const MountOptions& options);
   ~Mount();  // Stop()
 

@@ -37,9 +37,7 @@ BlockCache::Reservation::~Reservation() {
 
 // As many are remembered as the cache could hold, if they were a quarter of the usual size.
 BlockCache::BlockCache(uint64_t capacity_bytes)
-    : ledger_(std::make_shared<Ledger>()), gone_(1 + capacity_bytes / (BlockMemory::kSlotBytes / 4)) {
-  ledger_->capacity_bytes = capacity_bytes;
-}
+    : ledger_(std::make_shared<Ledger>(capacity_bytes)), gone_(1 + capacity_bytes / (BlockMemory::kSlotBytes / 4)) {}
 
 BlockCache::~BlockCache() { Clear(); }
 
@@ -246,7 +244,8 @@ void BlockCache::Insert(Position slot, const BlockPtr& block, Use use, Garbage& 
     return;
   }
   MoveTo(tried_, slot);
-  for (auto it = tried_.end(); it != tried_.begin() && tried_bytes_ > ledger_->capacity_bytes / 16;) {
+  const uint64_t max_tried_bytes = std::min(ledger_->capacity_bytes / 16, kMaxTriedBytes);
+  for (auto it = tried_.end(); it != tried_.begin() && tried_bytes_ > max_tried_bytes;) {
     const Position last = --it;
     if (last->block.use_count() > 1) continue;  // it goes next time
     ++it;

@@ -14,7 +14,7 @@
 // Two kinds do not stay, because touching fresh memory for them costs half as much as decoding them (measured), and
 // memory that was just used costs nothing. A block that a reader was given completely and that predicts no other is
 // forgotten at once: what was read is with the reader (the kernel's page cache). A block that was decoded for a
-// prediction is only `tried`, in a sixteenth of the capacity; when it had to go and is wanted again, its base is hot,
+// prediction is only `tried`, in kMaxTriedBytes; when it had to go and is wanted again, its base is hot,
 // and it enters `recent`.
 #pragma once
 
@@ -46,10 +46,12 @@ struct BlockId {
 };
 
 struct Ledger {
+  explicit Ledger(uint64_t capacity) : memory(capacity / 8), capacity_bytes(capacity) {}
+
   BlockMemory memory;
+  const uint64_t capacity_bytes;
   std::mutex mutex;  // of what follows
   std::condition_variable released;
-  uint64_t capacity_bytes = 0;
   uint64_t used_bytes = 0;  // reservations and charged blocks
   uint64_t peak_bytes = 0;
   uint64_t next_ticket = 0, serving = 0;  // reservations are granted in order of arrival
@@ -182,6 +184,8 @@ class BlockCache {
   void Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage);
   void MoveTo(List& list, Position slot);  // its front
   void Unlink(Position slot, Garbage& garbage);
+  // Enough for the blocks of a delta that share a base block, and little enough to stay in the CPU's cache.
+  static constexpr uint64_t kMaxTriedBytes = 4ull << 20;
   // Where the number of a tried block is remembered after it had to go.
   uint64_t& Memory(uint64_t number) { return gone_[number % gone_.size()]; }
   // Moves the least useful blocks that nobody holds to `garbage`, until they will give `bytes` back. False, and nothing

@@ -77,7 +77,7 @@ void BlockMemory::Free(std::byte* data, size_t bytes) {
   {
     const std::lock_guard lock(mutex_);
     const auto used = used_slots_.find(arena);
-    if ((spare_.size() + 1) * kSlotBytes <= kSpareBytes) {
+    if ((spare_.size() + 1) * kSlotBytes <= max_spare_bytes_) {
       --used->second;
       spare_.push_back(data);
       return;

@@ -23,7 +23,7 @@ namespace modelstore {
 
 struct ReadOptions {
   uint64_t memory_budget_bytes = 1ull << 30;  // at least kMinReadBudgetBytes
-  uint64_t prefetch_bytes = 16ull << 20;      // ahead of a sequential reader; 0: none
+  uint64_t prefetch_bytes = 8ull << 20;       // ahead of a sequential reader; 0: none
 };
 inline constexpr uint64_t kMinReadBudgetBytes = 16ull << 20;
 

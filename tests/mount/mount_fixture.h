@@ -43,9 +43,9 @@ class MountTest : public ::testing::Test {
   // Serves a store with models `base` (several files) and `team/ft` (a finetune of it).
   void ServeTwoModels();
   // One request: "push NAME [OWNER]", "update NAME [OWNER]", "prune" (the tensors it removed), "rm NAME", "rename FROM
-  // TO", "corrupt NAME PATH", "drop", "read_ahead", "peak", "counts" (reads, bytes, errors, open files), "accesses"
-  // (since asked last: model, path, process, pid, uid, size, bytes, any reads, errors, any time), "stop", "wait".
-  // Returns "ok…" or the error.
+  // TO", "corrupt NAME PATH", "drop", "read_ahead", "device", "peak", "counts" (reads, bytes, errors, open files),
+  // "accesses" (since asked last: model, path, process, pid, uid, size, bytes, any reads, errors, any time), "stop",
+  // "wait". Returns "ok…" or the error.
   std::string Ask(const std::string& request);
   // Sends without waiting for the answer, which Answer() returns.
   void Send(const std::string& request);

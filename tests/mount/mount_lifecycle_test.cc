@@ -39,6 +39,13 @@ TEST_F(MountLifecycleTest, StopUnmounts) {
   EXPECT_TRUE(fs::is_empty(mountpoint()));
 }
 
+TEST_F(MountLifecycleTest, KnowsTheDeviceOfItsFiles) {
+  ServeTwoModels();
+  struct stat file;
+  ASSERT_EQ(::stat(At("base/model.safetensors").c_str(), &file), 0);
+  EXPECT_EQ(Ask("device"), std::to_string(file.st_dev));
+}
+
 TEST_F(MountLifecycleTest, StopIsBoundedWhenFilesAreOpen) {
   ServeTwoModels();
   const std::string path = At("base/model.safetensors");

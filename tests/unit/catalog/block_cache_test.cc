@@ -159,7 +159,7 @@ TEST(BlockCache, ABaseBlockStaysWhenItIsWantedAgain) {
     EXPECT_FALSE(predict(i));
     EXPECT_TRUE(predict(i)) << "two blocks of a delta may need it";
   }
-  EXPECT_EQ(cache.stats().cached_bytes, 10 * kBytes);
+  EXPECT_EQ(cache.stats().cached_bytes, 160 / 16 * kBytes);
   // Another fine-tune of the same base. Few are mixed up in the memory of what has gone.
   for (uint32_t i = 0; i < 90; ++i) EXPECT_FALSE(predict(i));
   int stayed = 0;
