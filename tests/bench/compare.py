@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs/benchmarks.md"
 IMAGE = ROOT / "docs/images/benchmarks.svg"
 PARTS = ("mount", "push", "load")
-PROGRAMS = ("modelstore", "bench_null_fuse", "bench_reader")
+PROGRAMS = ("modelstore", "modelstored", "bench_null_fuse", "bench_reader")
 SKIPPED = 77
 
 
@@ -103,11 +103,10 @@ def describe_machine():
 def measure_all(args, models, peer, work):
     missing, program = [], str(args.bin / "modelstore")
     parts = args.only or PARTS
-    daemon = str(args.bin / "modelstored") if os.access(args.bin / "modelstored", os.X_OK) else None
     copies = contenders.Models(*models, work)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     result = {"schema": 1, "version": version, "machine": describe_machine(), "rounds": args.rounds,
-              "served_by": "modelstored" if daemon else "modelstore mount", "load_average": os.getloadavg()[0],
+              "load_average": os.getloadavg()[0],
               "models": {role: {"name": copies.sources[role].name, "bytes": copies.bytes(role),
                                 "file_bytes": copies.bytes_of_file(role)} for role in ("base", "finetune")},
               "peers": peer.versions()}
@@ -129,7 +128,7 @@ def measure_all(args, models, peer, work):
     if "mount" in parts or "load" in parts:
         servers = [("plain", lambda: contenders.Plain(copies)),
                    ("null", lambda: contenders.Null(str(args.bin / "bench_null_fuse"), copies, work)),
-                   ("modelstore", lambda: contenders.ModelStore(program, daemon, copies, work))]
+                   ("modelstore", lambda: contenders.ModelStore(program, str(args.bin / "modelstored"), copies, work))]
         if not without_lmz:
             servers += [("lmz", lambda: contenders.LmzPair(peer.lmz, copies, work)),
                         ("lmz", lambda: contenders.LmzAlone(peer.lmz, copies, work))]

@@ -102,23 +102,21 @@ class Null(Served):
 
 
 class ModelStore(Served):
-    """Served by a daemon with the defaults of its configuration where one is built, else by `modelstore mount`."""
+    """A store of its own, served by a daemon with the defaults of its configuration."""
     key, label = "modelstore", "modelstore"
 
     def __init__(self, program, daemon, models, work):
         super().__init__(models, work)
-        self.program, self.daemon, self.store = program, daemon, work / "store"
+        self.daemon, self.store = daemon, work / "store"
         self.config, self.socket = work / "config.toml", work / "socket"
-        self.config.touch()
+        self.config.touch()  # empty: not that of this machine
         for role in ("base", "finetune"):
             processes.run([program, "--store", self.store, "--json", "push", models.folders[role], "--name", role])
         processes.fill_pages(self.store)
 
     def command(self):
-        if self.daemon:
-            return [self.daemon, "--config", str(self.config), "--store", str(self.store), "--mount", self.mountpoint,
-                    "--socket", str(self.socket)]
-        return [self.program, "--store", str(self.store), "--json", "mount", self.mountpoint]
+        return [self.daemon, "--config", str(self.config), "--store", str(self.store), "--mount", self.mountpoint,
+                "--socket", str(self.socket)]
 
     def within(self, role):
         return f"{role}/{self.models.files[role]}"

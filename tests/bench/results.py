@@ -192,7 +192,7 @@ def mount_tables(rows):
 def render(result):
     """The results as Markdown, which is also what the terminal shows."""
     machine, models = result["machine"], result["models"]
-    parts = [f"{result['version']}, served by `{result['served_by']}`, on a machine with {machine['cores']} cores "
+    parts = [f"{result['version']} on a machine with {machine['cores']} cores "
              f"({machine['target']}), Linux {machine['linux']}; {models['base']['name']} "
              f"({megabytes(models['base']['bytes'])} MB) and its finetune {models['finetune']['name']} "
              f"({megabytes(models['finetune']['bytes'])} MB); medians of "
