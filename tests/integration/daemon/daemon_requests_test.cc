@@ -1,0 +1,431 @@
+// What clients may ask of a daemon and what it answers.
+#include <fcntl.h>
+#include <grp.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <set>
+#include <thread>
+
+#include "tests/integration/daemon/daemon_fixture.h"
+
+namespace modelstore {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uid_t kStranger = 54321;
+constexpr size_t kBigBytes = 96u << 20;  // a push that takes long enough to be interrupted
+
+struct OpenedFd {
+  OpenedFd(const std::string& path, int flags) : fd(open(path.c_str(), flags | O_CLOEXEC)) {}
+  ~OpenedFd() { close(fd); }
+  const int fd;
+};
+
+TEST_F(DaemonTest, StoresListsShowsAndRemoves) {
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", 300'000);
+  const Json pushed = Push("m", file);
+  ASSERT_EQ(CodeOf(pushed), "") << pushed;
+  EXPECT_EQ(pushed["result"]["verified"], true);
+  EXPECT_EQ(pushed["result"]["logical_bytes"], 300'000);
+  EXPECT_EQ(CodeOf(Push("m", file)), "already_exists");
+  EXPECT_EQ(ModelNames(), std::vector<std::string>{"m"});
+  if (can_mount()) {
+    EXPECT_TRUE(ReadFile(mountpoint() + "/m/a.bin") == ReadFile(file));
+  }
+  EXPECT_EQ(Call("show", {{"name", "m"}})["result"]["files"][0]["path"], "a.bin");
+  EXPECT_EQ(CodeOf(Call("rename", {{"from", "m"}, {"to", "n"}})), "");
+  EXPECT_EQ(CodeOf(Call("show", {{"name", "m"}})), "not_found");
+  EXPECT_EQ(CodeOf(Call("rm", {{"name", "n"}})), "");
+  EXPECT_EQ(CodeOf(Call("prune")), "");
+  ExpectWhole({});
+}
+
+TEST_F(DaemonTest, ExportsAsFramesInOrder) {
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", (3u << 20) + 17);
+  ASSERT_EQ(CodeOf(Push("m", file)), "");
+  const RawClient client(socket());
+  ASSERT_TRUE(client.SendRequest("export", {{"name", "m"}, {"dir", "/shown"}}).ok());
+  const Json files = client.Until("files");
+  ASSERT_EQ(files["files"].size(), 1u) << files;
+  EXPECT_EQ(files["files"][0]["path"], "a.bin");
+  EXPECT_EQ(files["files"][0]["bytes"], (3u << 20) + 17);
+  uint64_t bytes = 0;
+  Json frame;
+  for (frame = client.Next(); !frame.contains("file_done"); frame = client.Next()) {
+    ASSERT_TRUE(frame.contains("data") || frame.contains("progress")) << frame;
+    if (frame.contains("data")) bytes += frame["data"].get<uint64_t>();
+  }
+  EXPECT_EQ(bytes, (3u << 20) + 17);
+  EXPECT_EQ(frame["file_done"], 0);
+  EXPECT_EQ(client.Answer()["result"]["files"], 1);
+}
+
+TEST_F(DaemonTest, StatusSaysWhatGoesOn) {
+  StartDaemon({.config = "memory_budget_bytes = \"256M\""});
+  const Json status = Call("status")["result"];
+  EXPECT_EQ(status["pid"], pid());
+  EXPECT_EQ(status["store"], store());
+  EXPECT_EQ(status["mount"], can_mount() ? Json(mountpoint()) : Json(nullptr));
+  EXPECT_EQ(status["memory_budget_bytes"], 256u << 20);
+  EXPECT_GT(status["resident_bytes"], 0);
+  EXPECT_TRUE(status["cache"].contains("hits"));
+  EXPECT_TRUE(status["decode"].contains("target"));
+  ASSERT_EQ(status["jobs"].size(), 1u) << status;
+  EXPECT_EQ(status["jobs"][0]["request"], "status");
+  EXPECT_EQ(status["clients"], 1);
+}
+
+TEST_F(DaemonTest, OfTwoPushesOfOneNameOneWins) {
+  StartDaemon();
+  const OpenedFd a(WriteFile("a.bin", 2u << 20, 1), O_RDONLY), b(WriteFile("b.bin", 2u << 20, 2), O_RDONLY);
+  const RawClient first(socket()), second(socket());
+  first.SendPush("m", {{"f", a.fd}});
+  second.SendPush("m", {{"f", b.fd}});
+  const std::multiset<std::string> codes = {CodeOf(first.Answer()), CodeOf(second.Answer())};
+  EXPECT_EQ(codes, (std::multiset<std::string>{"", "already_exists"}));
+  ExpectWhole({"m"});
+}
+
+TEST_F(DaemonTest, SixtyFourClientsAtOnce) {
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", 4096);
+  std::vector<std::string> codes(64);
+  std::vector<std::thread> clients;
+  for (size_t i = 0; i < codes.size(); ++i)
+    clients.emplace_back(
+        [&, i] { codes[i] = i % 2 == 0 ? CodeOf(Push("m" + std::to_string(i), file)) : CodeOf(Call("report")); });
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(codes, std::vector<std::string>(64));
+  EXPECT_EQ(ModelNames().size(), 32u);
+}
+
+TEST_F(DaemonTest, MoreClientsThanAllowedAreToldSo) {
+  StartDaemon({.config = "max_clients = 3"});
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int i = 0; i < 40; ++i) idle.push_back(std::make_unique<RawClient>(socket()));
+  for (size_t i = 3; i < idle.size(); ++i) EXPECT_EQ(CodeOf(idle[i]->Next()), "busy");
+  idle.clear();
+  AwaitIdle();
+  EXPECT_EQ(CodeOf(Call("ls")), "");
+}
+
+TEST_F(DaemonTest, GarbageIsAnsweredAndHarmsNobody) {
+  StartDaemon();
+  const auto frame = [](const std::string& payload, char kind = 0) {
+    std::string header("MSF1\0\0\0\0\0\0\0\0", 12);
+    header[4] = kind;
+    const auto length = static_cast<uint32_t>(payload.size());
+    std::memcpy(header.data() + 8, &length, 4);
+    return header + payload;
+  };
+  const std::string head = R"({"protocol": 1, "version": "x", )";
+  const std::pair<std::string, std::string> kCases[] = {
+      {"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "invalid_argument"},
+      {std::string(100'000, '\xff'), "invalid_argument"},
+      {std::string("MSF1\0\0\0\0\xff\xff\xff\xff", 12), "invalid_argument"},
+      {frame("data", 1), "invalid_argument"},
+      {frame("", 1), "invalid_argument"},
+      {frame(""), "invalid_argument"},
+      {frame("not JSON"), "invalid_argument"},
+      {frame("[]"), "invalid_argument"},
+      {frame(std::string(1'000'000, '[')), "invalid_argument"},
+      {frame("{\"protocol\": 1, \"request\": \"ls\", \"parameters\": " + std::string(100'000, '{')),
+       "invalid_argument"},
+      {frame(R"({"request": "ls", "parameters": {}})"), "invalid_argument"},
+      {frame(R"({"protocol": 2, "request": "ls", "parameters": {}})"), "unsupported"},
+      {frame(R"({"protocol": -1, "request": "ls", "parameters": {}})"), "invalid_argument"},
+      {frame(head + R"("request": 7, "parameters": {}})"), "invalid_argument"},
+      {frame(head + R"("request": "format", "parameters": {}})"), "unsupported"},
+      {frame(head + R"("request": "ls"})"), "invalid_argument"},
+      {frame(head + R"("request": "ls", "parameters": {"x": 1}})"), "invalid_argument"},
+      {frame(head + R"("request": "ls", "parameters": {}, "files": 1})"), "invalid_argument"},
+      {frame(head + R"("request": "push", "parameters": {"name": "m"}, "files": -1})"), "invalid_argument"},
+      {frame(head + R"("request": "push", "parameters": {"name": "m"}, "files": 18446744073709551615})"),
+       "resource_exhausted"},
+      {frame(head + R"("request": "push", "parameters": {"name": "../m"}, "files": 0})"), "invalid_argument"},
+      {frame(head + R"("request": "push", "parameters": {"name": "m"}, "files": 1})") + frame(R"({"files": [{}]})"),
+       "invalid_argument"},
+      {frame(head + R"("request": "push", "parameters": {"name": "m"}, "files": 1})") + frame(R"({"cancel": true})"),
+       "cancelled"},
+  };
+  for (const auto& [bytes, code] : kCases) {
+    SCOPED_TRACE(bytes.substr(0, 120));
+    const RawClient client(socket());
+    client.SendBytes(bytes);
+    EXPECT_EQ(CodeOf(client.Answer()), code);
+    EXPECT_TRUE(client.Next().contains("closed"));
+  }
+  ExpectWhole({});
+}
+
+TEST_F(DaemonTest, AnotherProtocolIsNamed) {
+  StartDaemon();
+  const RawClient client(socket());
+  ASSERT_TRUE(client.SendJson(R"({"protocol": 99, "version": "9.9", "request": "ls", "parameters": {}})").ok());
+  const Json answer = client.Answer();
+  EXPECT_EQ(CodeOf(answer), "unsupported");
+  const std::string message = answer["error"]["message"];
+  EXPECT_NE(message.find("protocol 99"), std::string::npos) << message;
+  EXPECT_NE(message.find("protocol 1"), std::string::npos) << message;
+}
+
+TEST_F(DaemonTest, ClientsThatStallKeepNobodyFromWork) {
+  StartDaemon();
+  const RawClient silent(socket()), half_a_header(socket()), half_a_push(socket());
+  half_a_header.SendBytes("MSF1\0");
+  ASSERT_TRUE(half_a_push.SendRequest("push", {{"name", "m"}}, 2).ok());
+  EXPECT_EQ(CodeOf(Push("n", WriteFile("n.bin", 1000))), "");
+  EXPECT_EQ(CodeOf(Call("prune")), "");
+  Signal(SIGTERM);
+  EXPECT_EQ(CodeOf(half_a_push.Answer()), "unavailable");
+  EXPECT_EQ(WaitForDaemon(), 0);
+}
+
+TEST_F(DaemonTest, OnlyRegularFilesOpenForReadingAreTaken) {
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", 1000);
+  ASSERT_EQ(mkfifo((root() + "/fifo").c_str(), 0600), 0);
+  const OpenedFd writable(file, O_RDWR), path(file, O_PATH), fifo(root() + "/fifo", O_RDONLY | O_NONBLOCK),
+      folder(root(), O_RDONLY), device("/dev/zero", O_RDONLY), good(file, O_RDONLY);
+  for (const OpenedFd* bad : {&writable, &path, &fifo, &folder, &device}) {
+    const RawClient client(socket());
+    client.SendPush("m", {{"good", good.fd}, {"bad", bad->fd}});
+    const Json answer = client.Answer();
+    EXPECT_EQ(CodeOf(answer), "invalid_argument") << answer;
+    EXPECT_NE(answer["error"]["message"].get<std::string>().find("/shown/bad"), std::string::npos) << answer;
+  }
+  for (const char* name : {"../a", "/a", "", "a//b"}) {
+    const RawClient client(socket());
+    client.SendPush("m", {{name, good.fd}});
+    EXPECT_EQ(CodeOf(client.Answer()), "invalid_argument") << name;
+  }
+  const RawClient twice(socket());
+  twice.SendPush("m", {{"a", good.fd}, {"a", good.fd}});
+  EXPECT_EQ(CodeOf(twice.Answer()), "invalid_argument");
+  ExpectWhole({});
+}
+
+TEST_F(DaemonTest, DescriptorsAreCountedForAllClientsTogether) {
+  // 1,200 less what the daemon keeps for itself and for its clients: 416, half of it for one.
+  StartDaemon({.config = "max_clients = 16", .max_open_files = 1200});
+  const RawClient greedy(socket()), first(socket()), second(socket());
+  ASSERT_TRUE(greedy.SendRequest("push", {{"name", "greedy"}}, 300).ok());
+  const Json refused = greedy.Answer();
+  EXPECT_EQ(CodeOf(refused), "resource_exhausted");
+  EXPECT_NE(refused["error"]["message"].get<std::string>().find("LimitNOFILE"), std::string::npos) << refused;
+  // Shares are given in the order of the requests: each is known to have its own when it waits for files.
+  const OpenedFd file(WriteFile("a", 10), O_RDONLY);
+  const auto hold = [&](const RawClient& client, const std::string& name) {
+    ASSERT_TRUE(client.SendRequest("push", {{"name", name}}, 200).ok());
+    ASSERT_TRUE(client.SendJson(R"({"files": [{"path": "a"}]})", {file.fd}).ok());
+  };
+  hold(first, "first");
+  hold(second, "second");
+  std::string code;
+  do {  // until both have theirs
+    const RawClient other(socket());
+    ASSERT_TRUE(other.SendRequest("push", {{"name", "other"}}, 100).ok());
+    (void)other.SendJson(R"({"cancel": true})");
+    code = CodeOf(other.Answer());
+  } while (code == "cancelled");
+  EXPECT_EQ(code, "resource_exhausted");
+  EXPECT_EQ(CodeOf(Call("ls")), "");
+}
+
+TEST_F(DaemonTest, AFileThatIsTruncatedWhileItIsStored) {
+  StartDaemon();
+  const std::string path = WriteFile("big.bin", kBigBytes);
+  const OpenedFd file(path, O_RDONLY);
+  const RawClient client(socket());
+  client.SendPush("m", {{"big.bin", file.fd}});
+  client.AwaitStoring();
+  ASSERT_EQ(truncate(path.c_str(), 4096), 0);
+  EXPECT_EQ(CodeOf(client.Answer()), "io");
+  ExpectWhole({});
+}
+
+TEST_F(DaemonTest, AClientThatCancelsGetsItsAnswerAndNothingIsStored) {
+  StartDaemon();
+  const OpenedFd file(WriteFile("big.bin", kBigBytes), O_RDONLY);
+  const RawClient client(socket());
+  client.SendPush("m", {{"big.bin", file.fd}});
+  client.AwaitStoring();
+  ASSERT_TRUE(client.SendJson(R"({"cancel": true})").ok());
+  EXPECT_EQ(CodeOf(client.Answer()), "cancelled");
+  ExpectWhole({});
+}
+
+TEST_F(DaemonTest, AClientThatDiesInAPushLeavesNothing) {
+  StartDaemon();
+  const OpenedFd file(WriteFile("big.bin", kBigBytes), O_RDONLY);
+  {
+    const RawClient client(socket());
+    client.SendPush("m", {{"big.bin", file.fd}});
+    client.AwaitStoring();
+  }
+  AwaitIdle();
+  ExpectWhole({});
+}
+
+TEST_F(DaemonTest, SigtermInAPushRollsBackAndEndsWithZero) {
+  StartDaemon();
+  ASSERT_EQ(CodeOf(Push("before", WriteFile("a.bin", 1000))), "");
+  const OpenedFd file(WriteFile("big.bin", kBigBytes), O_RDONLY);
+  const RawClient client(socket());
+  client.SendPush("m", {{"big.bin", file.fd}});
+  client.AwaitStoring();
+  Signal(SIGTERM);
+  EXPECT_EQ(CodeOf(client.Answer()), "unavailable");
+  EXPECT_EQ(WaitForDaemon(), 0);
+  EXPECT_FALSE(fs::exists(socket()));
+  if (can_mount()) {
+    EXPECT_FALSE(fs::exists(mountpoint() + "/before"));
+  }
+  StartDaemon();
+  ExpectWhole({"before"});
+}
+
+TEST_F(DaemonTest, ASocketThatIsServedIsNotTakenOver) {
+  StartDaemon();
+  const pid_t first = pid();
+  const std::string command = std::string(MODELSTORED) + " --config /dev/null --store " + root() +
+                              "/other --mount '' --socket " + socket() + " 2>/dev/null";
+  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1);
+  EXPECT_EQ(Call("status")["result"]["pid"], first);
+}
+
+TEST_F(DaemonTest, AMountThatIsTakenAwayComesBack) {
+  if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
+  StartDaemon();
+  ASSERT_EQ(CodeOf(Push("m", WriteFile("a.bin", 1000))), "");
+  struct stat before, after;
+  ASSERT_EQ(stat(mountpoint().c_str(), &before), 0);
+  ASSERT_EQ(WEXITSTATUS(std::system(("umount " + mountpoint()).c_str())), 0);
+  while (stat((mountpoint() + "/m/a.bin").c_str(), &after) != 0) std::this_thread::yield();
+  EXPECT_TRUE(ReadFile(mountpoint() + "/m/a.bin") == ReadFile(root() + "/files/a.bin"));
+  // Its files are known as its own again.
+  EXPECT_EQ(CodeOf(Push("again", mountpoint() + "/m/a.bin")), "permission_denied");
+}
+
+TEST_F(DaemonTest, FilesOfItsOwnMountAreRefused) {
+  if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
+  StartDaemon();
+  ASSERT_EQ(CodeOf(Push("m", WriteFile("a.bin", 1000))), "");
+  const Json answer = Push("again", mountpoint() + "/m/a.bin");
+  EXPECT_EQ(CodeOf(answer), "permission_denied") << answer;
+  ExpectWhole({"m"});
+}
+
+TEST_F(DaemonTest, AReaderKeepsWhatItHasOpenThroughUpdateRemovalAndPrune) {
+  if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
+  StartDaemon();
+  constexpr size_t kBytes = 8u << 20;
+  const std::string old_file = WriteFile("a.bin", kBytes, 1);
+  ASSERT_EQ(CodeOf(Push("m", old_file)), "");
+  const std::string old_bytes = ReadFile(old_file);
+  const OpenedFd reader(mountpoint() + "/m/a.bin", O_RDONLY);
+  ASSERT_GE(reader.fd, 0);
+  void* const map = mmap(nullptr, kBytes, PROT_READ, MAP_SHARED, reader.fd, 0);
+  ASSERT_NE(map, MAP_FAILED);
+  const auto expect_old = [&] {
+    ASSERT_EQ(posix_fadvise(reader.fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+    EXPECT_TRUE(std::memcmp(map, old_bytes.data(), kBytes) == 0);
+  };
+  WriteFile("a.bin", kBytes, 2);
+  ASSERT_EQ(CodeOf(Push("m", old_file, {{"update", true}})), "");
+  EXPECT_EQ(CodeOf(Call("prune")), "");
+  expect_old();
+  EXPECT_TRUE(ReadFile(mountpoint() + "/m/a.bin") == ReadFile(old_file));
+  EXPECT_EQ(CodeOf(Call("rm", {{"name", "m"}})), "");
+  EXPECT_EQ(CodeOf(Call("prune")), "");
+  EXPECT_FALSE(fs::exists(mountpoint() + "/m"));
+  expect_old();
+  munmap(map, kBytes);
+}
+
+class DaemonRightsTest : public DaemonTest {
+ protected:
+  void SetUp() override {
+    DaemonTest::SetUp();
+    if (geteuid() != 0) GTEST_SKIP() << "acting as other users needs root";
+  }
+  // Exit codes of the children: 0 when the answer has this code.
+  int CallAs(uid_t uid, const std::vector<gid_t>& groups, const std::string& request, const Json& parameters,
+             const std::string& code) {
+    return AsUser(uid, uid, groups, [&] { return CodeOf(Call(request, parameters)) == code ? 0 : 1; });
+  }
+  int PushAs(uid_t uid, const std::vector<gid_t>& groups, const std::string& name, const std::string& file,
+             const std::string& code, const Json& more = Json::object()) {
+    return AsUser(uid, uid, groups, [&] { return CodeOf(Push(name, file, more)) == code ? 0 : 1; });
+  }
+};
+
+TEST_F(DaemonRightsTest, StrangersReadAndChangeNothing) {
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", 1000);
+  ASSERT_EQ(chmod(file.c_str(), 0644), 0);
+  ASSERT_EQ(CodeOf(Push("m", file)), "");
+  EXPECT_EQ(PushAs(kStranger, {}, "n", file, "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rm", {{"name", "m"}}, "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rename", {{"from", "m"}, {"to", "n"}}, "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "prune", Json::object(), "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "verify", Json::object(), "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "verify", {{"names", {"m"}}}, ""), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "show", {{"name", "m"}}, ""), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "status", Json::object(), ""), 0);
+  ExpectWhole({"m"});
+}
+
+TEST_F(DaemonRightsTest, AModelThatMayNotBeReadIsLikeNone) {
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", 1000);
+  ASSERT_EQ(chmod(file.c_str(), 0600), 0);
+  ASSERT_EQ(CodeOf(Push("secret", file)), "");
+  for (const char* request : {"show", "rm"})
+    EXPECT_EQ(CallAs(kStranger, {}, request, {{"name", "secret"}}, "not_found"), 0) << request;
+  EXPECT_EQ(CallAs(kStranger, {}, "export", {{"name", "secret"}, {"dir", "/x"}}, "not_found"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "verify", {{"names", {"secret"}}}, "not_found"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rename", {{"from", "secret"}, {"to", "n"}}, "not_found"), 0);
+  EXPECT_EQ(AsUser(kStranger, kStranger, {}, [&] { return ModelNames().empty() ? 0 : 1; }), 0);
+  EXPECT_EQ(AsUser(kStranger, kStranger, {}, [&] { return Call("report")["result"]["models"].empty() ? 0 : 1; }), 0);
+  EXPECT_EQ(ModelNames(), std::vector<std::string>{"secret"});
+}
+
+TEST_F(DaemonRightsTest, MembersOfTheGroupPushAndOwnWhatTheyPushed) {
+  const group* const some_group = getgrgid(100);
+  if (some_group == nullptr) GTEST_SKIP() << "no group 100 here";
+  StartDaemon({.config = std::string("group = \"") + some_group->gr_name + "\""});
+  const std::string file = WriteFile("a.bin", 1000);
+  ASSERT_EQ(chmod(file.c_str(), 0644), 0);
+  EXPECT_EQ(PushAs(kStranger, {7, 100}, "mine", file, ""), 0) << "by a supplementary group";
+  EXPECT_EQ(AsUser(kStranger + 1, 100, {}, [&] { return CodeOf(Push("other", file)) == "" ? 0 : 1; }), 0)
+      << "by the primary group";
+  // Who may push may not change what belongs to others.
+  EXPECT_EQ(PushAs(kStranger + 1, {100}, "mine", file, "permission_denied", {{"update", true}}), 0);
+  EXPECT_EQ(CallAs(kStranger + 1, {100}, "rm", {{"name", "mine"}}, "permission_denied"), 0);
+  EXPECT_EQ(PushAs(kStranger, {100}, "mine", file, "", {{"update", true}}), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rm", {{"name", "mine"}}, ""), 0) << "the owner";
+  EXPECT_EQ(CodeOf(Call("rm", {{"name", "other"}})), "") << "root";
+}
+
+TEST_F(DaemonRightsTest, OneUserCannotTakeAllConnections) {
+  StartDaemon({.config = "max_clients = 8"});
+  EXPECT_EQ(AsUser(kStranger, kStranger, {},
+                   [&] {
+                     std::vector<std::unique_ptr<RawClient>> held;
+                     for (int i = 0; i < 4; ++i) held.push_back(std::make_unique<RawClient>(socket()));
+                     const RawClient fifth(socket());
+                     return CodeOf(fifth.Next()) == "busy" ? 0 : 1;
+                   }),
+            0);
+  EXPECT_EQ(CodeOf(Call("ls")), "");
+}
+
+}  // namespace
+}  // namespace modelstore
