@@ -7,7 +7,8 @@ namespace modelstore {
 std::span<const CommandSpec> Commands() {
   static const std::vector<CommandSpec> kCommands = {PushCommand(),   LsCommand(),     ShowCommand(),   ReportCommand(),
                                                      VerifyCommand(), ExportCommand(), RenameCommand(), RmCommand(),
-                                                     PruneCommand(),  MountCommand(),  UnmountCommand()};
+                                                     PruneCommand(),  StatusCommand(), WarmCommand(),   MountCommand(),
+                                                     UnmountCommand()};
   return kCommands;
 }
 

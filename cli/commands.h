@@ -21,6 +21,8 @@ CommandSpec VerifyCommand();
 CommandSpec ExportCommand();
 CommandSpec RmCommand();
 CommandSpec PruneCommand();
+CommandSpec WarmCommand();
+CommandSpec StatusCommand();
 CommandSpec MountCommand();
 CommandSpec UnmountCommand();
 
@@ -35,6 +37,8 @@ std::string RenderReportHtml(std::string_view document);  // a page that needs n
 std::string RenderVerify(std::string_view document, const Style& style);
 std::string RenderExport(std::string_view document, const Style& style);
 std::string RenderRm(std::string_view document, const Style& style);
+std::string RenderWarm(std::string_view document, const Style& style);
+std::string RenderStatus(std::string_view document, const Style& style);
 std::string RenderPrune(std::string_view document, const Style& style);
 
 }  // namespace modelstore

@@ -17,9 +17,10 @@ uint64_t Rate(const ProgressState& state) {
   return state.seconds > 0 ? static_cast<uint64_t>(static_cast<double>(state.done_bytes) / state.seconds) : 0;
 }
 
-// Seconds left, or a negative number while that cannot be told.
+// Seconds left, or a negative number while that cannot be told: the first second and the first hundredth say little.
 double SecondsLeft(const ProgressState& state) {
-  if (state.total_bytes == 0 || state.done_bytes == 0 || state.seconds <= 0) return -1;
+  if (state.total_bytes == 0 || state.seconds < 1 || state.done_bytes < state.total_bytes / 100) return -1;
+  if (state.done_bytes == 0) return -1;
   const uint64_t left = state.total_bytes - std::min(state.done_bytes, state.total_bytes);
   return static_cast<double>(left) * state.seconds / static_cast<double>(state.done_bytes);
 }

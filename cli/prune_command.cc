@@ -33,8 +33,9 @@ std::string RenderPrune(std::string_view document, const Style& style) {
                                : (dry_run ? "would free " : "freed ") + Painted(HumanBytes(freed), Tone::kGood, style) +
                                      ": " + Plural(report["tensors"], "tensor") + ", " +
                                      Plural(report["files"], "file") + ", " + Plural(report["blocks"], "block");
-  out += "; on disk " + HumanBytes(report["disk_bytes_before"]);
-  if (!dry_run) out += " -> " + HumanBytes(report["disk_bytes_after"]);
+  const std::string before = HumanBytes(report["disk_bytes_before"]), after = HumanBytes(report["disk_bytes_after"]);
+  out += "; on disk " + before;
+  if (!dry_run && after != before) out += " -> " + after;
   return out + "\n";
 }
 

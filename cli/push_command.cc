@@ -1,11 +1,12 @@
-#include <sys/stat.h>
-
-#include <cerrno>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "catalog/schema/records.h"
+#include "catalog/write/push.h"
 #include "cli/commands.h"
+#include "cli/mount_view.h"
+#include "cli/replace_source.h"
 #include "cli/session.h"
 
 namespace modelstore {
@@ -32,20 +33,45 @@ Result<std::string> NameFor(const std::string& path, const Arguments& arguments)
   return name;
 }
 
+// The document of the push with what was replaced.
+Result<std::string> Replace(Session& session, const SourceTree& source, const std::string& name, const MountView& mount,
+                            const std::string& document) {
+  return session.RunJob([&](JobControl& job) -> Result<std::string> {
+    const Result<ReplaceReport> report = ReplaceSource(source, name, mount, job);
+    if (!report.ok()) return report.status().WithContext(name + " is stored; replacing its source");
+    auto out = nlohmann::ordered_json::parse(document);
+    out["replaced_files"] = report->files;
+    out["replaced_bytes"] = report->bytes;
+    return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  });
+}
+
 Result<Outcome> RunPush(Session& session, const Arguments& arguments) {
   const std::string& path = arguments.positionals[0];
   const std::string fidelity = arguments.Value("--fidelity", "exact");
   if (fidelity != "exact") return InvalidArgument("--fidelity " + fidelity + ": expected exact");
   const std::string base = arguments.Value("--base", "auto");
   if (base.empty()) return InvalidArgument("--base: expected auto, none or the name of a model");
+  const bool replace = arguments.Has("--replace-source");
+  if (replace && !session.through_daemon())
+    return InvalidArgument(
+        "--replace-source leaves links into the mount of a daemon: leave out --store and MODELSTORE_STORE");
   RETURN_IF_ERROR(session.UseMemoryBudget(arguments));
   ASSIGN_OR_RETURN(const std::string name, NameFor(path, arguments));
   ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(path));
   ASSIGN_OR_RETURN(const SourceTree source, OpenSource(absolute));
 
+  std::optional<MountView> mount;
+  if (replace) {
+    ASSIGN_OR_RETURN(mount, MountView::Find(session));  // before anything is stored
+  }
+
   const ParameterList parameters = {
       {"name", name}, {"base", base}, {"fidelity", fidelity}, {"update", arguments.Has("--update")}};
   ASSIGN_OR_RETURN(std::string document, session.Call("push", parameters, {.source = &source}));
+  if (mount) {
+    ASSIGN_OR_RETURN(document, Replace(session, source, name, *mount, document));
+  }
   Outcome out;
   if (!session.options().quiet) out.text = RenderPush(document, session.style());
   out.document = std::move(document);
@@ -61,6 +87,7 @@ CommandSpec PushCommand() {
           .options = {{"--name", "NAME", "the model's name (default: the last component of PATH)"},
                       {"--base", "auto|none|NAME", "the model to store it against (default: auto, the best of all)"},
                       {"--update", "", "replace the model of that name; who reads it reads the old files to the end"},
+                      {"--replace-source", "", "then put links into the daemon's mount in the place of the files"},
                       {"--fidelity", "exact", "exact: every byte as it was (the default)"},
                       kMemoryBudgetOption},
           .run = RunPush};
@@ -85,6 +112,9 @@ std::string RenderPush(std::string_view document, const Style& style) {
   add("identical_file", " in identical files");
   add("identical_tensor", " in identical tensors");
   if (!already.empty()) line += "  already stored: " + already + "\n";
+  if (push.contains("replaced_files"))
+    line += "  replaced by links: " + Plural(push["replaced_files"], "file") + ", " +
+            HumanBytes(push["replaced_bytes"]) + "\n";
   return line;
 }
 

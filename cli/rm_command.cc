@@ -17,8 +17,9 @@ Result<std::string> Remove(Session& session, const std::string& name, bool dry_r
 Status Confirm(Session& session, const std::string& name) {
   ASSIGN_OR_RETURN(const std::string preview, Remove(session, name, /*dry_run=*/true));
   const uint64_t freed = nlohmann::json::parse(preview)["freed_bytes"];
-  WriteAll(STDERR_FILENO,
-           "remove " + Printable(name) + "? 'modelstore prune' will then free " + HumanBytes(freed) + " [y/N] ");
+  const std::string consequence =
+      freed == 0 ? "Other models need all that it holds" : "'modelstore prune' will then free " + HumanBytes(freed);
+  WriteAll(STDERR_FILENO, "remove " + Printable(name) + "? " + consequence + " [y/N] ");
   const std::string answer = ReadLine();
   if (answer == "y" || answer == "Y" || answer == "yes") return OkStatus();
   return Cancelled("nothing removed");
@@ -57,8 +58,9 @@ std::string RenderRm(std::string_view document, const Style& style) {
     out += (dry_run ? "would remove " : "removed ") + Painted(Printable(model.get<std::string>()), Tone::kBold, style) +
            "\n";
   }
-  return out + "'modelstore prune' " + (dry_run ? "would then free " : "frees ") + HumanBytes(report["freed_bytes"]) +
-         "\n";
+  const uint64_t freed = report["freed_bytes"];
+  if (freed == 0) return out + "nothing to free: other models need all that it holds\n";
+  return out + "'modelstore prune' " + (dry_run ? "would then free " : "frees ") + HumanBytes(freed) + "\n";
 }
 
 }  // namespace modelstore

@@ -1,20 +1,19 @@
 # Completion of modelstore for bash.
 
 _modelstore_models() {
-  local store=$1
-  modelstore ${store:+--store "$store"} --quiet ls 2>/dev/null
+  modelstore "$@" --quiet ls 2>/dev/null
 }
 
 _modelstore() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-  local commands="push ls show report verify export rename rm prune mount unmount"
-  local global="--store --json --quiet --no-color --version --help"
-  local command="" store="" i positionals=0 options=""
+  local commands="push ls show report verify export rename rm prune status warm mount unmount"
+  local global="--store --socket --json --quiet --no-color --version --help"
+  local command="" i positionals=0 options="" door=()
   COMPREPLY=()
 
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
-      --store) store=${COMP_WORDS[i + 1]} && ((i++)) ;;
+      --store | --socket) door+=("${COMP_WORDS[i]}" "${COMP_WORDS[i + 1]}") && ((i++)) ;;
       --name | --base | --fidelity | --memory-budget | --read-ahead-kb | --html) ((i++)) ;;
       =) ((i++)) ;;
       -*) ;;
@@ -24,14 +23,14 @@ _modelstore() {
 
   case $previous in
     --store) compopt -o dirnames && return ;;
-    --html) compopt -o default && return ;;
-    --base) mapfile -t COMPREPLY < <(compgen -W "auto none $(_modelstore_models "$store")" -- "$current") && return ;;
+    --html | --socket) compopt -o default && return ;;
+    --base) mapfile -t COMPREPLY < <(compgen -W "auto none $(_modelstore_models "${door[@]}")" -- "$current") && return ;;
     --fidelity) mapfile -t COMPREPLY < <(compgen -W "exact" -- "$current") && return ;;
     --name | --memory-budget | --read-ahead-kb) return ;;
   esac
 
   case $command in
-    push) options="--name --base --fidelity --memory-budget" ;;
+    push) options="--name --base --update --replace-source --fidelity --memory-budget" ;;
     ls) options="--tree" ;;
     report) options="--html" ;;
     verify | export) options="--memory-budget" ;;
@@ -49,14 +48,14 @@ _modelstore() {
     push) compopt -o default ;;
     mount | unmount) compopt -o dirnames ;;
     export) if ((positionals == 0)); then
-      mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "$store")" -- "$current")
+      mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "${door[@]}")" -- "$current")
     else
       compopt -o dirnames
     fi ;;
-    show | rm | rename) if ((positionals == 0)); then
-      mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "$store")" -- "$current")
+    show | rm | rename | warm) if ((positionals == 0)); then
+      mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "${door[@]}")" -- "$current")
     fi ;;
-    verify) mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "$store")" -- "$current") ;;
+    verify) mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "${door[@]}")" -- "$current") ;;
   esac
 }
 

@@ -47,6 +47,18 @@ TEST(RenderBar, SaysNothingItCannotKnow) {
   EXPECT_EQ(start.find("ETA"), std::string::npos) << start;
 }
 
+TEST(RenderBar, GuessesNoEndBeforeTheFirstSecondAndHundredth) {
+  for (const ProgressState state :
+       {ProgressState{.phase = "reading", .done_bytes = 500, .total_bytes = 1000, .seconds = 0.9},
+        ProgressState{.phase = "reading", .done_bytes = 9, .total_bytes = 1000, .seconds = 60},
+        ProgressState{.phase = "reading", .done_bytes = 0, .total_bytes = 10, .seconds = 60}}) {
+    EXPECT_EQ(RenderBar(state, {}).find("ETA"), std::string::npos);
+    EXPECT_EQ(RenderProgressLine(state).find("left"), std::string::npos);
+  }
+  const ProgressState later = {.phase = "reading", .done_bytes = 10, .total_bytes = 1000, .seconds = 1};
+  EXPECT_NE(RenderProgressLine(later).find("1:39 left"), std::string::npos) << RenderProgressLine(later);
+}
+
 TEST(RenderBar, StaysAtTheEndWhenMoreComesThanAnnounced) {
   const std::string line = RenderBar({.phase = "x", .done_bytes = 20, .total_bytes = 10, .seconds = 1}, {});
   EXPECT_NE(line.find("100 %"), std::string::npos) << line;

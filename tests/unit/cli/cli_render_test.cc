@@ -45,6 +45,55 @@ TEST(RenderPush, SaysWhatWasThereAndStandsNothing) {
             "  already stored: 3.0 kB in identical files, 1.0 kB in identical tensors\n");
 }
 
+TEST(RenderPush, SaysWhatBecameLinks) {
+  EXPECT_EQ(RenderPush(R"({"name":"m","base":null,"logical_bytes":2000,"stored_bytes":1000,"seconds":0,"verified":true,
+                           "levels":{"identical_file":0,"identical_tensor":0},"replaced_files":1,"replaced_bytes":2000})",
+                       kPlain),
+            "stored m: 2.0 kB -> 1.0 kB (50.0 %), verified, 0.0 s\n"
+            "  replaced by links: 1 file, 2.0 kB\n");
+}
+
+TEST(RenderWarm, IsOneLine) {
+  EXPECT_EQ(RenderWarm(R"({"name":"m","files":2,"bytes":269000000,"seconds":0.5})", kPlain),
+            "warmed m: 2 files, 269.0 MB, 0.5 s (538.0 MB/s)\n");
+  EXPECT_EQ(RenderWarm(R"({"name":"m","files":0,"bytes":0,"seconds":0})", kPlain), "warmed m: 0 files, 0 B, 0.0 s\n");
+}
+
+constexpr char kCacheAndDecoder[] =
+    R"("memory_budget_bytes":2000000000,"resident_bytes":412300000,
+       "cache":{"bytes":120000000,"capacity_bytes":1500000000,"hits":970,"misses":30,"waits":0,"decoded_bytes":7800000},
+       "decode":{"target":"avx512","gpu":null})";
+
+TEST(RenderStatus, ShowsTheDaemon) {
+  EXPECT_EQ(RenderStatus(R"({"version":"0.1.0","store":"/s","mount":"/models","read_ahead_kb":8192,)" +
+                             std::string(kCacheAndDecoder) + R"(,"pid":12,"uptime_seconds":185,"clients":2,"jobs":[
+          {"id":1,"request":"push","uid":1000,"model":"llama","phase":"storing","done_bytes":1000,"total_bytes":4000},
+          {"id":2,"request":"status","uid":0,"model":null,"phase":null,"done_bytes":0,"total_bytes":0},
+          {"id":3,"request":"verify","uid":0,"model":null,"phase":"checking","done_bytes":0,"total_bytes":0}]})",
+                         kPlain),
+            "modelstored 0.1.0, process 12, up 3 min 05 s\n"
+            "  store     /s\n"
+            "  mount     /models, read-ahead 8192 KiB\n"
+            "  memory    412.3 MB resident, budget 2.0 GB\n"
+            "  cache     120.0 MB of 1.5 GB, 97.0 % of 1,000 blocks found decoded\n"
+            "  decoder   avx512, 7.8 MB decoded\n"
+            "  clients   2\n"
+            "  jobs      push llama (user 1000): storing 1.0 kB of 4.0 kB (25.0 %)\n"
+            "            verify (user 0): checking\n");
+}
+
+TEST(RenderStatus, ShowsAStoreWithoutADaemon) {
+  EXPECT_EQ(RenderStatus(R"({"version":"0.1.0","store":"/s","mount":null,"read_ahead_kb":null,)" +
+                             std::string(kCacheAndDecoder) + "}",
+                         kPlain),
+            "modelstore 0.1.0, without a daemon\n"
+            "  store     /s\n"
+            "  mount     none\n"
+            "  memory    412.3 MB resident, budget 2.0 GB\n"
+            "  cache     120.0 MB of 1.5 GB, 97.0 % of 1,000 blocks found decoded\n"
+            "  decoder   avx512, 7.8 MB decoded\n");
+}
+
 TEST(RenderLs, ListsModels) {
   const std::string text = RenderLs(R"({"models":[)" + Model("a", "") + "," + Model("b", "a") + "]}", false, kPlain);
   EXPECT_EQ(text,
@@ -117,6 +166,16 @@ TEST(RenderRm, SaysWhenNothingHappened) {
             "would remove m\n'modelstore prune' would then free 1.0 kB\n");
   EXPECT_EQ(RenderRm(R"({"models":["m"],"freed_bytes":1000,"dry_run":false})", kPlain),
             "removed m\n'modelstore prune' frees 1.0 kB\n");
+  EXPECT_EQ(RenderRm(R"({"models":["m"],"freed_bytes":0,"dry_run":false})", kPlain),
+            "removed m\nnothing to free: other models need all that it holds\n");
+}
+
+TEST(RenderPrune, ShowsTheDiskAfterwardsWhenItChanged) {
+  const std::string counts = R"("tensors":0,"files":0,"blocks":0,"dry_run":false,"disk_bytes_before":2000,)";
+  EXPECT_EQ(RenderPrune(R"({"freed_bytes":0,)" + counts + R"("disk_bytes_after":2000})", kPlain),
+            "nothing to prune; on disk 2.0 kB\n");
+  EXPECT_EQ(RenderPrune(R"({"freed_bytes":0,)" + counts + R"("disk_bytes_after":1000})", kPlain),
+            "nothing to prune; on disk 2.0 kB -> 1.0 kB\n");
 }
 
 TEST(RenderShow, ListsTensors) {

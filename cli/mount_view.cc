@@ -1,0 +1,91 @@
+#include "cli/mount_view.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <nlohmann/json.hpp>
+
+#include "catalog/schema/records.h"
+#include "cli/session.h"
+
+namespace modelstore {
+
+MountedFile::MountedFile(MountedFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+
+MountedFile::~MountedFile() {
+  if (fd_ >= 0) close(fd_);
+}
+
+Result<uint64_t> MountedFile::Bytes() const {
+  struct stat st;
+  if (fstat(fd_, &st) != 0) return StatusFromErrno(errno, "reading the attributes of a mounted file");
+  if (!S_ISREG(st.st_mode)) return Unsupported("what the mount shows is not a regular file");
+  return static_cast<uint64_t>(st.st_size);
+}
+
+Result<std::string> MountedFile::Sha256() const {
+  char text[65];
+  const ssize_t n = fgetxattr(fd_, "user.modelstore.sha256", text, sizeof text);
+  if (n < 0) return StatusFromErrno(errno, "reading user.modelstore.sha256 of a mounted file");
+  return std::string(text, static_cast<size_t>(n));
+}
+
+Result<MountView> MountView::Find(Session& session) {
+  ASSIGN_OR_RETURN(const std::string document, session.Call("status", {}));
+  const auto status = nlohmann::json::parse(document, nullptr, /*allow_exceptions=*/false);
+  const auto mount = status.is_object() ? status.find("mount") : status.end();
+  const std::string path = mount != status.end() && mount->is_string() ? mount->get<std::string>() : "";
+  if (!path.starts_with('/')) return Unavailable("the daemon has no mount; its configuration ('mount') gives it one");
+  return At(path);
+}
+
+Result<MountView> MountView::At(const std::string& path) {
+  const auto invisible = [&](const std::string& found) {
+    return Unavailable("the daemon's mount " + path + " cannot be seen from here (" + found +
+                       "): is this another container or mount namespace? Bind " + path + " into it");
+  };
+  const int root = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (root < 0) {
+    if (errno == ENOENT || errno == ENOTDIR) return invisible("there is no such folder");
+    return StatusFromErrno(errno, "opening the daemon's mount " + path);
+  }
+  MountView view(path, root, 0);
+  struct statfs system;
+  struct stat st;
+  if (fstatfs(root, &system) != 0 || fstat(root, &st) != 0)
+    return StatusFromErrno(errno, "looking at the daemon's mount " + path);
+  if (system.f_type != FUSE_SUPER_MAGIC) return invisible("the folder is not a mount");
+  view.device_ = st.st_dev;
+  return view;
+}
+
+MountView::MountView(MountView&& other) noexcept
+    : path_(std::move(other.path_)), root_(std::exchange(other.root_, -1)), device_(other.device_) {}
+
+MountView& MountView::operator=(MountView&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(root_, other.root_);
+  std::swap(device_, other.device_);
+  return *this;
+}
+
+MountView::~MountView() {
+  if (root_ >= 0) close(root_);
+}
+
+Result<MountedFile> MountView::Open(const std::string& model, const std::string& file) const {
+  // The mount has no links: a path of good names stays below its root.
+  RETURN_IF_ERROR(CheckModelName(model));
+  RETURN_IF_ERROR(CheckFilePath(file));
+  const std::string path = model + "/" + file;
+  const int fd = openat(root_, path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return StatusFromErrno(errno, "opening " + path_ + "/" + path);
+  return MountedFile(fd);
+}
+
+}  // namespace modelstore
