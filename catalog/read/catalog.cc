@@ -16,6 +16,8 @@ struct BudgetShares {
 
 Result<BudgetShares> SplitBudget(uint64_t budget_bytes) {
   constexpr uint64_t kMinBudgetBytes = 2 * kMinReadBudgetBytes;
+  // Reading whole files back takes at most a quarter of the write share (ReadWholeFile), pushes the rest.
+  static_assert(kMinBudgetBytes / 4 / 4 * 3 >= MemoryShares::kMinShareBytes);
   if (budget_bytes < kMinBudgetBytes) {
     return InvalidArgument("a memory budget of " + std::to_string(budget_bytes) + " bytes is too small; at least " +
                            std::to_string(kMinBudgetBytes) + " are needed");
@@ -36,16 +38,16 @@ struct Catalog::Impl {
        const BudgetShares& the_shares)
       : dir(std::move(the_dir)),
         read_only(options.read_only),
-        concurrent_pushes(std::max(options.concurrent_pushes, 1u)),
         shares(the_shares),
+        push_memory(shares.write_bytes - shares.write_bytes / 4),
         store(std::move(the_store)),
         pool(options.threads),
         reader(*store, pool, ReadOptions{.memory_budget_bytes = shares.read_bytes}) {}
 
   const std::string dir;
   const bool read_only;
-  const unsigned concurrent_pushes;
   const BudgetShares shares;
+  MemoryShares push_memory;
   const std::unique_ptr<KvStore> store;
   WorkerPool pool;
   ReadEngine reader;
@@ -97,7 +99,9 @@ WorkerPool& Catalog::pool() { return impl_->pool; }
 uint64_t Catalog::memory_budget_bytes() const {
   return impl_->shares.store_bytes + impl_->shares.write_bytes + impl_->shares.read_bytes;
 }
-uint64_t Catalog::write_budget_bytes() const { return impl_->shares.write_bytes / impl_->concurrent_pushes; }
+uint64_t Catalog::write_budget_bytes() const { return impl_->shares.write_bytes; }
+
+MemoryShares& Catalog::push_memory() { return impl_->push_memory; }
 
 Result<ModelRecord> Catalog::FindModel(std::string_view name) const {
   auto value = impl_->store->Get(Family::kModels, name);

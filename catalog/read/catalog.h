@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "catalog/read/memory_shares.h"
 #include "catalog/read/read_engine.h"
 #include "catalog/read/worker_pool.h"
 #include "catalog/schema/records.h"
@@ -23,9 +24,8 @@ namespace modelstore {
 struct CatalogOptions {
   bool create_if_missing = false;
   bool read_only = false;
-  uint64_t memory_budget_bytes = 1ull << 30;     // hard, all of it: RocksDB's share, block cache, buffers of a push
+  uint64_t memory_budget_bytes = 1ull << 30;     // hard, all of it: RocksDB's share, block cache, buffers of pushes
   unsigned threads = 0;                          // 0: one a core
-  unsigned concurrent_pushes = 1;                // that share the part of the budget which is for pushes
   std::function<Status(uint64_t)> before_write;  // StoreOptions::before_write
 };
 
@@ -46,8 +46,10 @@ class Catalog {
   ReadEngine& reader();
   WorkerPool& pool();
   uint64_t memory_budget_bytes() const;
-  // Of it, for one push's own buffers.
+  // Of it, for the buffers of pushes, and of reading whole files back (verify, export).
   uint64_t write_budget_bytes() const;
+  // The pushes' part of it.
+  MemoryShares& push_memory();
 
   Result<ModelRecord> FindModel(std::string_view name) const;  // Errors: NotFound
   // All models, sorted by name.

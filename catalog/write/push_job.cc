@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "catalog/write/parallel.h"
 #include "codec/decode/block_decoder.h"
 
 namespace modelstore {
@@ -16,7 +15,11 @@ constexpr uint64_t kWindowBytes = 1 << 18;  // hashed twice while it is in the c
 constexpr uint64_t kSpaceMarginBytes = 4 << 20;
 // Smaller tensors cannot save what the records of a delta cost.
 constexpr uint64_t kMinDeltaBytes = 512;
-constexpr uint64_t kMinHoldBytes = 4 << 20;
+// What a thread needs besides the tensor and the prediction that it holds: samples and their statistics (bounded by
+// kMaxSampleWindows) or a batch of coded blocks, as it is and as RocksDB copies it.
+constexpr uint64_t kLaneBytes = 5 << 20;
+constexpr uint64_t kWideLaneBytes = 24 << 20;  // histograms and samples of F64 are that large
+constexpr uint64_t kMinHoldBytes = 256 << 10;
 
 bool MayBeDelta(const SourceExtent& extent) {
   return DTypeIsFloat(extent.dtype) && !extent.name.empty() && extent.bytes >= kMinDeltaBytes;
@@ -34,9 +37,17 @@ std::string Megabytes(uint64_t bytes) {
 
 }  // namespace
 
-uint64_t PushJob::HoldBytes() const {
-  // Every thread holds at most one tensor and its prediction; the other half is for coded blocks and windows.
-  return std::max(catalog_.write_budget_bytes() / (4 * (catalog_.pool().threads() + 1)), kMinHoldBytes);
+void PushJob::SplitMemory() {
+  bool wide = false;
+  for (const PlannedFile& file : files_) {
+    for (const PlannedExtent& extent : file.extents) wide |= extent.source.dtype == DType::kF64;
+  }
+  const uint64_t lane_bytes = wide ? kWideLaneBytes : kLaneBytes;
+  const uint64_t fitting = memory_.bytes() / (lane_bytes + 2 * kMinHoldBytes);
+  const unsigned count = static_cast<unsigned>(std::clamp<uint64_t>(fitting, 1, catalog_.pool().threads() + 1));
+  lanes_ = std::make_unique<Lanes>(catalog_.pool(), count);
+  const uint64_t each = memory_.bytes() / count;
+  hold_bytes_ = std::max((each - std::min(each, lane_bytes)) / 2, kMinHoldBytes);
 }
 
 Status PushJob::Plan() {
@@ -106,7 +117,7 @@ Result<uint64_t> PushJob::EstimateStoredBytes() {
     total += choice.plan.estimated_bytes;
     return OkStatus();
   };
-  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), extents.size(), estimate));
+  RETURN_IF_ERROR(lanes_->Run(extents.size(), estimate));
   return total.load();
 }
 
@@ -119,13 +130,12 @@ Status PushJob::CodeAll() {
       if (!extent.source.is_literal()) extents.push_back(&extent);
     }
   }
-  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), extents.size(), [&](size_t i) { return CodeInTurn(*extents[i]); }));
+  RETURN_IF_ERROR(lanes_->Run(extents.size(), [&](size_t i) { return CodeInTurn(*extents[i]); }));
   for (PlannedFile& file : files_) file.sha256 = file.sha256_so_far.Finish();
   std::vector<const SourceExtent*> small;
   for (const PlannedExtent* extent : deferred_) small.push_back(&extent->source);
   RETURN_IF_ERROR(bases_->Elect(small));
-  RETURN_IF_ERROR(
-      ParallelRun(catalog_.pool(), deferred_.size(), [&](size_t i) { return CodeDeferred(*deferred_[i]); }));
+  RETURN_IF_ERROR(lanes_->Run(deferred_.size(), [&](size_t i) { return CodeDeferred(*deferred_[i]); }));
   return CheckSources();
 }
 
@@ -154,7 +164,7 @@ Status PushJob::HashInTurn(const TensorData& data, PlannedExtent& extent) {
     RETURN_IF_ERROR(failure_);
   }
   Hasher128 hasher = StartTensorHash(source.dtype, source.shape);
-  BufferPool::Lease scratch(buffers_);
+  BufferPool::Lease scratch(scratches_);
   for (uint64_t at = 0; at < source.bytes; at += kWindowBytes) {
     RETURN_IF_ERROR(job_.Check());
     ASSIGN_OR_RETURN(const ByteSpan window, data.Read(at, std::min(kWindowBytes, source.bytes - at), scratch.get()));
@@ -173,8 +183,8 @@ Status PushJob::Code(PlannedExtent& extent) {
   RETURN_IF_ERROR(job_.Check());
   const SourceExtent& source = extent.source;
   ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
-  BufferPool::Lease hold(buffers_);
-  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, source, HoldBytes(), hold.get()));
+  BufferPool::Lease hold(holds_);
+  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, source, hold_bytes_, hold.get()));
   RETURN_IF_ERROR(HashInTurn(data, extent));
   ASSIGN_OR_RETURN(extent.sketch, MakeSketch(data));
 
@@ -233,8 +243,8 @@ Status PushJob::Code(PlannedExtent& extent) {
 Status PushJob::CodeDeferred(PlannedExtent& extent) {
   RETURN_IF_ERROR(job_.Check());
   ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extent.file->source));
-  Buffer hold;
-  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extent.source, HoldBytes(), &hold));
+  BufferPool::Lease hold(holds_);
+  ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extent.source, hold_bytes_, hold.get()));
   ASSIGN_OR_RETURN(const std::vector<BaseCandidate> candidates, bases_->ByModel(extent.source, extent.position));
   return StoreNew(data, extent, candidates);
 }
@@ -280,7 +290,7 @@ Result<bool> PushJob::EqualsStored(const TensorData& data, const TensorId& id) {
     if (!SameBytes(own, stored.bytes())) equal = false;
     return OkStatus();
   };
-  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), record.block_count, compare));
+  RETURN_IF_ERROR(lanes_->Run(record.block_count, compare));
   return equal.load();
 }
 
@@ -310,7 +320,7 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
   } else {
     const auto store = [&](const std::vector<BaseCandidate>& bases) -> Result<TensorRecord> {
       ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, bases));
-      return writer_->Store(data, choice, extent.first_block, HoldBytes());
+      return writer_->Store(data, choice, extent.first_block);
     };
     Result<TensorRecord> record = store(candidates);
     if (!record.ok()) {

@@ -18,6 +18,7 @@
 #include "catalog/read/catalog.h"
 #include "catalog/write/base_choice.h"
 #include "catalog/write/file_layout.h"
+#include "catalog/write/parallel.h"
 #include "catalog/write/push.h"
 #include "catalog/write/tensor_writer.h"
 
@@ -116,7 +117,9 @@ class PushJob {
   static FileRecord RecordOf(const PlannedFile& file);
   void RollBack();
 
-  uint64_t HoldBytes() const;
+  // How the push's share of memory is spent: how many threads work at once, and what each may hold of a tensor, and of
+  // its prediction.
+  void SplitMemory();
 
   Catalog& catalog_;
   const SourceTree& source_;
@@ -126,7 +129,11 @@ class PushJob {
   std::unique_ptr<BaseChooser> bases_;
   std::unique_ptr<TensorWriter> writer_;
   PushId push_ = 0;
-  BufferPool buffers_;
+  MemoryShares::Share memory_;
+  std::unique_ptr<Lanes> lanes_;
+  uint64_t hold_bytes_ = 0;
+  BufferPool holds_;  // tensors
+  BufferPool scratches_;
 
   std::mutex turn_mutex_;  // guards PlannedFile::turn and failure_
   std::condition_variable turn_changed_;

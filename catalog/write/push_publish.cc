@@ -5,7 +5,6 @@
 #include "catalog/write/file_reader.h"
 #include "catalog/write/levels.h"
 #include "catalog/write/model_names.h"
-#include "catalog/write/parallel.h"
 #include "catalog/write/push_job.h"
 #include "catalog/write/store_usage.h"
 #include "catalog/write/store_walk.h"
@@ -30,16 +29,20 @@ Result<PushReport> PushJob::Run() {
   const auto start = std::chrono::steady_clock::now();
   RETURN_IF_ERROR(CheckModelName(options_.name));
   RETURN_IF_ERROR(FindReplaced().status());
+  ASSIGN_OR_RETURN(memory_, catalog_.push_memory().Take(job_));
   // Nothing that this push refers to is collected while it runs.
   std::shared_lock keep(catalog_.collect_mutex());
   RETURN_IF_ERROR(Plan());
+  SplitMemory();
   RETURN_IF_ERROR(CheckSpace());
   RETURN_IF_ERROR(AllocatePush());
-  writer_ = std::make_unique<TensorWriter>(catalog_, push_, job_);
+  writer_ = std::make_unique<TensorWriter>(catalog_, push_, *lanes_, hold_bytes_, job_);
 
   PushReport report;
   const Status status = Guarded([&]() -> Status {
     RETURN_IF_ERROR(CodeAll());
+    holds_.Clear();
+    writer_->ReleaseBuffers();
     RETURN_IF_ERROR(MarkNeeded());
     RETURN_IF_ERROR(VerifyKnown());
     RETURN_IF_ERROR(Verify());
@@ -166,7 +169,7 @@ Status PushJob::Verify() {
     bytes += tensor.record.bytes;
   }
   job_.Begin("verifying", bytes);
-  return ParallelRun(catalog_.pool(), tensors.size(), [&](size_t i) -> Status {
+  return lanes_->Run(tensors.size(), [&](size_t i) -> Status {
     ASSIGN_OR_RETURN(const Hash128 hash, writer_->HashStored(tensors[i]->record));
     if (hash != tensors[i]->id.hash)
       return Corruption(
@@ -187,7 +190,7 @@ Status PushJob::YieldToRivals() {
       }
       ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
       Buffer hold;
-      ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extent.source, HoldBytes(), &hold));
+      ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extent.source, hold_bytes_, &hold));
       ASSIGN_OR_RETURN(const bool equal, EqualsStored(data, extent.made->id));
       if (!equal)
         return Busy("another push stored a tensor of the same hash as '" + extent.source.name +

@@ -16,6 +16,8 @@ class Buffer {
  public:
   MutableByteSpan Resize(size_t bytes) {
     if (bytes > capacity_) {
+      bytes_.reset();
+      capacity_ = size_ = 0;
       bytes_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
       capacity_ = bytes;
     }
@@ -47,6 +49,12 @@ class BufferPool {
     BufferPool& pool_;
     Buffer buffer_;
   };
+
+  // Gives the memory of buffers that nobody uses back.
+  void Clear() {
+    const std::lock_guard lock(mutex_);
+    free_.clear();
+  }
 
  private:
   Buffer Take() {

@@ -1,15 +1,16 @@
 #include "catalog/write/tensor_writer.h"
 
 #include <algorithm>
+#include <mutex>
 
-#include "catalog/write/parallel.h"
 #include "codec/decode/block_decoder.h"
 
 namespace modelstore {
 namespace {
 
-// Blocks per task: long enough to amortise a task and a write batch, short enough to balance two cores.
-constexpr uint32_t kBlocksPerTask = 8;
+// Blocks per task: long enough to amortise a task and a write batch, short enough to balance two cores and to keep a
+// batch, which RocksDB copies, at 1 MiB.
+constexpr uint32_t kBlocksPerTask = 4;
 
 size_t TaskCount(uint32_t blocks) { return (blocks + kBlocksPerTask - 1) / kBlocksPerTask; }
 
@@ -25,8 +26,8 @@ class TensorWriter::Prediction {
 
   // A base with the delta's dtype and blocks is used as it lies in the reader's cache. Any other is converted: once, in
   // parallel, into `hold` when that takes at most hold_bytes; else for every pass again.
-  static Result<Prediction> Make(Catalog& catalog, const Frame& frame, const std::vector<ViewSegment>& view,
-                                 uint64_t hold_bytes, Buffer* hold) {
+  static Result<Prediction> Make(Catalog& catalog, Lanes& lanes, const Frame& frame,
+                                 const std::vector<ViewSegment>& view, uint64_t hold_bytes, Buffer* hold) {
     Prediction prediction(catalog, frame.coded_dtype, view);
     const uint32_t width = prediction.width_;
     if (view.empty()) return prediction;
@@ -46,7 +47,7 @@ class TensorWriter::Prediction {
       return catalog.reader().ReadPrediction(view, frame.coded_dtype, begin,
                                              all.subspan(begin * width, (end - begin) * width));
     };
-    RETURN_IF_ERROR(ParallelRun(catalog.pool(), TaskCount(frame.BlockCount()), make));
+    RETURN_IF_ERROR(lanes.Run(TaskCount(frame.BlockCount()), make));
     prediction.held_ = all;
     return prediction;
   }
@@ -77,8 +78,7 @@ class TensorWriter::Prediction {
   ByteSpan held_;
 };
 
-Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block,
-                                         uint64_t hold_bytes) {
+Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block) {
   EncodePlan plan = choice.plan;
   static const std::vector<ViewSegment> kNoView;
   const std::vector<ViewSegment>& view = plan.encoding == Encoding::kDelta ? choice.view : kNoView;
@@ -86,28 +86,31 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
   while (true) {
     FrameBuilder builder(plan);
     const Frame& shape = builder.frame();
-    BufferPool::Lease hold(buffers_);
-    ASSIGN_OR_RETURN(const Prediction prediction, Prediction::Make(catalog_, shape, view, hold_bytes, hold.get()));
+    BufferPool::Lease hold(holds_);
+    ASSIGN_OR_RETURN(const Prediction prediction,
+                     Prediction::Make(catalog_, lanes_, shape, view, hold_bytes_, hold.get()));
     if (builder.needs_statistics()) {
       const uint32_t blocks = shape.BlockCount();
-      const size_t tasks = std::min<size_t>(TaskCount(blocks), catalog_.pool().threads() + 1);
-      std::vector<FrameBuilder> builders;
-      for (size_t i = 1; i < tasks; ++i) builders.emplace_back(plan);
       std::atomic<uint32_t> next{0};
-      const auto gather = [&](size_t task) -> Status {
-        FrameBuilder& own = task == 0 ? builder : builders[task - 1];
+      std::mutex merging;
+      // Each thread that takes part counts by itself first.
+      const auto gather = [&](size_t) -> Status {
+        uint32_t i = next++;
+        if (i >= blocks) return OkStatus();
+        FrameBuilder own(plan);
         Buffer source_scratch, prediction_scratch;
-        for (uint32_t i = next++; i < blocks; i = next++) {
+        for (; i < blocks; i = next++) {
           RETURN_IF_ERROR(job_.Check());
           ASSIGN_OR_RETURN(const ByteSpan source,
                            data.Read(shape.BlockBegin(i) * width, BlockBytes(shape, i), &source_scratch));
           ASSIGN_OR_RETURN(const Prediction::Predicted predicted, prediction.Block(shape, i, &prediction_scratch));
           own.AddBlock(i, source, predicted.bytes);
         }
+        const std::lock_guard lock(merging);
+        builder.Merge(own);
         return OkStatus();
       };
-      RETURN_IF_ERROR(ParallelRun(catalog_.pool(), tasks, gather));
-      for (const FrameBuilder& other : builders) builder.Merge(other);
+      RETURN_IF_ERROR(lanes_.Run(std::min<size_t>(TaskCount(blocks), lanes_.count()), gather));
       if (!builder.plan_holds()) {
         plan = WithoutNarrowing(plan);
         continue;
@@ -164,7 +167,7 @@ Status TensorWriter::WriteBlocks(const TensorData& data, const BlockEncoder& enc
     written_bytes_ += batch.put_bytes();
     return catalog_.store().Write(batch, Durability::kNone);
   };
-  RETURN_IF_ERROR(ParallelRun(catalog_.pool(), TaskCount(record->block_count), write));
+  RETURN_IF_ERROR(lanes_.Run(TaskCount(record->block_count), write));
   record->coded_bytes = coded_bytes;
   return OkStatus();
 }
@@ -174,8 +177,9 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
   const uint32_t width = DTypeBytes(frame.dtype);
   Hasher128 hasher = StartTensorHash(record.dtype, record.shape);
   // Windows of a few blocks are decoded in parallel and hashed in order.
-  const uint32_t window_blocks = std::max<uint32_t>(catalog_.pool().threads() * 2, 2);
-  BufferPool::Lease window(buffers_);
+  const uint32_t window_blocks =
+      static_cast<uint32_t>(std::clamp<uint64_t>(hold_bytes_ / kBlockBytes, 1, lanes_.count() * 2));
+  BufferPool::Lease window(holds_);
   for (uint32_t first = 0; first < record.block_count; first += window_blocks) {
     RETURN_IF_ERROR(job_.Check());
     const uint32_t count = std::min(window_blocks, record.block_count - first);
@@ -184,7 +188,7 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
     const MutableByteSpan decoded = window->Resize(elems * width);
     const auto decode = [&](size_t offset) -> Status {
       const uint32_t i = first + static_cast<uint32_t>(offset);
-      BufferPool::Lease prediction(buffers_);
+      BufferPool::Lease prediction(scratches_);
       ASSIGN_OR_RETURN(const StoredValue value,
                        catalog_.store().Get(Family::kBlocks, BlockKey(record.push, record.first_block + i)));
       ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(value.bytes()));
@@ -196,7 +200,7 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
       return DecodeBlock(frame, i, coded, prediction->span(),
                          decoded.subspan((frame.BlockBegin(i) - begin) * width, BlockBytes(frame, i)));
     };
-    RETURN_IF_ERROR(ParallelRun(catalog_.pool(), count, decode));
+    RETURN_IF_ERROR(lanes_.Run(count, decode));
     hasher.Update(decoded);
     job_.Advance(decoded.size());
   }

@@ -20,9 +20,11 @@
 namespace modelstore {
 
 // Positions that a sample consists of: windows of kSampleWindow consecutive elements, one every kSampleStride (the
-// whole tensor when it has at most kSampleStride elements). docs: regret of 4e-5 on the real pair.
+// whole tensor when it has at most kSampleStride elements). docs: regret of 4e-5 on the real pair. Larger tensors than
+// that pair's have kMaxSampleWindows, farther apart: a sample's memory is bounded.
 inline constexpr uint64_t kSampleWindow = 256;
 inline constexpr uint64_t kSampleStride = 16 * 1024;
+inline constexpr uint64_t kMaxSampleWindows = 2048;
 // Elements of the sample of a tensor of `elems` elements and the first element of its window `w`.
 uint64_t SampleElems(uint64_t elems);
 uint64_t SampleWindowCount(uint64_t elems);

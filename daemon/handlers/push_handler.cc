@@ -31,7 +31,6 @@ Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const std::string fidelity, parameters.String("fidelity", "exact"));
   ASSIGN_OR_RETURN(const bool update, parameters.Bool("update", false));
   if (fidelity != "exact") return Unsupported("fidelity '" + fidelity + "': this build stores models exactly only");
-  RETURN_IF_ERROR(caller.CheckMayPush());
 
   SourceTree scanned;
   if (request.source == nullptr) {

@@ -22,8 +22,8 @@
 
 namespace modelstore {
 
-// How many push at once, and how many read whole models through the socket; the rest wait their turn. Each push has its
-// part of the memory budget (CatalogOptions::concurrent_pushes).
+// How many push at once, and how many read whole models through the socket; the rest wait their turn. Pushes share
+// their part of the memory budget (MemoryShares).
 inline constexpr unsigned kConcurrentPushes = 4;
 inline constexpr unsigned kConcurrentExports = 4;
 // Of a thread that serves a client. Handlers keep what is large on the heap.

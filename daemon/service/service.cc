@@ -132,7 +132,6 @@ class Service {
     options.create_if_missing = true;
     options.memory_budget_bytes = config_.memory_budget_bytes;
     options.threads = config_.threads;
-    options.concurrent_pushes = kConcurrentPushes;
     Result<std::unique_ptr<Catalog>> writable = Catalog::Open(config_.store, options);
     if (writable.ok() || writable.status().code() != StatusCode::kPermissionDenied) return writable;
     options.create_if_missing = false;

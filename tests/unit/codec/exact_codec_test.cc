@@ -5,6 +5,24 @@
 namespace modelstore::test {
 namespace {
 
+TEST(Sampling, LiesWithinTheTensorAndIsBounded) {
+  for (const uint64_t elems :
+       {uint64_t{0}, uint64_t{1}, kSampleStride, kSampleStride + 1, kMaxSampleWindows * kSampleStride,
+        kMaxSampleWindows * kSampleStride + 1, (uint64_t{1} << 40) + 12345}) {
+    uint64_t sum = 0, end = 0;
+    const uint64_t windows = SampleWindowCount(elems);
+    EXPECT_LE(windows, kMaxSampleWindows);
+    for (uint64_t w = 0; w < windows; ++w) {
+      ASSERT_GE(SampleWindowBegin(elems, w), end) << elems << " " << w;
+      end = SampleWindowBegin(elems, w) + SampleWindowElems(elems, w);
+      ASSERT_GT(SampleWindowElems(elems, w), 0u) << elems << " " << w;
+      ASSERT_LE(end, elems);
+      sum += SampleWindowElems(elems, w);
+    }
+    EXPECT_EQ(SampleElems(elems), sum) << elems;
+  }
+}
+
 class EveryFloat : public testing::TestWithParam<DType> {};
 INSTANTIATE_TEST_SUITE_P(Codec, EveryFloat, testing::ValuesIn(kFloats),
                          [](const auto& test) { return std::string(DTypeName(test.param)); });

@@ -1,0 +1,60 @@
+// MemoryShares: one budget of bytes that jobs share, each for its whole length (layer: catalog/read).
+//
+// Thread-safe. Whoever comes gets half of what is free, at least kMinShareBytes, so that those who come later find
+// something too; when less is left, jobs wait in order of arrival. A share is a promise of its holder: nothing here
+// allocates.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <utility>
+
+#include "codec/support/job_control.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+class MemoryShares {
+ public:
+  static constexpr uint64_t kMinShareBytes = 6 << 20;
+
+  // Bytes of the budget; given back when it dies. Must not outlive its MemoryShares.
+  class Share {
+   public:
+    Share() = default;
+    Share(Share&& other) noexcept : of_(std::exchange(other.of_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Share& operator=(Share&& other) noexcept {
+      std::swap(of_, other.of_);
+      std::swap(bytes_, other.bytes_);
+      return *this;
+    }
+    ~Share() {
+      if (of_ != nullptr) of_->GiveBack(bytes_);
+    }
+    uint64_t bytes() const { return bytes_; }
+
+   private:
+    friend class MemoryShares;
+    Share(MemoryShares* of, uint64_t bytes) : of_(of), bytes_(bytes) {}
+    MemoryShares* of_ = nullptr;
+    uint64_t bytes_ = 0;
+  };
+
+  // budget_bytes: at least kMinShareBytes.
+  explicit MemoryShares(uint64_t budget_bytes) : free_bytes_(budget_bytes) {}
+
+  // Waits in the phase "waiting for memory" until there is a share. Errors: Cancelled.
+  Result<Share> Take(JobControl& job);
+
+ private:
+  void GiveBack(uint64_t bytes);
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  uint64_t free_bytes_;
+  std::deque<const JobControl*> waiting_;  // in order of arrival
+};
+
+}  // namespace modelstore
