@@ -19,7 +19,7 @@ class DaemonFaultTest : public DaemonTest {};
 TEST_F(DaemonFaultTest, KilledDuringPushesAndReadsAndStartedAgain) {
   StartDaemon();
   const std::string kept = WriteFile("kept.bin", 4u << 20);
-  ASSERT_EQ(CodeOf(Push("kept", kept)), "");
+  ASSERT_EQ(Push("kept", kept).Code(), "");
   const int big = open(WriteFile("big.bin", 32u << 20, 7).c_str(), O_RDONLY | O_CLOEXEC);
   for (int round = 0; round < 4; ++round) {
     SCOPED_TRACE(round);
@@ -40,7 +40,7 @@ TEST_F(DaemonFaultTest, KilledDuringPushesAndReadsAndStartedAgain) {
       first.AwaitStoring();
       Signal(SIGKILL);
       EXPECT_EQ(WaitForDaemon(), 128 + SIGKILL);
-      EXPECT_TRUE(first.Answer().contains("closed"));
+      EXPECT_TRUE(first.Answer().Has("closed"));
     }
     stop = true;
     reader.join();
@@ -52,8 +52,8 @@ TEST_F(DaemonFaultTest, KilledDuringPushesAndReadsAndStartedAgain) {
     if (can_mount()) {
       EXPECT_TRUE(ReadFile(mountpoint() + "/kept/kept.bin") == ReadFile(kept));
     }
-    EXPECT_EQ(Call("verify")["result"]["failed"], Json::array());
-    EXPECT_EQ(CodeOf(Call("prune")), "");
+    EXPECT_EQ(Call("verify").At("/result/failed"), "[]");
+    EXPECT_EQ(Call("prune").Code(), "");
     ExpectWhole({"kept"});
   }
   close(big);
@@ -64,7 +64,7 @@ TEST_F(DaemonFaultTest, AStoreThatCannotBeWrittenToIsStillRead) {
   StartDaemon();
   const std::string file = WriteFile("a.bin", 100'000);
   ASSERT_EQ(chmod(file.c_str(), 0644), 0);
-  ASSERT_EQ(CodeOf(Push("m", file)), "");
+  ASSERT_EQ(Push("m", file).Code(), "");
   Signal(SIGTERM);
   ASSERT_EQ(WaitForDaemon(), 0);
   // As root, who may write everywhere, the daemon runs as somebody else.
@@ -74,10 +74,10 @@ TEST_F(DaemonFaultTest, AStoreThatCannotBeWrittenToIsStillRead) {
   ASSERT_EQ(chmod((root() + "/run").c_str(), 0777), 0);
   StartDaemon({.uid = geteuid() == 0 ? kNobody : 0});
   EXPECT_EQ(ModelNames(), std::vector<std::string>{"m"});
-  EXPECT_EQ(Call("verify")["result"]["failed"], Json::array());
-  for (const Json& answer : {Push("n", file), Call("rm", {{"name", "m"}}), Call("prune")}) {
-    EXPECT_EQ(CodeOf(answer), "permission_denied") << answer;
-    EXPECT_NE(answer["error"]["message"].get<std::string>().find("only read its store"), std::string::npos) << answer;
+  EXPECT_EQ(Call("verify").At("/result/failed"), "[]");
+  for (const Reply& answer : {Push("n", file), Call("rm", R"({"name": "m"})"), Call("prune")}) {
+    EXPECT_EQ(answer.Code(), "permission_denied") << answer;
+    EXPECT_NE(answer.Message().find("only read its store"), std::string::npos) << answer;
   }
   ASSERT_EQ(chmod(store().c_str(), 0755), 0);
 }

@@ -17,6 +17,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
@@ -27,6 +28,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
+using Json = nlohmann::json;
 
 constexpr FrameLimits kAnswerLimits{.json_bytes = kMaxAnswerBytes, .data_bytes = kMaxDataBytes};
 
@@ -38,6 +40,27 @@ sockaddr_un AddressOf(const std::string& path) {
 }
 
 }  // namespace
+
+bool Reply::Has(const std::string& key) const { return Json::parse(json_).contains(key); }
+
+std::string Reply::At(const std::string& pointer) const {
+  const Json json = Json::parse(json_);
+  const Json::json_pointer at(pointer);
+  if (!json.contains(at)) return "";
+  return json[at].is_string() ? json[at].get<std::string>() : json[at].dump();
+}
+
+size_t Reply::SizeOf(const std::string& pointer) const {
+  const Json json = Json::parse(json_);
+  return json.value(Json::json_pointer(pointer), Json()).size();
+}
+
+std::string Reply::Code() const {
+  if (Has("result")) return "";
+  return Has("error") ? At("/error/code") : "closed";
+}
+
+std::ostream& operator<<(std::ostream& out, const Reply& reply) { return out << reply.json(); }
 
 RawClient::RawClient(const std::string& socket_path) : fd_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
   const sockaddr_un address = AddressOf(socket_path);
@@ -58,19 +81,19 @@ Status RawClient::SendJson(const std::string& text, std::vector<int> fds) const 
   return SendFrame(fd_, FrameKind::kJson, AsBytes(text), std::move(fds), kPatienceMs);
 }
 
-Status RawClient::SendRequest(const std::string& request, const Json& parameters, uint64_t files) const {
+Status RawClient::SendRequest(const std::string& request, const std::string& parameters, uint64_t files) const {
   return SendJson(Json{
       {"protocol", kProtocolVersion},
       {"version", "test"},
       {"request", request},
-      {"parameters", parameters},
+      {"parameters", Json::parse(parameters)},
       {"files",
        files}}.dump());
 }
 
 void RawClient::SendPush(const std::string& name, const std::vector<std::pair<std::string, int>>& files,
-                         const Json& more) const {
-  Json parameters = more;
+                         const std::string& more) const {
+  Json parameters = Json::parse(more);
   parameters["name"] = name;
   Json list = Json::array();
   std::vector<int> fds;
@@ -78,34 +101,33 @@ void RawClient::SendPush(const std::string& name, const std::vector<std::pair<st
     list.push_back({{"path", path}, {"shown_as", "/shown/" + path}});
     fds.push_back(fd);
   }
-  (void)SendRequest("push", parameters, files.size());
+  (void)SendRequest("push", parameters.dump(), files.size());
   if (!files.empty()) (void)SendJson(Json{{"files", list}}.dump(), fds);
 }
 
-Json RawClient::Next() const {
+Reply RawClient::Next() const {
   Result<WireFrame> frame = ReceiveFrame(fd_, kAnswerLimits, -1, kPatienceMs, kPatienceMs);
-  if (!frame.ok()) return {{"closed", std::string(frame.status().message())}};
-  if (frame->kind == FrameKind::kData) return {{"data", frame->payload.size()}};
-  return Json::parse(frame->payload, nullptr, false);
+  if (!frame.ok()) return Reply(Json{{"closed", frame.status().message()}}.dump());
+  if (frame->kind == FrameKind::kData) return Reply(Json{{"data", frame->payload.size()}}.dump());
+  return Reply(frame->payload);
 }
 
-Json RawClient::Until(const std::string& key) const {
+Reply RawClient::Until(const std::string& key) const {
   for (;;) {
-    Json frame = Next();
-    if (!frame.is_object() || frame.contains(key)) return frame;
-    for (const char* last : {"result", "error", "closed"})
-      if (frame.contains(last)) return frame;
+    Reply frame = Next();
+    for (const std::string& last : {key, std::string("result"), std::string("error"), std::string("closed")})
+      if (frame.Has(last)) return frame;
   }
 }
 
-Json RawClient::Answer() const { return Until("result"); }
+Reply RawClient::Answer() const { return Until("result"); }
 
 void RawClient::AwaitStoring() const {
-  Json frame;
+  Reply frame("{}");
   do {
     frame = Until("progress");
-    ASSERT_TRUE(frame.contains("progress")) << frame;
-  } while (frame["progress"]["phase"] != "storing");
+    ASSERT_TRUE(frame.Has("progress")) << frame;
+  } while (frame.At("/progress/phase") != "storing");
 }
 
 void DaemonTest::SetUp() {
@@ -188,14 +210,14 @@ int DaemonTest::WaitForDaemon() {
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-Json DaemonTest::Call(const std::string& request, const Json& parameters) const {
+Reply DaemonTest::Call(const std::string& request, const std::string& parameters) const {
   const RawClient client(socket());
-  if (!client.connected()) return {{"closed", "not connected"}};
+  if (!client.connected()) return Reply(R"({"closed": "not connected"})");
   (void)client.SendRequest(request, parameters);
   return client.Answer();
 }
 
-Json DaemonTest::Push(const std::string& name, const std::string& file, const Json& more) const {
+Reply DaemonTest::Push(const std::string& name, const std::string& file, const std::string& more) const {
   const int fd = open(file.c_str(), O_RDONLY | O_CLOEXEC);
   const RawClient client(socket());
   client.SendPush(name, {{fs::path(file).filename().string(), fd}}, more);
@@ -203,23 +225,18 @@ Json DaemonTest::Push(const std::string& name, const std::string& file, const Js
   return client.Answer();
 }
 
-std::string DaemonTest::CodeOf(const Json& answer) {
-  if (answer.contains("result")) return "";
-  return answer.contains("error") ? answer["error"]["code"].get<std::string>() : "closed";
-}
-
 std::vector<std::string> DaemonTest::ModelNames() const {
   std::vector<std::string> names;
-  const Json answer = Call("ls");
-  for (const Json& model : answer["result"]["models"]) names.push_back(model["name"]);
+  const Reply answer = Call("ls");
+  for (size_t i = 0; i < answer.SizeOf("/result/models"); ++i)
+    names.push_back(answer.At("/result/models/" + std::to_string(i) + "/name"));
   return names;
 }
 
 void DaemonTest::AwaitIdle() const {
   const auto deadline = Clock::now() + std::chrono::milliseconds(kPatienceMs);
   while (Clock::now() < deadline) {
-    const Json status = Call("status")["result"];
-    if (status["jobs"].size() == 1) return;
+    if (Call("status").SizeOf("/result/jobs") == 1) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   FAIL() << "the daemon still works: " << Call("status");
@@ -227,10 +244,8 @@ void DaemonTest::AwaitIdle() const {
 
 void DaemonTest::ExpectWhole(const std::vector<std::string>& models) const {
   EXPECT_EQ(ModelNames(), models);
-  const Json verified = Call("verify")["result"];
-  EXPECT_EQ(verified["failed"], Json::array()) << verified;
-  const Json pruned = Call("prune", {{"dry_run", true}});
-  EXPECT_EQ(pruned["result"]["freed_bytes"], 0) << pruned;
+  EXPECT_EQ(Call("verify").At("/result/failed"), "[]");
+  EXPECT_EQ(Call("prune", R"({"dry_run": true})").At("/result/freed_bytes"), "0");
 }
 
 std::string DaemonTest::WriteFile(const std::string& name, size_t bytes, uint64_t seed) const {

@@ -9,7 +9,6 @@
 #include <sys/types.h>
 
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,7 +18,6 @@
 
 namespace modelstore {
 
-using Json = nlohmann::json;
 inline constexpr int kPatienceMs = 120'000;  // never waited for unless something is broken
 
 struct DaemonOptions {
@@ -28,7 +26,25 @@ struct DaemonOptions {
   uint64_t max_open_files = 0;  // 0: as the test has
 };
 
-// One connection.
+// A JSON object that a daemon sent; data frames are {"data": BYTES}, the end of the connection is {"closed": WHY}.
+class Reply {
+ public:
+  explicit Reply(std::string json) : json_(std::move(json)) {}
+  const std::string& json() const { return json_; }
+  bool Has(const std::string& key) const;
+  // The value at a JSON pointer ("/result/models/0/name"): strings as they are, else as JSON; "" when there is none.
+  std::string At(const std::string& pointer) const;
+  size_t SizeOf(const std::string& pointer) const;
+  // "" for a result, else the error's code or "closed".
+  std::string Code() const;
+  std::string Message() const { return At("/error/message"); }
+
+ private:
+  std::string json_;
+};
+std::ostream& operator<<(std::ostream& out, const Reply& reply);
+
+// One connection. Parameters are the text of a JSON object.
 class RawClient {
  public:
   explicit RawClient(const std::string& socket_path);
@@ -41,16 +57,15 @@ class RawClient {
   void Close();
   void SendBytes(std::string_view bytes) const;
   Status SendJson(const std::string& text, std::vector<int> fds = {}) const;
-  Status SendRequest(const std::string& request, const Json& parameters, uint64_t files = 0) const;
+  Status SendRequest(const std::string& request, const std::string& parameters, uint64_t files = 0) const;
   // A push of files with the names that they have in the model.
   void SendPush(const std::string& name, const std::vector<std::pair<std::string, int>>& files,
-                const Json& more = Json::object()) const;
-  // The next frame as JSON; an object with "closed" when there is none.
-  Json Next() const;
+                const std::string& more = "{}") const;
+  Reply Next() const;
   // The first frame that has `key`, or the last one.
-  Json Until(const std::string& key) const;
+  Reply Until(const std::string& key) const;
   // The frame with the result or the error.
-  Json Answer() const;
+  Reply Answer() const;
   // Waits until the push codes its files.
   void AwaitStoring() const;
 
@@ -78,10 +93,8 @@ class DaemonTest : public ::testing::Test {
   pid_t pid() const { return pid_; }
 
   // One whole request.
-  Json Call(const std::string& request, const Json& parameters = Json::object()) const;
-  Json Push(const std::string& name, const std::string& file, const Json& more = Json::object()) const;
-  // "" when the answer is a result.
-  static std::string CodeOf(const Json& answer);
+  Reply Call(const std::string& request, const std::string& parameters = "{}") const;
+  Reply Push(const std::string& name, const std::string& file, const std::string& more = "{}") const;
   std::vector<std::string> ModelNames() const;
   // Waits until no request but its own is being served.
   void AwaitIdle() const;

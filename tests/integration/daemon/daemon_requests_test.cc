@@ -28,57 +28,57 @@ struct OpenedFd {
 TEST_F(DaemonTest, StoresListsShowsAndRemoves) {
   StartDaemon();
   const std::string file = WriteFile("a.bin", 300'000);
-  const Json pushed = Push("m", file);
-  ASSERT_EQ(CodeOf(pushed), "") << pushed;
-  EXPECT_EQ(pushed["result"]["verified"], true);
-  EXPECT_EQ(pushed["result"]["logical_bytes"], 300'000);
-  EXPECT_EQ(CodeOf(Push("m", file)), "already_exists");
+  const Reply pushed = Push("m", file);
+  ASSERT_EQ(pushed.Code(), "") << pushed;
+  EXPECT_EQ(pushed.At("/result/verified"), "true");
+  EXPECT_EQ(pushed.At("/result/logical_bytes"), "300000");
+  EXPECT_EQ(Push("m", file).Code(), "already_exists");
   EXPECT_EQ(ModelNames(), std::vector<std::string>{"m"});
   if (can_mount()) {
     EXPECT_TRUE(ReadFile(mountpoint() + "/m/a.bin") == ReadFile(file));
   }
-  EXPECT_EQ(Call("show", {{"name", "m"}})["result"]["files"][0]["path"], "a.bin");
-  EXPECT_EQ(CodeOf(Call("rename", {{"from", "m"}, {"to", "n"}})), "");
-  EXPECT_EQ(CodeOf(Call("show", {{"name", "m"}})), "not_found");
-  EXPECT_EQ(CodeOf(Call("rm", {{"name", "n"}})), "");
-  EXPECT_EQ(CodeOf(Call("prune")), "");
+  EXPECT_EQ(Call("show", R"({"name": "m"})").At("/result/files/0/path"), "a.bin");
+  EXPECT_EQ(Call("rename", R"({"from": "m", "to": "n"})").Code(), "");
+  EXPECT_EQ(Call("show", R"({"name": "m"})").Code(), "not_found");
+  EXPECT_EQ(Call("rm", R"({"name": "n"})").Code(), "");
+  EXPECT_EQ(Call("prune").Code(), "");
   ExpectWhole({});
 }
 
 TEST_F(DaemonTest, ExportsAsFramesInOrder) {
   StartDaemon();
   const std::string file = WriteFile("a.bin", (3u << 20) + 17);
-  ASSERT_EQ(CodeOf(Push("m", file)), "");
+  ASSERT_EQ(Push("m", file).Code(), "");
   const RawClient client(socket());
-  ASSERT_TRUE(client.SendRequest("export", {{"name", "m"}, {"dir", "/shown"}}).ok());
-  const Json files = client.Until("files");
-  ASSERT_EQ(files["files"].size(), 1u) << files;
-  EXPECT_EQ(files["files"][0]["path"], "a.bin");
-  EXPECT_EQ(files["files"][0]["bytes"], (3u << 20) + 17);
+  ASSERT_TRUE(client.SendRequest("export", R"({"name": "m", "dir": "/shown"})").ok());
+  const Reply files = client.Until("files");
+  ASSERT_EQ(files.SizeOf("/files"), 1u) << files;
+  EXPECT_EQ(files.At("/files/0/path"), "a.bin");
+  EXPECT_EQ(files.At("/files/0/bytes"), std::to_string((3u << 20) + 17));
   uint64_t bytes = 0;
-  Json frame;
-  for (frame = client.Next(); !frame.contains("file_done"); frame = client.Next()) {
-    ASSERT_TRUE(frame.contains("data") || frame.contains("progress")) << frame;
-    if (frame.contains("data")) bytes += frame["data"].get<uint64_t>();
+  Reply frame = client.Next();
+  for (; !frame.Has("file_done"); frame = client.Next()) {
+    ASSERT_TRUE(frame.Has("data") || frame.Has("progress")) << frame;
+    if (frame.Has("data")) bytes += std::stoull(frame.At("/data"));
   }
   EXPECT_EQ(bytes, (3u << 20) + 17);
-  EXPECT_EQ(frame["file_done"], 0);
-  EXPECT_EQ(client.Answer()["result"]["files"], 1);
+  EXPECT_EQ(frame.At("/file_done"), "0");
+  EXPECT_EQ(client.Answer().At("/result/files"), "1");
 }
 
 TEST_F(DaemonTest, StatusSaysWhatGoesOn) {
   StartDaemon({.config = "memory_budget_bytes = \"256M\""});
-  const Json status = Call("status")["result"];
-  EXPECT_EQ(status["pid"], pid());
-  EXPECT_EQ(status["store"], store());
-  EXPECT_EQ(status["mount"], can_mount() ? Json(mountpoint()) : Json(nullptr));
-  EXPECT_EQ(status["memory_budget_bytes"], 256u << 20);
-  EXPECT_GT(status["resident_bytes"], 0);
-  EXPECT_TRUE(status["cache"].contains("hits"));
-  EXPECT_TRUE(status["decode"].contains("target"));
-  ASSERT_EQ(status["jobs"].size(), 1u) << status;
-  EXPECT_EQ(status["jobs"][0]["request"], "status");
-  EXPECT_EQ(status["clients"], 1);
+  const Reply status = Call("status");
+  EXPECT_EQ(status.At("/result/pid"), std::to_string(pid()));
+  EXPECT_EQ(status.At("/result/store"), store());
+  EXPECT_EQ(status.At("/result/mount"), can_mount() ? mountpoint() : "null");
+  EXPECT_EQ(status.At("/result/memory_budget_bytes"), std::to_string(256u << 20));
+  EXPECT_GT(std::stoull(status.At("/result/resident_bytes")), 0u);
+  EXPECT_NE(status.At("/result/cache/hits"), "");
+  EXPECT_NE(status.At("/result/decode/target"), "");
+  ASSERT_EQ(status.SizeOf("/result/jobs"), 1u) << status;
+  EXPECT_EQ(status.At("/result/jobs/0/request"), "status");
+  EXPECT_EQ(status.At("/result/clients"), "1");
 }
 
 TEST_F(DaemonTest, OfTwoPushesOfOneNameOneWins) {
@@ -87,7 +87,7 @@ TEST_F(DaemonTest, OfTwoPushesOfOneNameOneWins) {
   const RawClient first(socket()), second(socket());
   first.SendPush("m", {{"f", a.fd}});
   second.SendPush("m", {{"f", b.fd}});
-  const std::multiset<std::string> codes = {CodeOf(first.Answer()), CodeOf(second.Answer())};
+  const std::multiset<std::string> codes = {first.Answer().Code(), second.Answer().Code()};
   EXPECT_EQ(codes, (std::multiset<std::string>{"", "already_exists"}));
   ExpectWhole({"m"});
 }
@@ -99,7 +99,7 @@ TEST_F(DaemonTest, SixtyFourClientsAtOnce) {
   std::vector<std::thread> clients;
   for (size_t i = 0; i < codes.size(); ++i)
     clients.emplace_back(
-        [&, i] { codes[i] = i % 2 == 0 ? CodeOf(Push("m" + std::to_string(i), file)) : CodeOf(Call("report")); });
+        [&, i] { codes[i] = i % 2 == 0 ? Push("m" + std::to_string(i), file).Code() : Call("report").Code(); });
   for (std::thread& client : clients) client.join();
   EXPECT_EQ(codes, std::vector<std::string>(64));
   EXPECT_EQ(ModelNames().size(), 32u);
@@ -109,10 +109,10 @@ TEST_F(DaemonTest, MoreClientsThanAllowedAreToldSo) {
   StartDaemon({.config = "max_clients = 3"});
   std::vector<std::unique_ptr<RawClient>> idle;
   for (int i = 0; i < 40; ++i) idle.push_back(std::make_unique<RawClient>(socket()));
-  for (size_t i = 3; i < idle.size(); ++i) EXPECT_EQ(CodeOf(idle[i]->Next()), "busy");
+  for (size_t i = 3; i < idle.size(); ++i) EXPECT_EQ(idle[i]->Next().Code(), "busy");
   idle.clear();
   AwaitIdle();
-  EXPECT_EQ(CodeOf(Call("ls")), "");
+  EXPECT_EQ(Call("ls").Code(), "");
 }
 
 TEST_F(DaemonTest, GarbageIsAnsweredAndHarmsNobody) {
@@ -158,8 +158,8 @@ TEST_F(DaemonTest, GarbageIsAnsweredAndHarmsNobody) {
     SCOPED_TRACE(bytes.substr(0, 120));
     const RawClient client(socket());
     client.SendBytes(bytes);
-    EXPECT_EQ(CodeOf(client.Answer()), code);
-    EXPECT_TRUE(client.Next().contains("closed"));
+    EXPECT_EQ(client.Answer().Code(), code);
+    EXPECT_TRUE(client.Next().Has("closed"));
   }
   ExpectWhole({});
 }
@@ -168,9 +168,9 @@ TEST_F(DaemonTest, AnotherProtocolIsNamed) {
   StartDaemon();
   const RawClient client(socket());
   ASSERT_TRUE(client.SendJson(R"({"protocol": 99, "version": "9.9", "request": "ls", "parameters": {}})").ok());
-  const Json answer = client.Answer();
-  EXPECT_EQ(CodeOf(answer), "unsupported");
-  const std::string message = answer["error"]["message"];
+  const Reply answer = client.Answer();
+  EXPECT_EQ(answer.Code(), "unsupported");
+  const std::string message = answer.Message();
   EXPECT_NE(message.find("protocol 99"), std::string::npos) << message;
   EXPECT_NE(message.find("protocol 1"), std::string::npos) << message;
 }
@@ -179,11 +179,11 @@ TEST_F(DaemonTest, ClientsThatStallKeepNobodyFromWork) {
   StartDaemon();
   const RawClient silent(socket()), half_a_header(socket()), half_a_push(socket());
   half_a_header.SendBytes("MSF1\0");
-  ASSERT_TRUE(half_a_push.SendRequest("push", {{"name", "m"}}, 2).ok());
-  EXPECT_EQ(CodeOf(Push("n", WriteFile("n.bin", 1000))), "");
-  EXPECT_EQ(CodeOf(Call("prune")), "");
+  ASSERT_TRUE(half_a_push.SendRequest("push", R"({"name": "m"})", 2).ok());
+  EXPECT_EQ(Push("n", WriteFile("n.bin", 1000)).Code(), "");
+  EXPECT_EQ(Call("prune").Code(), "");
   Signal(SIGTERM);
-  EXPECT_EQ(CodeOf(half_a_push.Answer()), "unavailable");
+  EXPECT_EQ(half_a_push.Answer().Code(), "unavailable");
   EXPECT_EQ(WaitForDaemon(), 0);
 }
 
@@ -196,18 +196,18 @@ TEST_F(DaemonTest, OnlyRegularFilesOpenForReadingAreTaken) {
   for (const OpenedFd* bad : {&writable, &path, &fifo, &folder, &device}) {
     const RawClient client(socket());
     client.SendPush("m", {{"good", good.fd}, {"bad", bad->fd}});
-    const Json answer = client.Answer();
-    EXPECT_EQ(CodeOf(answer), "invalid_argument") << answer;
-    EXPECT_NE(answer["error"]["message"].get<std::string>().find("/shown/bad"), std::string::npos) << answer;
+    const Reply answer = client.Answer();
+    EXPECT_EQ(answer.Code(), "invalid_argument") << answer;
+    EXPECT_NE(answer.Message().find("/shown/bad"), std::string::npos) << answer;
   }
   for (const char* name : {"../a", "/a", "", "a//b"}) {
     const RawClient client(socket());
     client.SendPush("m", {{name, good.fd}});
-    EXPECT_EQ(CodeOf(client.Answer()), "invalid_argument") << name;
+    EXPECT_EQ(client.Answer().Code(), "invalid_argument") << name;
   }
   const RawClient twice(socket());
   twice.SendPush("m", {{"a", good.fd}, {"a", good.fd}});
-  EXPECT_EQ(CodeOf(twice.Answer()), "invalid_argument");
+  EXPECT_EQ(twice.Answer().Code(), "invalid_argument");
   ExpectWhole({});
 }
 
@@ -215,14 +215,14 @@ TEST_F(DaemonTest, DescriptorsAreCountedForAllClientsTogether) {
   // 1,200 less what the daemon keeps for itself and for its clients: 416, half of it for one.
   StartDaemon({.config = "max_clients = 16", .max_open_files = 1200});
   const RawClient greedy(socket()), first(socket()), second(socket());
-  ASSERT_TRUE(greedy.SendRequest("push", {{"name", "greedy"}}, 300).ok());
-  const Json refused = greedy.Answer();
-  EXPECT_EQ(CodeOf(refused), "resource_exhausted");
-  EXPECT_NE(refused["error"]["message"].get<std::string>().find("LimitNOFILE"), std::string::npos) << refused;
+  ASSERT_TRUE(greedy.SendRequest("push", R"({"name": "greedy"})", 300).ok());
+  const Reply refused = greedy.Answer();
+  EXPECT_EQ(refused.Code(), "resource_exhausted");
+  EXPECT_NE(refused.Message().find("LimitNOFILE"), std::string::npos) << refused;
   // Shares are given in the order of the requests: each is known to have its own when it waits for files.
   const OpenedFd file(WriteFile("a", 10), O_RDONLY);
   const auto hold = [&](const RawClient& client, const std::string& name) {
-    ASSERT_TRUE(client.SendRequest("push", {{"name", name}}, 200).ok());
+    ASSERT_TRUE(client.SendRequest("push", "{\"name\": \"" + name + "\"}", 200).ok());
     ASSERT_TRUE(client.SendJson(R"({"files": [{"path": "a"}]})", {file.fd}).ok());
   };
   hold(first, "first");
@@ -230,12 +230,12 @@ TEST_F(DaemonTest, DescriptorsAreCountedForAllClientsTogether) {
   std::string code;
   do {  // until both have theirs
     const RawClient other(socket());
-    ASSERT_TRUE(other.SendRequest("push", {{"name", "other"}}, 100).ok());
+    ASSERT_TRUE(other.SendRequest("push", R"({"name": "other"})", 100).ok());
     (void)other.SendJson(R"({"cancel": true})");
-    code = CodeOf(other.Answer());
+    code = other.Answer().Code();
   } while (code == "cancelled");
   EXPECT_EQ(code, "resource_exhausted");
-  EXPECT_EQ(CodeOf(Call("ls")), "");
+  EXPECT_EQ(Call("ls").Code(), "");
 }
 
 TEST_F(DaemonTest, AFileThatIsTruncatedWhileItIsStored) {
@@ -246,7 +246,7 @@ TEST_F(DaemonTest, AFileThatIsTruncatedWhileItIsStored) {
   client.SendPush("m", {{"big.bin", file.fd}});
   client.AwaitStoring();
   ASSERT_EQ(truncate(path.c_str(), 4096), 0);
-  EXPECT_EQ(CodeOf(client.Answer()), "io");
+  EXPECT_EQ(client.Answer().Code(), "io");
   ExpectWhole({});
 }
 
@@ -257,7 +257,7 @@ TEST_F(DaemonTest, AClientThatCancelsGetsItsAnswerAndNothingIsStored) {
   client.SendPush("m", {{"big.bin", file.fd}});
   client.AwaitStoring();
   ASSERT_TRUE(client.SendJson(R"({"cancel": true})").ok());
-  EXPECT_EQ(CodeOf(client.Answer()), "cancelled");
+  EXPECT_EQ(client.Answer().Code(), "cancelled");
   ExpectWhole({});
 }
 
@@ -275,13 +275,13 @@ TEST_F(DaemonTest, AClientThatDiesInAPushLeavesNothing) {
 
 TEST_F(DaemonTest, SigtermInAPushRollsBackAndEndsWithZero) {
   StartDaemon();
-  ASSERT_EQ(CodeOf(Push("before", WriteFile("a.bin", 1000))), "");
+  ASSERT_EQ(Push("before", WriteFile("a.bin", 1000)).Code(), "");
   const OpenedFd file(WriteFile("big.bin", kBigBytes), O_RDONLY);
   const RawClient client(socket());
   client.SendPush("m", {{"big.bin", file.fd}});
   client.AwaitStoring();
   Signal(SIGTERM);
-  EXPECT_EQ(CodeOf(client.Answer()), "unavailable");
+  EXPECT_EQ(client.Answer().Code(), "unavailable");
   EXPECT_EQ(WaitForDaemon(), 0);
   EXPECT_FALSE(fs::exists(socket()));
   if (can_mount()) {
@@ -297,28 +297,28 @@ TEST_F(DaemonTest, ASocketThatIsServedIsNotTakenOver) {
   const std::string command = std::string(MODELSTORED) + " --config /dev/null --store " + root() +
                               "/other --mount '' --socket " + socket() + " 2>/dev/null";
   EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1);
-  EXPECT_EQ(Call("status")["result"]["pid"], first);
+  EXPECT_EQ(Call("status").At("/result/pid"), std::to_string(first));
 }
 
 TEST_F(DaemonTest, AMountThatIsTakenAwayComesBack) {
   if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
   StartDaemon();
-  ASSERT_EQ(CodeOf(Push("m", WriteFile("a.bin", 1000))), "");
+  ASSERT_EQ(Push("m", WriteFile("a.bin", 1000)).Code(), "");
   struct stat before, after;
   ASSERT_EQ(stat(mountpoint().c_str(), &before), 0);
   ASSERT_EQ(WEXITSTATUS(std::system(("umount " + mountpoint()).c_str())), 0);
   while (stat((mountpoint() + "/m/a.bin").c_str(), &after) != 0) std::this_thread::yield();
   EXPECT_TRUE(ReadFile(mountpoint() + "/m/a.bin") == ReadFile(root() + "/files/a.bin"));
   // Its files are known as its own again.
-  EXPECT_EQ(CodeOf(Push("again", mountpoint() + "/m/a.bin")), "permission_denied");
+  EXPECT_EQ(Push("again", mountpoint() + "/m/a.bin").Code(), "permission_denied");
 }
 
 TEST_F(DaemonTest, FilesOfItsOwnMountAreRefused) {
   if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
   StartDaemon();
-  ASSERT_EQ(CodeOf(Push("m", WriteFile("a.bin", 1000))), "");
-  const Json answer = Push("again", mountpoint() + "/m/a.bin");
-  EXPECT_EQ(CodeOf(answer), "permission_denied") << answer;
+  ASSERT_EQ(Push("m", WriteFile("a.bin", 1000)).Code(), "");
+  const Reply answer = Push("again", mountpoint() + "/m/a.bin");
+  EXPECT_EQ(answer.Code(), "permission_denied") << answer;
   ExpectWhole({"m"});
 }
 
@@ -327,7 +327,7 @@ TEST_F(DaemonTest, AReaderKeepsWhatItHasOpenThroughUpdateRemovalAndPrune) {
   StartDaemon();
   constexpr size_t kBytes = 8u << 20;
   const std::string old_file = WriteFile("a.bin", kBytes, 1);
-  ASSERT_EQ(CodeOf(Push("m", old_file)), "");
+  ASSERT_EQ(Push("m", old_file).Code(), "");
   const std::string old_bytes = ReadFile(old_file);
   const OpenedFd reader(mountpoint() + "/m/a.bin", O_RDONLY);
   ASSERT_GE(reader.fd, 0);
@@ -338,12 +338,12 @@ TEST_F(DaemonTest, AReaderKeepsWhatItHasOpenThroughUpdateRemovalAndPrune) {
     EXPECT_TRUE(std::memcmp(map, old_bytes.data(), kBytes) == 0);
   };
   WriteFile("a.bin", kBytes, 2);
-  ASSERT_EQ(CodeOf(Push("m", old_file, {{"update", true}})), "");
-  EXPECT_EQ(CodeOf(Call("prune")), "");
+  ASSERT_EQ(Push("m", old_file, R"({"update": true})").Code(), "");
+  EXPECT_EQ(Call("prune").Code(), "");
   expect_old();
   EXPECT_TRUE(ReadFile(mountpoint() + "/m/a.bin") == ReadFile(old_file));
-  EXPECT_EQ(CodeOf(Call("rm", {{"name", "m"}})), "");
-  EXPECT_EQ(CodeOf(Call("prune")), "");
+  EXPECT_EQ(Call("rm", R"({"name": "m"})").Code(), "");
+  EXPECT_EQ(Call("prune").Code(), "");
   EXPECT_FALSE(fs::exists(mountpoint() + "/m"));
   expect_old();
   munmap(map, kBytes);
@@ -356,13 +356,13 @@ class DaemonRightsTest : public DaemonTest {
     if (geteuid() != 0) GTEST_SKIP() << "acting as other users needs root";
   }
   // Exit codes of the children: 0 when the answer has this code.
-  int CallAs(uid_t uid, const std::vector<gid_t>& groups, const std::string& request, const Json& parameters,
+  int CallAs(uid_t uid, const std::vector<gid_t>& groups, const std::string& request, const std::string& parameters,
              const std::string& code) {
-    return AsUser(uid, uid, groups, [&] { return CodeOf(Call(request, parameters)) == code ? 0 : 1; });
+    return AsUser(uid, uid, groups, [&] { return Call(request, parameters).Code() == code ? 0 : 1; });
   }
   int PushAs(uid_t uid, const std::vector<gid_t>& groups, const std::string& name, const std::string& file,
-             const std::string& code, const Json& more = Json::object()) {
-    return AsUser(uid, uid, groups, [&] { return CodeOf(Push(name, file, more)) == code ? 0 : 1; });
+             const std::string& code, const std::string& more = "{}") {
+    return AsUser(uid, uid, groups, [&] { return Push(name, file, more).Code() == code ? 0 : 1; });
   }
 };
 
@@ -370,15 +370,15 @@ TEST_F(DaemonRightsTest, StrangersReadAndChangeNothing) {
   StartDaemon();
   const std::string file = WriteFile("a.bin", 1000);
   ASSERT_EQ(chmod(file.c_str(), 0644), 0);
-  ASSERT_EQ(CodeOf(Push("m", file)), "");
+  ASSERT_EQ(Push("m", file).Code(), "");
   EXPECT_EQ(PushAs(kStranger, {}, "n", file, "permission_denied"), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "rm", {{"name", "m"}}, "permission_denied"), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "rename", {{"from", "m"}, {"to", "n"}}, "permission_denied"), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "prune", Json::object(), "permission_denied"), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "verify", Json::object(), "permission_denied"), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "verify", {{"names", {"m"}}}, ""), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "show", {{"name", "m"}}, ""), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "status", Json::object(), ""), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rm", R"({"name": "m"})", "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rename", R"({"from": "m", "to": "n"})", "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "prune", "{}", "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "verify", "{}", "permission_denied"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "verify", R"({"names": ["m"]})", ""), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "show", R"({"name": "m"})", ""), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "status", "{}", ""), 0);
   ExpectWhole({"m"});
 }
 
@@ -386,14 +386,14 @@ TEST_F(DaemonRightsTest, AModelThatMayNotBeReadIsLikeNone) {
   StartDaemon();
   const std::string file = WriteFile("a.bin", 1000);
   ASSERT_EQ(chmod(file.c_str(), 0600), 0);
-  ASSERT_EQ(CodeOf(Push("secret", file)), "");
+  ASSERT_EQ(Push("secret", file).Code(), "");
   for (const char* request : {"show", "rm"})
-    EXPECT_EQ(CallAs(kStranger, {}, request, {{"name", "secret"}}, "not_found"), 0) << request;
-  EXPECT_EQ(CallAs(kStranger, {}, "export", {{"name", "secret"}, {"dir", "/x"}}, "not_found"), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "verify", {{"names", {"secret"}}}, "not_found"), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "rename", {{"from", "secret"}, {"to", "n"}}, "not_found"), 0);
+    EXPECT_EQ(CallAs(kStranger, {}, request, R"({"name": "secret"})", "not_found"), 0) << request;
+  EXPECT_EQ(CallAs(kStranger, {}, "export", R"({"name": "secret", "dir": "/x"})", "not_found"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "verify", R"({"names": ["secret"]})", "not_found"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rename", R"({"from": "secret", "to": "n"})", "not_found"), 0);
   EXPECT_EQ(AsUser(kStranger, kStranger, {}, [&] { return ModelNames().empty() ? 0 : 1; }), 0);
-  EXPECT_EQ(AsUser(kStranger, kStranger, {}, [&] { return Call("report")["result"]["models"].empty() ? 0 : 1; }), 0);
+  EXPECT_EQ(AsUser(kStranger, kStranger, {}, [&] { return Call("report").At("/result/models") == "[]" ? 0 : 1; }), 0);
   EXPECT_EQ(ModelNames(), std::vector<std::string>{"secret"});
 }
 
@@ -404,14 +404,14 @@ TEST_F(DaemonRightsTest, MembersOfTheGroupPushAndOwnWhatTheyPushed) {
   const std::string file = WriteFile("a.bin", 1000);
   ASSERT_EQ(chmod(file.c_str(), 0644), 0);
   EXPECT_EQ(PushAs(kStranger, {7, 100}, "mine", file, ""), 0) << "by a supplementary group";
-  EXPECT_EQ(AsUser(kStranger + 1, 100, {}, [&] { return CodeOf(Push("other", file)) == "" ? 0 : 1; }), 0)
+  EXPECT_EQ(AsUser(kStranger + 1, 100, {}, [&] { return Push("other", file).Code() == "" ? 0 : 1; }), 0)
       << "by the primary group";
   // Who may push may not change what belongs to others.
-  EXPECT_EQ(PushAs(kStranger + 1, {100}, "mine", file, "permission_denied", {{"update", true}}), 0);
-  EXPECT_EQ(CallAs(kStranger + 1, {100}, "rm", {{"name", "mine"}}, "permission_denied"), 0);
-  EXPECT_EQ(PushAs(kStranger, {100}, "mine", file, "", {{"update", true}}), 0);
-  EXPECT_EQ(CallAs(kStranger, {}, "rm", {{"name", "mine"}}, ""), 0) << "the owner";
-  EXPECT_EQ(CodeOf(Call("rm", {{"name", "other"}})), "") << "root";
+  EXPECT_EQ(PushAs(kStranger + 1, {100}, "mine", file, "permission_denied", R"({"update": true})"), 0);
+  EXPECT_EQ(CallAs(kStranger + 1, {100}, "rm", R"({"name": "mine"})", "permission_denied"), 0);
+  EXPECT_EQ(PushAs(kStranger, {100}, "mine", file, "", R"({"update": true})"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "rm", R"({"name": "mine"})", ""), 0) << "the owner";
+  EXPECT_EQ(Call("rm", R"({"name": "other"})").Code(), "") << "root";
 }
 
 TEST_F(DaemonRightsTest, OneUserCannotTakeAllConnections) {
@@ -421,10 +421,10 @@ TEST_F(DaemonRightsTest, OneUserCannotTakeAllConnections) {
                      std::vector<std::unique_ptr<RawClient>> held;
                      for (int i = 0; i < 4; ++i) held.push_back(std::make_unique<RawClient>(socket()));
                      const RawClient fifth(socket());
-                     return CodeOf(fifth.Next()) == "busy" ? 0 : 1;
+                     return fifth.Next().Code() == "busy" ? 0 : 1;
                    }),
             0);
-  EXPECT_EQ(CodeOf(Call("ls")), "");
+  EXPECT_EQ(Call("ls").Code(), "");
 }
 
 }  // namespace
