@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Shows modelstore at work on real models: builds it, stores the models in a temporary store, loads them through a mount
-# from Python, compares every file with its source and prints what the store costs. Leaves only a cache of downloads.
+# Shows modelstore at work on real models: builds it, starts a daemon with a temporary store and mount, pushes the models
+# to it, loads them through the mount from Python, compares every file with its source and prints what the store costs.
+# Leaves only a cache of downloads.
 set -euo pipefail
 
 usage() {
@@ -32,24 +33,24 @@ for argument in "$@"; do
 done
 cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/modelstore-demo
-binary=$PWD/build/release/bin/modelstore
+bin=$PWD/build/release/bin
 
 work=
-mount_pid=
+daemon_pid=
 # Idempotent: runs at the end and on every way out before it.
-unmount_store() {
-  [ -n "$mount_pid" ] || return 0
-  local pid=$mount_pid
-  mount_pid=
+stop_daemon() {
+  [ -n "$daemon_pid" ] || return 0
+  local pid=$daemon_pid
+  daemon_pid=
   kill -TERM "$pid" 2>/dev/null || true
-  wait "$pid" || { cat "$work/mount.log" >&2 && return 1; }
+  wait "$pid" || { cat "$work/daemon.log" >&2 && return 1; }
 }
 clean_up() {
   local code=$?
   trap - EXIT
-  unmount_store || true
+  stop_daemon || true
   if [ -n "$work" ]; then
-    if mountpoint -q "$work/mount"; then "$binary" unmount "$work/mount" || true; fi
+    if mountpoint -q "$work/mount"; then "$bin/modelstore" unmount "$work/mount" || true; fi
     rm -rf --one-file-system "$work"
   fi
   exit "$code"
@@ -97,10 +98,29 @@ if [ ${#sources[@]} -eq 0 ]; then
 fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/modelstore-demo.XXXXXX")
-store=$work/store
-mkdir "$work/mount"
+chmod 755 "$work"
+cat >"$work/config.toml" <<EOT
+store = "$work/store"
+mount = "$work/mount"
+socket = "$work/modelstore.sock"
+EOT
+modelstore() { "$bin/modelstore" --socket "$work/modelstore.sock" "$@"; }
 
-step "storing ${#sources[@]} models in $store"
+step "starting modelstored with a store in $work"
+"$bin/modelstored" --config "$work/config.toml" 2>"$work/daemon.log" &
+daemon_pid=$!
+# It answers once the mount does; 10 means that it does not listen yet.
+until modelstore status >"$work/status" 2>&1; do
+  code=$?
+  if [ $code -ne 10 ] || ! kill -0 "$daemon_pid" 2>/dev/null; then
+    cat "$work/status" "$work/daemon.log" >&2
+    fail "the daemon did not start"
+  fi
+  sleep 0.05
+done
+cat "$work/status"
+
+step "pushing ${#sources[@]} models"
 pairs=()
 declare -A taken=()
 for source in "${sources[@]}"; do
@@ -108,32 +128,18 @@ for source in "${sources[@]}"; do
   while [ -n "${taken[$name]:-}" ]; do name=$name-2; done
   taken[$name]=1
   printf '%s\n' "$source"
-  "$binary" --store "$store" push "$source" --name "$name"
+  modelstore push "$source" --name "$name"
   pairs+=("$name" "$source")
 done
 
-step "mounting the store at $work/mount and loading from it"
-"$binary" --store "$store" --json mount "$work/mount" >"$work/ready.json" 2>"$work/mount.log" &
-mount_pid=$!
-# The document appears once the mount answers.
-until [ -s "$work/ready.json" ]; do
-  if ! kill -0 "$mount_pid" 2>/dev/null; then
-    mount_pid=
-    cat "$work/mount.log" >&2
-    fail "the mount did not start"
-  fi
-  sleep 0.05
-done
-if grep -q '"error"' "$work/ready.json"; then
-  cat "$work/ready.json" >&2
-  fail "the mount did not start"
-fi
+step "loading from the mount $work/mount"
 python3 scripts/demo_check.py "$work/mount" "${pairs[@]}"
 
-step "unmounting"
-unmount_store
-
 step "what the store costs"
-"$binary" --store "$store" ls --tree
+modelstore ls --tree
 printf '\n'
-"$binary" --store "$store" report
+modelstore report
+
+step "stopping the daemon"
+stop_daemon
+if mountpoint -q "$work/mount"; then fail "the daemon left its mount"; fi

@@ -10,6 +10,7 @@
 
 #include "codec/support/log.h"
 #include "daemon/protocol/wire.h"
+#include "daemon/service/metrics.h"
 #include "daemon/service/peer.h"
 #include "daemon/service/small_thread.h"
 
@@ -83,6 +84,7 @@ void ClientConnection::Run() {
   if (sent.code() == StatusCode::kResourceExhausted) sent = answers_.SendError(sent);
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   state_.counters.Served(handler_ ? handler_->name : "other", answer.status().code(), seconds, answers_.sent_bytes());
+  if (answer.ok() && handler_->name == "push") CountPush(*answer, &state_.counters);
   LogRequest(answer.status(), seconds);
 }
 

@@ -113,6 +113,7 @@ constexpr Key kKeys[] = {
      [](const toml::node& n, Config* c) {
        return TakeName(n, {"text", "json"}, &c->log_format);
      }},
+    {"metrics", [](const toml::node& n, Config* c) { return TakeText(n, &c->metrics); }},
     {"access_log",
      [](const toml::node& n, Config* c) {
        const auto value = n.value_exact<bool>();

@@ -27,6 +27,7 @@ struct Config {
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;
   bool access_log = false;
+  std::string metrics;  // a path, or a loopback address and port; "": none
 };
 
 struct DaemonFlags {

@@ -23,6 +23,8 @@ struct ServerCounts {
   uint64_t connections = 0;
   uint64_t refused_connections = 0;  // too many at once
   uint64_t sent_bytes = 0;           // of answers
+  uint64_t pushed_bytes = 0;         // of the files of published pushes
+  uint64_t stored_bytes = 0;         // what those added to the store
   uint64_t clients = 0;              // now
 };
 
@@ -44,6 +46,9 @@ class ServerCounters {
       count.seconds += seconds;
       c.sent_bytes += sent_bytes;
     });
+  }
+  void Pushed(uint64_t logical_bytes, uint64_t stored_bytes) {
+    Change([&](ServerCounts& c) { c.pushed_bytes += logical_bytes, c.stored_bytes += stored_bytes; });
   }
   ServerCounts counts() const {
     const std::lock_guard lock(mutex_);

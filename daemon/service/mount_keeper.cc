@@ -28,7 +28,11 @@ MountKeeper::~MountKeeper() {
 }
 
 Status MountKeeper::MountNow() {
-  ASSIGN_OR_RETURN(mount_, Mount::Start(catalog_, options_));
+  ASSIGN_OR_RETURN(std::unique_ptr<Mount> mounted, Mount::Start(catalog_, options_));
+  {
+    const std::lock_guard lock(mutex_);
+    mount_ = std::move(mounted);
+  }
   const MountState state = mount_->state();
   ASSIGN_OR_RETURN(const std::optional<MountEntry> entry, FindMount(state.mountpoint));
   if (!entry) return Unavailable("the mount on " + state.mountpoint + " vanished while it was set up");
@@ -53,8 +57,15 @@ Status MountKeeper::MountAgain() {
 Status MountKeeper::Stop() {
   const Status status = mount_ ? mount_->Stop() : OkStatus();
   watcher_.Join();
-  mount_.reset();
+  std::unique_ptr<Mount> ended;  // goes after the lock
   const std::lock_guard lock(mutex_);
+  ended = std::move(mount_);
+  if (ended) {
+    const MountStats stats = ended->stats();
+    ended_.reads += stats.reads;
+    ended_.read_bytes += stats.read_bytes;
+    ended_.errors += stats.errors;
+  }
   state_.reset();
   device_ = 0;
   return status;
@@ -68,6 +79,19 @@ std::optional<MountState> MountKeeper::state() const {
 uint64_t MountKeeper::device() const {
   const std::lock_guard lock(mutex_);
   return device_;
+}
+
+MountStats MountKeeper::stats() const {
+  const std::lock_guard lock(mutex_);
+  MountStats sum = ended_;
+  if (mount_) {
+    const MountStats now = mount_->stats();
+    sum.reads += now.reads;
+    sum.read_bytes += now.read_bytes;
+    sum.errors += now.errors;
+    sum.open_files = now.open_files;
+  }
+  return sum;
 }
 
 }  // namespace modelstore

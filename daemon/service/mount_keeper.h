@@ -1,7 +1,7 @@
 // Keeps the mount up (layer: daemon/service).
 //
 // Somebody may unmount it from outside (umount, an aborted FUSE connection): `ended_fd` becomes readable then and the
-// owner mounts again, which costs readers their open files and nobody his push. Not thread-safe, except state.
+// owner mounts again, which costs readers their open files and nobody his push. Not thread-safe, except what is const.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,7 @@ class MountKeeper {
 
   std::optional<MountState> state() const;  // null while it is not mounted
   uint64_t device() const;                  // st_dev of its files; 0 while it is not mounted
+  MountStats stats() const;                 // of all its mounts together
 
  private:
   MountKeeper(Catalog& catalog, const MountOptions& options, int ended_fd)
@@ -39,12 +40,13 @@ class MountKeeper {
   Catalog& catalog_;
   const MountOptions options_;
   const int ended_fd_;
-  std::unique_ptr<Mount> mount_;
-  SmallThread watcher_;  // waits for the end of mount_
+  std::unique_ptr<Mount> mount_;  // set and reset under mutex_
+  SmallThread watcher_;           // waits for the end of mount_
 
   mutable std::mutex mutex_;
   std::optional<MountState> state_;
   uint64_t device_ = 0;
+  MountStats ended_;  // of the mounts before
 };
 
 }  // namespace modelstore

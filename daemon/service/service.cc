@@ -16,7 +16,10 @@
 #include <thread>
 
 #include "codec/support/log.h"
+#include "daemon/service/access_log.h"
 #include "daemon/service/limits.h"
+#include "daemon/service/metrics.h"
+#include "daemon/service/metrics_server.h"
 #include "daemon/service/mount_keeper.h"
 #include "daemon/service/server.h"
 #include "daemon/service/socket_listener.h"
@@ -112,10 +115,17 @@ class Service {
       options.mountpoint = config_.mount;
       options.read_ahead_kb = config_.read_ahead_kb;
       options.allow_other = geteuid() == 0;
+      options.on_access = [this](const AccessRecord& record) {
+        if (state_->log_reads) LogAccess(record);
+      };
       ASSIGN_OR_RETURN(mount_, MountKeeper::Start(*catalog_, options));
       ShowMount();
     }
     server_ = std::make_unique<Server>(state_.get(), config_.max_clients);
+    if (!config_.metrics.empty()) {
+      ASSIGN_OR_RETURN(metrics_, MetricsServer::Start(config_.metrics, [this] { return MetricsText(Sample()); }));
+      Log(LogLevel::kInfo, "metrics", {{"address", metrics_->address()}});
+    }
     Log(LogLevel::kInfo, "ready",
         {{"version", MODELSTORE_VERSION},
          {"store", config_.store},
@@ -212,6 +222,7 @@ class Service {
 
   void StopAll() {
     const auto start = Clock::now();
+    metrics_.reset();
     listener_.reset();
     if (server_) server_->Stop();
     if (mount_) {
@@ -225,6 +236,18 @@ class Service {
     if (signals_ >= 0) close(signals_);
     const auto taken = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
     Log(LogLevel::kInfo, "stopped", {{"milliseconds", std::to_string(taken.count())}});
+  }
+
+  MetricsSample Sample() const {
+    MetricsSample sample;
+    sample.server = state_->counters.counts();
+    if (mount_) sample.mount = mount_->stats();
+    sample.reading = catalog_->reader().stats();
+    sample.jobs = state_->jobs.List().size();
+    if (const Result<CatalogMeta> meta = catalog_->Meta(); meta.ok()) sample.models = meta->model_count;
+    if (const Result<uint64_t> bytes = catalog_->store().DiskBytes(); bytes.ok()) sample.store_disk_bytes = *bytes;
+    sample.memory_budget_bytes = config_.memory_budget_bytes;
+    return sample;
   }
 
   std::string CompleteStatus(const std::string& document, const Caller& caller) const {
@@ -262,6 +285,7 @@ class Service {
   std::unique_ptr<ServerState> state_;
   std::unique_ptr<MountKeeper> mount_;
   std::unique_ptr<Server> server_;
+  std::unique_ptr<MetricsServer> metrics_;
   std::vector<Clock::time_point> mounted_again_;
 };
 

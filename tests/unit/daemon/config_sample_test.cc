@@ -1,0 +1,71 @@
+// The sample configuration that is installed (docs/config.toml) says the truth.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
+
+#include "daemon/service/config.h"
+
+namespace modelstore {
+namespace {
+
+class ConfigSampleTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = (std::filesystem::temp_directory_path() / ("modelstore-sample." + std::to_string(getpid()))).string();
+  }
+  void TearDown() override { std::filesystem::remove(path_); }
+
+  Result<Config> Load(const std::string& text) {
+    std::ofstream(path_) << text;
+    DaemonFlags flags;
+    flags.config = path_;
+    Environment environment;
+    environment.root = true;
+    return LoadConfig(flags, environment);
+  }
+
+  std::string path_;
+};
+
+TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
+  std::ifstream sample(MODELSTORE_SOURCE_DIR "/docs/config.toml");
+  std::string uncommented;
+  std::set<std::string> keys;
+  for (std::string line; std::getline(sample, line);) {
+    const size_t equals = line.find(" = ");
+    if (!line.starts_with("# ") || equals == std::string::npos || line.find(' ', 2) != equals) continue;
+    keys.insert(line.substr(2, equals - 2));
+    uncommented += line.substr(2) + "\n";
+  }
+  EXPECT_EQ(keys, (std::set<std::string>{"store", "mount", "socket", "group", "memory_budget_bytes", "read_ahead_kb",
+                                         "threads", "max_clients", "shutdown_seconds", "log_level", "log_format",
+                                         "access_log", "metrics"}));
+  const Result<Config> defaults = Load("");
+  const Result<Config> loaded = Load(uncommented);
+  ASSERT_TRUE(defaults.ok() && loaded.ok()) << loaded.status().ToString();
+  EXPECT_EQ(loaded->store, defaults->store);
+  EXPECT_EQ(loaded->mount, defaults->mount);
+  EXPECT_EQ(loaded->socket, defaults->socket);
+  EXPECT_EQ(loaded->group, defaults->group);
+  EXPECT_EQ(loaded->memory_budget_bytes, defaults->memory_budget_bytes);
+  EXPECT_EQ(loaded->read_ahead_kb, defaults->read_ahead_kb);
+  EXPECT_EQ(loaded->threads, defaults->threads);
+  EXPECT_EQ(loaded->max_clients, defaults->max_clients);
+  EXPECT_EQ(loaded->shutdown_seconds, defaults->shutdown_seconds);
+  EXPECT_EQ(loaded->log_level, defaults->log_level);
+  EXPECT_EQ(loaded->log_format, defaults->log_format);
+  EXPECT_EQ(loaded->access_log, defaults->access_log);
+  EXPECT_EQ(loaded->metrics, defaults->metrics);
+}
+
+TEST_F(ConfigSampleTest, AsWrittenItChangesNothing) {
+  std::ifstream sample(MODELSTORE_SOURCE_DIR "/docs/config.toml");
+  for (std::string line; std::getline(sample, line);) EXPECT_TRUE(line.empty() || line.starts_with("# ")) << line;
+}
+
+}  // namespace
+}  // namespace modelstore
