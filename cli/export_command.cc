@@ -32,9 +32,9 @@ CommandSpec ExportCommand() {
 
 std::string RenderExport(std::string_view document, const Style& style) {
   const auto report = nlohmann::json::parse(document);
-  return "exported " + Painted(Printable(report["name"].get<std::string>()), Tone::kBold, style) + ": " +
-         Plural(report["files"], "file") + ", " + HumanBytes(report["bytes"]) + ", to " +
-         Printable(report["dir"].get<std::string>()) + "\n";
+  return "exported " + Painted(Printable(report.at("name").get<std::string>()), Tone::kBold, style) + ": " +
+         Plural(report.at("files"), "file") + ", " + HumanBytes(report.at("bytes")) + ", to " +
+         Printable(report.at("dir").get<std::string>()) + "\n";
 }
 
 }  // namespace modelstore

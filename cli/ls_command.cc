@@ -16,7 +16,7 @@ Result<Outcome> RunLs(Session& session, const Arguments& arguments) {
   if (session.options().quiet) {
     // Names only, for scripts and completion.
     const json parsed = json::parse(document);
-    for (const json& model : parsed["models"]) out.text += Printable(model["name"].get<std::string>()) + "\n";
+    for (const json& model : parsed.at("models")) out.text += Printable(model.at("name").get<std::string>()) + "\n";
   } else {
     out.text = RenderLs(document, arguments.Has("--tree"), session.style());
   }
@@ -35,12 +35,12 @@ class Families {
  public:
   Families(const json& models, const Style& style) : style_(style) {
     std::set<std::string> names;
-    for (const json& model : models) names.insert(model["name"].get<std::string>());
+    for (const json& model : models) names.insert(model.at("name").get<std::string>());
     std::vector<const json*> roots;
     for (const json& model : models) {
-      const bool has_base = model["base"].is_string() && names.contains(model["base"].get<std::string>());
+      const bool has_base = model.at("base").is_string() && names.contains(model.at("base").get<std::string>());
       if (has_base)
-        children_[model["base"].get<std::string>()].push_back(&model);
+        children_[model.at("base").get<std::string>()].push_back(&model);
       else
         roots.push_back(&model);
     }
@@ -55,7 +55,7 @@ class Families {
     if (!shown_.insert(&model).second) return;
     lines_.push_back({prefix, &model});
     std::vector<const json*> next;
-    for (const json* child : children_[model["name"].get<std::string>()])
+    for (const json* child : children_[model.at("name").get<std::string>()])
       if (!shown_.contains(child)) next.push_back(child);
     for (const json* child : next) {
       const bool last = child == next.back();
@@ -84,7 +84,7 @@ CommandSpec LsCommand() {
 
 std::string RenderLs(std::string_view document, bool tree, const Style& style) {
   const json parsed = json::parse(document);
-  const json& models = parsed["models"];
+  const json& models = parsed.at("models");
   if (models.empty()) return "no models stored; 'modelstore push PATH' stores one\n";
 
   std::vector<Line> lines;
@@ -105,17 +105,18 @@ std::string RenderLs(std::string_view document, bool tree, const Style& style) {
   Table table(std::move(columns));
   for (const Line& line : lines) {
     const json& model = *line.model;
-    const uint64_t logical = model["logical_bytes"], stored = model["stored_bytes"], shared = model["shared_bytes"];
-    std::string kind = model["kind"];
-    if (model["fidelity"] != "exact") kind += " (" + model["fidelity"].get<std::string>() + ")";
+    const uint64_t logical = model.at("logical_bytes"), stored = model.at("stored_bytes"),
+                   shared = model.at("shared_bytes");
+    std::string kind = model.at("kind");
+    if (model.at("fidelity") != "exact") kind += " (" + model.at("fidelity").get<std::string>() + ")";
     std::vector<Cell> row = {
-        {line.prefix + Printable(model["name"].get<std::string>()), Tone::kBold},
+        {line.prefix + Printable(model.at("name").get<std::string>()), Tone::kBold},
         {kind},
         {HumanBytes(logical)},
         {HumanBytes(stored), Tone::kGood},
         {shared == 0 ? "-" : HumanBytes(shared)},
         {logical == 0 ? "-" : Percent(static_cast<double>(stored) / static_cast<double>(logical))}};
-    if (!tree) row.push_back({model["base"].is_string() ? Printable(model["base"].get<std::string>()) : "-"});
+    if (!tree) row.push_back({model.at("base").is_string() ? Printable(model.at("base").get<std::string>()) : "-"});
     table.Row(std::move(row));
   }
   return table.Render(style);

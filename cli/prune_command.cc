@@ -27,13 +27,14 @@ CommandSpec PruneCommand() {
 
 std::string RenderPrune(std::string_view document, const Style& style) {
   const auto report = nlohmann::json::parse(document);
-  const bool dry_run = report["dry_run"];
-  const uint64_t freed = report["freed_bytes"];
+  const bool dry_run = report.at("dry_run");
+  const uint64_t freed = report.at("freed_bytes");
   std::string out = freed == 0 ? "nothing to prune"
                                : (dry_run ? "would free " : "freed ") + Painted(HumanBytes(freed), Tone::kGood, style) +
-                                     ": " + Plural(report["tensors"], "tensor") + ", " +
-                                     Plural(report["files"], "file") + ", " + Plural(report["blocks"], "block");
-  const std::string before = HumanBytes(report["disk_bytes_before"]), after = HumanBytes(report["disk_bytes_after"]);
+                                     ": " + Plural(report.at("tensors"), "tensor") + ", " +
+                                     Plural(report.at("files"), "file") + ", " + Plural(report.at("blocks"), "block");
+  const std::string before = HumanBytes(report.at("disk_bytes_before")),
+                    after = HumanBytes(report.at("disk_bytes_after"));
   out += "; on disk " + before;
   if (!dry_run && after != before) out += " -> " + after;
   return out + "\n";

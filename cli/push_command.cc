@@ -95,26 +95,26 @@ CommandSpec PushCommand() {
 
 std::string RenderPush(std::string_view document, const Style& style) {
   const auto push = nlohmann::json::parse(document);
-  const uint64_t logical = push["logical_bytes"], stored = push["stored_bytes"];
-  std::string line = "stored " + Painted(Printable(push["name"].get<std::string>()), Tone::kBold, style) + ": " +
+  const uint64_t logical = push.at("logical_bytes"), stored = push.at("stored_bytes");
+  std::string line = "stored " + Painted(Printable(push.at("name").get<std::string>()), Tone::kBold, style) + ": " +
                      HumanBytes(logical) + " -> " + Painted(HumanBytes(stored), Tone::kGood, style);
   if (logical != 0) line += " (" + Percent(static_cast<double>(stored) / static_cast<double>(logical)) + ")";
-  if (push["base"].is_string()) line += ", delta against " + Printable(push["base"].get<std::string>());
-  if (push["verified"].get<bool>()) line += ", verified";
-  line += ", " + HumanSeconds(push["seconds"]) + "\n";
+  if (push.at("base").is_string()) line += ", delta against " + Printable(push.at("base").get<std::string>());
+  if (push.at("verified").get<bool>()) line += ", verified";
+  line += ", " + HumanSeconds(push.at("seconds")) + "\n";
 
-  const auto& levels = push["levels"];
+  const auto& levels = push.at("levels");
   std::string already;
   const auto add = [&](const char* level, const char* words) {
-    if (const uint64_t bytes = levels[level]; bytes != 0)
+    if (const uint64_t bytes = levels.at(level); bytes != 0)
       already += (already.empty() ? "" : ", ") + HumanBytes(bytes) + words;
   };
   add("identical_file", " in identical files");
   add("identical_tensor", " in identical tensors");
   if (!already.empty()) line += "  already stored: " + already + "\n";
   if (push.contains("replaced_files"))
-    line += "  replaced by links: " + Plural(push["replaced_files"], "file") + ", " +
-            HumanBytes(push["replaced_bytes"]) + "\n";
+    line += "  replaced by links: " + Plural(push.at("replaced_files"), "file") + ", " +
+            HumanBytes(push.at("replaced_bytes")) + "\n";
   return line;
 }
 

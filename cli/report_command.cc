@@ -69,16 +69,17 @@ CommandSpec ReportCommand() {
 
 std::string RenderReport(std::string_view document, const Style& style) {
   const json report = json::parse(document);
-  const uint64_t logical = report["logical_bytes"], stored = report["stored_bytes"], disk = report["disk_bytes"];
-  const json& models = report["models"];
+  const uint64_t logical = report.at("logical_bytes"), stored = report.at("stored_bytes"),
+                 disk = report.at("disk_bytes");
+  const json& models = report.at("models");
   std::string out = Plural(models.size(), "model") + ", " + HumanBytes(logical) + " of files, stored in " +
                     Painted(HumanBytes(stored), Tone::kGood, style);
   if (logical != 0) {
-    out += ": " + Painted(Percent(report["saved_fraction"]) + " saved", Tone::kGood, style) + " (" +
+    out += ": " + Painted(Percent(report.at("saved_fraction")) + " saved", Tone::kGood, style) + " (" +
            Ratio(logical, stored) + ")";
   }
   out += "\non disk " + HumanBytes(disk);
-  const uint64_t prunable = report["prunable_bytes"];
+  const uint64_t prunable = report.at("prunable_bytes");
   out += prunable == 0 ? ", nothing to prune\n"
                        : ", 'modelstore prune' frees " + Painted(HumanBytes(prunable), Tone::kWarn, style) + "\n";
   if (models.empty()) return out;
@@ -86,7 +87,7 @@ std::string RenderReport(std::string_view document, const Style& style) {
   using Align = Table::Align;
   Table levels({{"HOW IT IS STORED"}, {"SIZE", Align::kRight}, {"SHARE", Align::kRight}});
   for (const Level& level : kLevels) {
-    const uint64_t bytes = report["levels"][level.key];
+    const uint64_t bytes = report.at("levels").at(level.key);
     if (bytes != 0) levels.Row({{level.words}, {HumanBytes(bytes)}, {FractionOf(bytes, logical)}});
   }
   levels.Row({{"total", Tone::kBold}, {HumanBytes(logical), Tone::kBold}, {FractionOf(logical, logical)}});
@@ -104,21 +105,22 @@ std::string RenderReport(std::string_view document, const Style& style) {
                {"BASE"}});
   uint64_t exclusive = 0, size = 0;
   for (const json& model : models) {
-    const json& own = model["levels"];
-    const uint64_t identical = own["identical_file"].get<uint64_t>() + own["identical_tensor"].get<uint64_t>();
-    const uint64_t other = own["raw"].get<uint64_t>() + own["content"].get<uint64_t>() + own["compact"].get<uint64_t>();
-    exclusive += model["stored_bytes"].get<uint64_t>();
-    size += model["logical_bytes"].get<uint64_t>();
-    table.Row({{Printable(model["name"].get<std::string>()), Tone::kBold},
-               {model["kind"].get<std::string>()},
-               {HumanBytes(model["logical_bytes"])},
-               {HumanBytes(model["stored_bytes"]), Tone::kGood},
-               {BytesOrDash(model["shared_bytes"])},
+    const json& own = model.at("levels");
+    const uint64_t identical = own.at("identical_file").get<uint64_t>() + own.at("identical_tensor").get<uint64_t>();
+    const uint64_t other =
+        own.at("raw").get<uint64_t>() + own.at("content").get<uint64_t>() + own.at("compact").get<uint64_t>();
+    exclusive += model.at("stored_bytes").get<uint64_t>();
+    size += model.at("logical_bytes").get<uint64_t>();
+    table.Row({{Printable(model.at("name").get<std::string>()), Tone::kBold},
+               {model.at("kind").get<std::string>()},
+               {HumanBytes(model.at("logical_bytes"))},
+               {HumanBytes(model.at("stored_bytes")), Tone::kGood},
+               {BytesOrDash(model.at("shared_bytes"))},
                {BytesOrDash(identical)},
-               {BytesOrDash(own["delta"])},
-               {BytesOrDash(own["self"])},
+               {BytesOrDash(own.at("delta"))},
+               {BytesOrDash(own.at("self"))},
                {BytesOrDash(other)},
-               {model["base"].is_string() ? Printable(model["base"].get<std::string>()) : "-"}});
+               {model.at("base").is_string() ? Printable(model.at("base").get<std::string>()) : "-"}});
   }
   table.Row({{"total", Tone::kBold},
              {""},

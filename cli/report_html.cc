@@ -80,15 +80,16 @@ th:first-child,td:first-child,td.l,th.l{text-align:left}th{font-weight:500;opaci
 
 std::string RenderReportHtml(std::string_view document) {
   const json report = json::parse(document);
-  const uint64_t logical = report["logical_bytes"], stored = report["stored_bytes"];
-  const json& models = report["models"];
+  const uint64_t logical = report.at("logical_bytes"), stored = report.at("stored_bytes");
+  const json& models = report.at("models");
   std::string out(kHead);
-  out += "<p class=\"big\">" + Percent(report["saved_fraction"]) + " saved</p>\n<p>" + Plural(models.size(), "model") +
-         ", " + HumanBytes(logical) + " of files, stored in " + HumanBytes(stored) + " (" + Ratio(logical, stored) +
-         "); " + HumanBytes(report["disk_bytes"]) + " on disk, " + HumanBytes(report["prunable_bytes"]) +
-         " could be pruned.</p>\n" + Bar(report["levels"], logical) + "\n<p class=\"legend\">";
+  out += "<p class=\"big\">" + Percent(report.at("saved_fraction")) + " saved</p>\n<p>" +
+         Plural(models.size(), "model") + ", " + HumanBytes(logical) + " of files, stored in " + HumanBytes(stored) +
+         " (" + Ratio(logical, stored) + "); " + HumanBytes(report.at("disk_bytes")) + " on disk, " +
+         HumanBytes(report.at("prunable_bytes")) + " could be pruned.</p>\n" + Bar(report.at("levels"), logical) +
+         "\n<p class=\"legend\">";
   for (const Level& level : kLevels) {
-    const uint64_t bytes = report["levels"][level.key];
+    const uint64_t bytes = report.at("levels").at(level.key);
     if (bytes == 0) continue;
     out += "<span><b style=\"background:" + std::string(level.colour) + "\"></b>" + level.words + " " +
            HumanBytes(bytes) + "</span>";
@@ -97,11 +98,11 @@ std::string RenderReportHtml(std::string_view document) {
       "</p>\n<table><tr><th>model</th><th class=\"l\">kind</th><th class=\"l\">base</th><th>size</th><th>stored</th>"
       "<th>shared</th><th>ratio</th><th class=\"l\">how</th></tr>\n";
   for (const json& model : models) {
-    const uint64_t size = model["logical_bytes"], own = model["stored_bytes"];
-    out += "<tr><td>" + Text(model["name"]) + "</td><td class=\"l\">" + Text(model["kind"]) + "</td><td class=\"l\">" +
-           Text(model["base"]) + "</td><td>" + HumanBytes(size) + "</td><td>" + HumanBytes(own) + "</td><td>" +
-           HumanBytes(model["shared_bytes"]) + "</td><td>" + Ratio(size, own) + "</td><td>" +
-           Bar(model["levels"], size) + "</td></tr>\n";
+    const uint64_t size = model.at("logical_bytes"), own = model.at("stored_bytes");
+    out += "<tr><td>" + Text(model.at("name")) + "</td><td class=\"l\">" + Text(model.at("kind")) +
+           "</td><td class=\"l\">" + Text(model.at("base")) + "</td><td>" + HumanBytes(size) + "</td><td>" +
+           HumanBytes(own) + "</td><td>" + HumanBytes(model.at("shared_bytes")) + "</td><td>" + Ratio(size, own) +
+           "</td><td>" + Bar(model.at("levels"), size) + "</td></tr>\n";
   }
   return out + "</table>\n</body></html>\n";
 }

@@ -16,7 +16,7 @@ Result<std::string> Remove(Session& session, const std::string& name, bool dry_r
 // Asks on the terminal, having said what goes. Errors: Cancelled when the answer is not yes.
 Status Confirm(Session& session, const std::string& name) {
   ASSIGN_OR_RETURN(const std::string preview, Remove(session, name, /*dry_run=*/true));
-  const uint64_t freed = nlohmann::json::parse(preview)["freed_bytes"];
+  const uint64_t freed = nlohmann::json::parse(preview).at("freed_bytes");
   const std::string consequence =
       freed == 0 ? "Other models need all that it holds" : "'modelstore prune' will then free " + HumanBytes(freed);
   WriteAll(STDERR_FILENO, "remove " + Printable(name) + "? " + consequence + " [y/N] ");
@@ -52,13 +52,13 @@ CommandSpec RmCommand() {
 
 std::string RenderRm(std::string_view document, const Style& style) {
   const auto report = nlohmann::json::parse(document);
-  const bool dry_run = report["dry_run"];
+  const bool dry_run = report.at("dry_run");
   std::string out;
-  for (const auto& model : report["models"]) {
+  for (const auto& model : report.at("models")) {
     out += (dry_run ? "would remove " : "removed ") + Painted(Printable(model.get<std::string>()), Tone::kBold, style) +
            "\n";
   }
-  const uint64_t freed = report["freed_bytes"];
+  const uint64_t freed = report.at("freed_bytes");
   if (freed == 0) return out + "nothing to free: other models need all that it holds\n";
   return out + "'modelstore prune' " + (dry_run ? "would then free " : "frees ") + HumanBytes(freed) + "\n";
 }

@@ -36,35 +36,36 @@ CommandSpec ShowCommand() {
 
 std::string RenderShow(std::string_view document, const Style& style) {
   const json model = json::parse(document);
-  const uint64_t logical = model["logical_bytes"], stored = model["stored_bytes"], shared = model["shared_bytes"];
-  std::string out = Painted(Text(model["name"]), Tone::kBold, style) + "  " + Text(model["kind"]) + ", " +
-                    Text(model["fidelity"]) + "\n";
+  const uint64_t logical = model.at("logical_bytes"), stored = model.at("stored_bytes"),
+                 shared = model.at("shared_bytes");
+  std::string out = Painted(Text(model.at("name")), Tone::kBold, style) + "  " + Text(model.at("kind")) + ", " +
+                    Text(model.at("fidelity")) + "\n";
   const auto field = [&](std::string_view label, const std::string& value) {
     out += "  " + Painted(label, Tone::kDim, style) + std::string(9 - label.size(), ' ') + value + "\n";
   };
-  if (model["base"].is_string()) field("base", Text(model["base"]));
+  if (model.at("base").is_string()) field("base", Text(model.at("base")));
   field("size", Both(logical));
   field("stored", Both(stored) + ", " + FractionOf(stored, logical));
   if (shared != 0) field("shared", Both(shared) + " with other models");
-  field("created", Text(model["created"]));
+  field("created", Text(model.at("created")));
 
   using Align = Table::Align;
-  const auto& files = model["files"];
+  const auto& files = model.at("files");
   out += "\n";
   Table file_table({{"FILE"}, {"KIND"}, {"SIZE", Align::kRight}, {"STORED", Align::kRight}, {"SHA-256"}});
   for (const json& file : files) {
-    file_table.Row({{Text(file["path"]), Tone::kBold},
-                    {Text(file["kind"])},
-                    {HumanBytes(file["logical_bytes"])},
-                    {HumanBytes(file["stored_bytes"]), Tone::kGood},
-                    {Text(file["sha256"]), Tone::kDim}});
+    file_table.Row({{Text(file.at("path")), Tone::kBold},
+                    {Text(file.at("kind"))},
+                    {HumanBytes(file.at("logical_bytes"))},
+                    {HumanBytes(file.at("stored_bytes")), Tone::kGood},
+                    {Text(file.at("sha256")), Tone::kDim}});
   }
   out += file_table.Render(style);
 
   for (const json& file : files) {
-    if (file["tensors"].empty()) continue;
-    out.append("\n").append(Painted(Text(file["path"]), Tone::kBold, style));
-    out.append(": ").append(Plural(file["tensors"].size(), "tensor")).append("\n");
+    if (file.at("tensors").empty()) continue;
+    out.append("\n").append(Painted(Text(file.at("path")), Tone::kBold, style));
+    out.append(": ").append(Plural(file.at("tensors").size(), "tensor")).append("\n");
     Table table({{"TENSOR"},
                  {"DTYPE"},
                  {"SHAPE"},
@@ -72,17 +73,17 @@ std::string RenderShow(std::string_view document, const Style& style) {
                  {"SIZE", Align::kRight},
                  {"STORED", Align::kRight},
                  {"BASE"}});
-    for (const json& tensor : file["tensors"]) {
-      std::string base = Text(tensor["base"]);
+    for (const json& tensor : file.at("tensors")) {
+      std::string base = Text(tensor.at("base"));
       // A base tensor of the same name needs no words.
-      if (tensor["base_tensor"].is_string() && tensor["base_tensor"] != tensor["name"])
-        base.append(base.empty() ? "" : " ").append(Text(tensor["base_tensor"]));
-      table.Row({{Text(tensor["name"])},
-                 {Text(tensor["dtype"])},
-                 {ShapeText(tensor["shape"].get<std::vector<uint64_t>>())},
-                 {Text(tensor["encoding"])},
-                 {HumanBytes(tensor["logical_bytes"])},
-                 {HumanBytes(tensor["stored_bytes"]), Tone::kGood},
+      if (tensor.at("base_tensor").is_string() && tensor.at("base_tensor") != tensor.at("name"))
+        base.append(base.empty() ? "" : " ").append(Text(tensor.at("base_tensor")));
+      table.Row({{Text(tensor.at("name"))},
+                 {Text(tensor.at("dtype"))},
+                 {ShapeText(tensor.at("shape").get<std::vector<uint64_t>>())},
+                 {Text(tensor.at("encoding"))},
+                 {HumanBytes(tensor.at("logical_bytes"))},
+                 {HumanBytes(tensor.at("stored_bytes")), Tone::kGood},
                  {base.empty() ? "-" : base}});
     }
     out += table.Render(style);

@@ -11,7 +11,7 @@ using nlohmann::json;
 Result<Outcome> RunVerify(Session& session, const Arguments& arguments) {
   RETURN_IF_ERROR(session.UseMemoryBudget(arguments));
   ASSIGN_OR_RETURN(std::string document, session.Call("verify", {{"names", arguments.positionals}}));
-  const bool damaged = !json::parse(document)["failed"].empty();
+  const bool damaged = !json::parse(document).at("failed").empty();
   Outcome out;
   if (damaged || !session.options().quiet) out.text = RenderVerify(document, session.style());
   out.document = std::move(document);
@@ -31,17 +31,18 @@ CommandSpec VerifyCommand() {
 
 std::string RenderVerify(std::string_view document, const Style& style) {
   const json report = json::parse(document);
-  const json& failed = report["failed"];
+  const json& failed = report.at("failed");
   const std::string checked =
-      Plural(report["checked"], "file") + " checked, " + HumanBytes(report["checked_bytes"]) + " decoded";
+      Plural(report.at("checked"), "file") + " checked, " + HumanBytes(report.at("checked_bytes")) + " decoded";
   if (failed.empty()) return checked + ": " + Painted("all good", Tone::kGood, style) + "\n";
   std::string out = checked + ": " + Painted(Plural(failed.size(), "failure"), Tone::kBad, style) + "\n";
   for (const json& failure : failed) {
-    const std::string model = Printable(failure["model"].get<std::string>());
-    const std::string file = Printable(failure["file"].get<std::string>());
+    const std::string model = Printable(failure.at("model").get<std::string>());
+    const std::string file = Printable(failure.at("file").get<std::string>());
     std::string object = model.empty() ? "the store" : model;
     if (!file.empty()) object += (model.empty() ? ": " : "/") + file;
-    out += "  " + Painted(object, Tone::kBold, style) + ": " + Printable(failure["reason"].get<std::string>()) + "\n";
+    out +=
+        "  " + Painted(object, Tone::kBold, style) + ": " + Printable(failure.at("reason").get<std::string>()) + "\n";
   }
   return out;
 }

@@ -96,11 +96,11 @@ Result<Outcome> RunWarm(Session& session, const Arguments& arguments) {
   const auto model = nlohmann::json::parse(shown);
   std::vector<Region> regions;
   uint64_t total_bytes = 0;
-  for (const auto& file : model["files"]) {
-    const uint64_t bytes = file["logical_bytes"];
+  for (const auto& file : model.at("files")) {
+    const uint64_t bytes = file.at("logical_bytes");
     total_bytes += bytes;
     for (uint64_t offset = 0; offset < bytes; offset += kRegionBytes)
-      regions.push_back({file["path"], offset, std::min(kRegionBytes, bytes - offset)});
+      regions.push_back({file.at("path"), offset, std::min(kRegionBytes, bytes - offset)});
   }
   const auto start = std::chrono::steady_clock::now();
   Outcome out;
@@ -109,7 +109,7 @@ Result<Outcome> RunWarm(Session& session, const Arguments& arguments) {
     RETURN_IF_ERROR(Reading(mount, name, regions, job).Run());
     Json document;
     document["name"] = name;
-    document["files"] = model["files"].size();
+    document["files"] = model.at("files").size();
     document["bytes"] = total_bytes;
     document["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return document.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -130,10 +130,10 @@ CommandSpec WarmCommand() {
 
 std::string RenderWarm(std::string_view document, const Style& style) {
   const auto report = nlohmann::json::parse(document);
-  const uint64_t bytes = report["bytes"];
-  const double seconds = report["seconds"];
-  std::string out = "warmed " + Painted(Printable(report["name"].get<std::string>()), Tone::kBold, style) + ": " +
-                    Plural(report["files"], "file") + ", " + HumanBytes(bytes) + ", " + HumanSeconds(seconds);
+  const uint64_t bytes = report.at("bytes");
+  const double seconds = report.at("seconds");
+  std::string out = "warmed " + Painted(Printable(report.at("name").get<std::string>()), Tone::kBold, style) + ": " +
+                    Plural(report.at("files"), "file") + ", " + HumanBytes(bytes) + ", " + HumanSeconds(seconds);
   if (bytes != 0 && seconds > 0)
     out += " (" + HumanBytes(static_cast<uint64_t>(static_cast<double>(bytes) / seconds)) + "/s)";
   return out + "\n";

@@ -53,6 +53,23 @@ TEST(RenderPush, SaysWhatBecameLinks) {
             "  replaced by links: 1 file, 2.0 kB\n");
 }
 
+// A daemon may say anything: that is an error, whatever it is, never a crash.
+TEST(Render, ThrowsForADocumentOfAnotherShape) {
+  for (const char* document : {"{", "null", "[]", "{}", R"({"models":[{}],"files":[{}],"jobs":[{}],"failed":[{}]})"}) {
+    EXPECT_ANY_THROW(RenderPush(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderLs(document, true, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderShow(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderReport(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderReportHtml(document)) << document;
+    EXPECT_ANY_THROW(RenderVerify(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderExport(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderRm(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderPrune(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderWarm(document, kPlain)) << document;
+    EXPECT_ANY_THROW(RenderStatus(document, kPlain)) << document;
+  }
+}
+
 TEST(RenderWarm, IsOneLine) {
   EXPECT_EQ(RenderWarm(R"({"name":"m","files":2,"bytes":269000000,"seconds":0.5})", kPlain),
             "warmed m: 2 files, 269.0 MB, 0.5 s (538.0 MB/s)\n");
