@@ -76,11 +76,15 @@ BlockCache::Reservation BlockCache::TryReserve(uint64_t bytes, uint64_t block_by
   return block_bytes > share ? Reservation() : TakeNow(bytes, true, share - block_bytes);
 }
 
-BlockCache::Reservation BlockCache::TakeNow(uint64_t bytes, bool spare_only, uint64_t max_prefetched_bytes) {
+BlockCache::Reservation BlockCache::TakeNow(uint64_t bytes, bool spare_only, uint64_t max_ahead_bytes) {
   Ledger& ledger = *ledger_;
   Garbage garbage;
   std::unique_lock lock(ledger.mutex);
-  if (bytes > ledger.capacity_bytes || prefetched_bytes_ > max_prefetched_bytes) return {};
+  const auto forgotten = [&](const Slot& slot) {
+    return inserted_bytes_ - slot.inserted_before > ledger.capacity_bytes / 2 && slot.block.use_count() == 1;
+  };
+  while (ahead_bytes_ > max_ahead_bytes && forgotten(ahead_.back())) Unlink(std::prev(ahead_.end()), garbage);
+  if (bytes > ledger.capacity_bytes || ahead_bytes_ > max_ahead_bytes) return {};
   if (!ledger.Fits(bytes)) {
     const uint64_t missing = bytes - (ledger.capacity_bytes - ledger.used_bytes);
     if (ledger.serving != ledger.next_ticket || !Evict(missing, spare_only, garbage)) return {};
@@ -110,7 +114,7 @@ void BlockCache::Pass(std::span<const ReadPart> parts) {
     if (it == slots_.end() || it->second->block == nullptr) continue;
     const List::iterator slot = it->second;
     slot->passed_bytes += part.bytes;
-    if (slot->passed_bytes >= slot->block->bytes().size() && slot->list == &recent_ && !slot->predicts)
+    if (slot->passed_bytes >= slot->block->bytes().size() && slot->list != &proven_ && !slot->predicts)
       Unlink(slot, garbage);
   }
 }
@@ -196,13 +200,17 @@ void BlockCache::ChargeLocked(Block& block, Reservation& own) {
   own.bytes_ -= block.taken_bytes();
 }
 
+uint64_t* BlockCache::BytesOf(const List* list) {
+  return list == &tried_    ? &tried_bytes_
+         : list == &ahead_  ? &ahead_bytes_
+         : list == &proven_ ? &proven_bytes_
+                            : nullptr;
+}
+
 void BlockCache::MoveTo(List& list, Position slot) {
   const uint64_t bytes = slot->block->taken_bytes();
-  const auto count = [&](const List* of) -> uint64_t* {
-    return of == &tried_ ? &tried_bytes_ : of == &proven_ ? &proven_bytes_ : nullptr;
-  };
-  if (uint64_t* const from = count(slot->list)) *from -= bytes;
-  if (uint64_t* const to = count(&list)) *to += bytes;
+  if (uint64_t* const from = BytesOf(slot->list)) *from -= bytes;
+  if (uint64_t* const to = BytesOf(&list)) *to += bytes;
   list.splice(list.begin(), *slot->list, slot);
   slot->list = &list;
 }
@@ -210,11 +218,12 @@ void BlockCache::MoveTo(List& list, Position slot) {
 void BlockCache::Touch(Position slot, Use use) {
   if (use == Use::kPrefetch) return;
   slot->predicts |= use == Use::kPredict;
-  if (slot->prefetched) {
-    slot->prefetched = false;
-    prefetched_bytes_ -= slot->block->taken_bytes();
+  if (slot->list == &ahead_) {
     slot->inserted_before = inserted_bytes_;
-  } else if (slot->list == &recent_ && inserted_bytes_ - slot->inserted_before > ledger_->capacity_bytes / 16) {
+    MoveTo(recent_, slot);
+    return;
+  }
+  if (slot->list == &recent_ && inserted_bytes_ - slot->inserted_before > ledger_->capacity_bytes / 16) {
     MoveTo(proven_, slot);
     while (proven_bytes_ > ledger_->capacity_bytes / 4 * 3) {
       const Position last = std::prev(proven_.end());
@@ -234,9 +243,9 @@ void BlockCache::Insert(Position slot, const BlockPtr& block, Use use, Garbage& 
   inserted_bytes_ += block->taken_bytes();
   cached_bytes_ += block->taken_bytes();
   if (use == Use::kPrefetch) {
-    slot->prefetched = true;
-    prefetched_bytes_ += block->taken_bytes();
     ++counts_.prefetched;
+    MoveTo(ahead_, slot);
+    return;
   }
   const uint64_t number = IdHash()(slot->id);
   if (use != Use::kPredict || Memory(number) == number) {
@@ -258,9 +267,7 @@ void BlockCache::Insert(Position slot, const BlockPtr& block, Use use, Garbage& 
 void BlockCache::Unlink(Position slot, Garbage& garbage) {
   const uint64_t bytes = slot->block->taken_bytes();
   cached_bytes_ -= bytes;
-  if (slot->list == &tried_) tried_bytes_ -= bytes;
-  if (slot->list == &proven_) proven_bytes_ -= bytes;
-  if (slot->prefetched) prefetched_bytes_ -= bytes;
+  if (uint64_t* const of_list = BytesOf(slot->list)) *of_list -= bytes;
   garbage.push_back(std::move(slot->block));
   slots_.erase(slot->id);
   slot->list->erase(slot);
@@ -270,11 +277,11 @@ bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) {
   // Only this cache hands out references, under the lock, so a block that nobody holds now stays so.
   std::vector<Position> victims;
   uint64_t freed_bytes = 0;
-  for (List* list : {&tried_, &recent_, &proven_}) {
-    if (spare_only && list == &proven_) break;
+  for (List* list : {&tried_, &recent_, &ahead_, &proven_}) {
+    if (spare_only && list == &ahead_) break;
     for (auto it = list->end(); it != list->begin() && freed_bytes < bytes;) {
       --it;
-      if (it->block.use_count() > 1 || (spare_only && it->prefetched)) continue;
+      if (it->block.use_count() > 1) continue;
       freed_bytes += it->block->taken_bytes();
       victims.push_back(it);
     }
@@ -285,7 +292,7 @@ bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) {
 }
 
 void BlockCache::ForgetHeld(Garbage& garbage) {
-  for (List* list : {&tried_, &recent_, &proven_}) {
+  for (List* list : {&tried_, &recent_, &ahead_, &proven_}) {
     for (auto it = list->begin(); it != list->end();) {
       const Position slot = it++;
       if (slot->block.use_count() > 1) Unlink(slot, garbage);
@@ -296,7 +303,7 @@ void BlockCache::ForgetHeld(Garbage& garbage) {
 void BlockCache::Clear() {
   Garbage garbage;
   const std::lock_guard lock(ledger_->mutex);
-  for (List* list : {&tried_, &recent_, &proven_})
+  for (List* list : {&tried_, &recent_, &ahead_, &proven_})
     while (!list->empty()) Unlink(list->begin(), garbage);
 }
 

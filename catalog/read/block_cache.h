@@ -132,7 +132,8 @@ class BlockCache {
   // reservation). Errors: ResourceExhausted when they exceed the capacity.
   Result<Reservation> Reserve(uint64_t bytes, bool wait = true);
   // For prefetching `block_bytes`: never waits, evicts no prefetched block that is still to be read, and refuses when
-  // those would exceed a quarter of the capacity. False when refused.
+  // those would exceed a quarter of the capacity. What was prefetched long ago will not be read and goes. False when
+  // refused.
   Reservation TryReserve(uint64_t bytes, uint64_t block_bytes);
 
   // The cached block, or null.
@@ -163,8 +164,7 @@ class BlockCache {
     BlockPtr block;    // null while being decoded
     FlightPtr flight;  // null when decoded
     std::list<Slot>* list = nullptr;
-    bool prefetched = false;  // and not read yet
-    bool predicts = false;    // was used as a base
+    bool predicts = false;  // was used as a base
     uint64_t passed_bytes = 0;
     uint64_t inserted_before = 0;  // inserted_bytes_ when it came in
   };
@@ -179,9 +179,10 @@ class BlockCache {
   using Garbage = std::vector<BlockPtr>;  // freed outside the lock
 
   // Evicts, but never waits.
-  Reservation TakeNow(uint64_t bytes, bool spare_only, uint64_t max_prefetched_bytes);
+  Reservation TakeNow(uint64_t bytes, bool spare_only, uint64_t max_ahead_bytes);
   void Touch(Position slot, Use use);
   void Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage);
+  uint64_t* BytesOf(const List* list);     // null: not counted
   void MoveTo(List& list, Position slot);  // its front
   void Unlink(Position slot, Garbage& garbage);
   // Enough for the blocks of a delta that share a base block, and little enough to stay in the CPU's cache.
@@ -198,8 +199,9 @@ class BlockCache {
   const std::shared_ptr<Ledger> ledger_;
   // All guarded by ledger_->mutex.
   std::unordered_map<BlockId, Position, IdHash> slots_;
-  List flights_, tried_, recent_, proven_;  // the next to be evicted is at the back
-  uint64_t cached_bytes_ = 0, tried_bytes_ = 0, proven_bytes_ = 0, prefetched_bytes_ = 0, inserted_bytes_ = 0;
+  // The next to be evicted is at the back. ahead_: prefetched and still to be read.
+  List flights_, tried_, recent_, ahead_, proven_;
+  uint64_t cached_bytes_ = 0, tried_bytes_ = 0, ahead_bytes_ = 0, proven_bytes_ = 0, inserted_bytes_ = 0;
   std::vector<uint64_t> gone_;
   Stats counts_;
 };

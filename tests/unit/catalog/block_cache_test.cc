@@ -133,6 +133,27 @@ TEST(BlockCache, PrefetchTakesOnlyWhatIsSpare) {
   EXPECT_EQ(held.size(), 26u);
 }
 
+TEST(BlockCache, WhatWasPrefetchedInVainMakesRoom) {
+  BlockCache cache(100 * kUnit);
+  const auto prefetch = [&](uint32_t index) {
+    auto own = cache.TryReserve(2 * kUnit, kUnit);
+    if (!own) return false;
+    BlockCache::FlightPtr mine;
+    (void)cache.Join(Id(index), Use::kPrefetch, &own, kUnit, &mine);
+    cache.Finish(mine, Block::Create(cache.ledger(), kUnit), Use::kPrefetch, &own);
+    return true;
+  };
+  for (uint32_t i = 0; i < 25; ++i) EXPECT_TRUE(prefetch(i)) << i;
+  EXPECT_FALSE(prefetch(25));
+  for (uint32_t i = 0; i < 60; ++i) {
+    Get(cache, 1000 + i);
+    const BlockCache::ReadPart all[] = {{Id(1000 + i), kUnit}};
+    cache.Pass(all);
+  }
+  EXPECT_TRUE(prefetch(25));
+  EXPECT_FALSE(cache.Contains(Id(0)));
+}
+
 TEST(BlockCache, ABaseBlockIsCachedOnlyWhenThereIsRoom) {
   BlockCache cache(10 * kUnit);
   auto own = cache.Reserve(10 * kUnit);

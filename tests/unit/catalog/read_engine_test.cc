@@ -216,6 +216,45 @@ TEST_F(ReadEngineTest, AFineTuneReadsOnlyTheBlocksOfItsBaseThatItNeeds) {
   EXPECT_EQ(engine().stats().decoded_blocks, 2u);
 }
 
+Bytes Joined(const std::vector<BlockRef>& pieces) {
+  Bytes joined;
+  for (const BlockRef& piece : pieces) joined.insert(joined.end(), piece.bytes().begin(), piece.bytes().end());
+  return joined;
+}
+
+TEST_F(ReadEngineTest, PiecesPointIntoBlocksThatAreForgottenWhenTheReaderHasPassed) {
+  const TensorId base = builder_.AddEncoded(Encoding::kSelf, DType::kBF16, StoreBuilder::Weights(2 * kMiB / 2, 1));
+  const TensorId delta = builder_.AddDelta(base, 2);
+  const TensorId small = builder_.AddRaw(DType::kU8, RandomBytes(1000, 3), 100);
+  const std::vector<Extent> extents = {StoreBuilder::Literal(RandomBytes(60, 4)), builder_.Whole(small),
+                                       builder_.Whole(small), builder_.Whole(delta)};
+  const Bytes content = builder_.Content(extents);
+  MakeEngine({.memory_budget_bytes = 64 * kMiB, .prefetch_bytes = 0});
+  const FileRef file = Open(builder_.AddFile(extents));
+  Bytes scratch(kMiB + 1);
+  size_t copied = 0;
+  for (uint64_t at = 0; at < content.size();) {
+    std::vector<BlockRef> pieces;
+    const auto n = engine().ReadPieces(file, at, scratch, /*passing=*/true, &pieces);
+    ASSERT_TRUE(n.ok()) << n.status().ToString();
+    ASSERT_TRUE(std::ranges::equal(Joined(pieces), ByteSpan(content).subspan(at, *n))) << at;
+    EXPECT_LE(pieces.size(), 6u) << "small pieces are joined";
+    for (const BlockRef& piece : pieces)
+      if (piece.bytes().data() >= scratch.data() && piece.bytes().data() < scratch.data() + scratch.size())
+        copied += piece.bytes().size();
+    at += *n;
+  }
+  EXPECT_LT(copied, 40'000u) << "only small pieces are copied";
+  EXPECT_LE(engine().stats().cache_bytes, content.size() + kBlockBytes) << "of the base";
+  const uint64_t decoded = engine().stats().decoded_blocks;
+  // Who does not keep what it gets finds it in the cache the next time.
+  for (int round = 0; round < 2; ++round) {
+    std::vector<BlockRef> pieces;
+    ASSERT_TRUE(engine().ReadPieces(file, 2060, MutableByteSpan(scratch).first(kMiB), false, &pieces).ok());
+  }
+  EXPECT_EQ(engine().stats().decoded_blocks, decoded + 4);
+}
+
 TEST_F(ReadEngineTest, SixteenReadersInTheSmallestBudget) {
   const TensorId base = builder_.AddEncoded(Encoding::kSelf, DType::kBF16, StoreBuilder::Weights(6 * kMiB / 2, 1));
   std::vector<TensorId> chain = {base};
@@ -241,8 +280,14 @@ TEST_F(ReadEngineTest, SixteenReadersInTheSmallestBudget) {
       if (!file.ok() || !tensor.ok()) return void(++wrong);
       const auto check = [&](uint64_t offset, size_t size) {
         Bytes out(size);
-        const auto n = engine().Read(*file, offset, out);
-        if (!n.ok() || !std::equal(out.begin(), out.begin() + *n, content.begin() + offset)) ++wrong;
+        if (random() % 2 == 0) {
+          const auto n = engine().Read(*file, offset, out);
+          if (!n.ok() || !std::equal(out.begin(), out.begin() + *n, content.begin() + offset)) ++wrong;
+          return;
+        }
+        std::vector<BlockRef> pieces;
+        const auto n = engine().ReadPieces(*file, offset, out, random() % 2 == 0, &pieces);
+        if (!n.ok() || !std::ranges::equal(Joined(pieces), ByteSpan(content).subspan(offset, *n))) ++wrong;
       };
       for (uint64_t at = 0; t % 2 == 0 && at < content.size(); at += kMiB) check(at, kMiB);
       for (int i = 0; i < 40; ++i) check(random() % content.size(), 1 + random() % 700'000);
