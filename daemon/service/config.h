@@ -31,7 +31,7 @@ struct Config {
 };
 
 struct DaemonFlags {
-  std::optional<std::string> config, store, mount, socket;
+  std::optional<std::string> config{}, store{}, mount{}, socket{};
   bool version = false, help = false;
 };
 
