@@ -154,11 +154,22 @@ std::unique_ptr<ExportSink> NewFolderSink(std::string dir) { return std::make_un
 Result<ExportReport> Export(Catalog& catalog, const std::string& name,
                             const std::function<Status(const ModelRecord&, const ModelFile&)>& may_read,
                             ExportSink& sink, JobControl& job) {
-  const std::shared_lock keep(catalog.collect_mutex());
-  ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
-  for (const ModelFile& file : model.files) {
-    RETURN_IF_ERROR(CheckFilePath(file.path));
-    if (may_read) RETURN_IF_ERROR(may_read(model, file));
+  // Files that are open stay readable whatever is removed and pruned: a sink may take as long as it likes, and nothing
+  // waits for it.
+  std::vector<FileRef> open;
+  ModelRecord model;
+  {
+    const std::shared_lock keep(catalog.collect_mutex());
+    ASSIGN_OR_RETURN(model, catalog.FindModel(name));
+    for (const ModelFile& file : model.files) {
+      RETURN_IF_ERROR(CheckFilePath(file.path));
+      if (may_read) RETURN_IF_ERROR(may_read(model, file));
+    }
+    for (const ModelFile& file : model.files) {
+      Result<FileRef> opened = catalog.reader().OpenFileByHash(file.sha256);
+      RETURN_IF_ERROR(opened.status().WithContext(name + "/" + file.path));
+      open.push_back(std::move(opened).value());
+    }
   }
   RETURN_IF_ERROR(sink.Begin(model.files));
   job.Begin("writing", model.logical_bytes);

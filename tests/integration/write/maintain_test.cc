@@ -368,6 +368,45 @@ TEST_F(MaintainTest, ExportWritesPlainFilesAgain) {
   EXPECT_EQ(ExportTo("nobody", out).status().code(), StatusCode::kNotFound);
 }
 
+// Removes and prunes the model as soon as its first file begins, which must not wait for the export.
+class PruningSink final : public ExportSink {
+ public:
+  PruningSink(Catalog* catalog, JobControl* job) : catalog_(catalog), job_(job) {}
+  Status Begin(const std::vector<ModelFile>& files) override {
+    contents.resize(files.size());
+    return OkStatus();
+  }
+  Status BeginFile(size_t index) override {
+    at_ = index;
+    if (index != 0) return OkStatus();
+    RETURN_IF_ERROR(Remove(*catalog_, "ft", false).status());
+    RETURN_IF_ERROR(Remove(*catalog_, "base", false).status());
+    RETURN_IF_ERROR(Prune(*catalog_, false, *job_).status());
+    catalog_->reader().DropCaches();
+    return OkStatus();
+  }
+  Status Write(ByteSpan bytes) override {
+    contents[at_].insert(contents[at_].end(), bytes.begin(), bytes.end());
+    return OkStatus();
+  }
+  Status EndFile() override { return OkStatus(); }
+
+  std::vector<Bytes> contents;
+
+ private:
+  Catalog* const catalog_;
+  JobControl* const job_;
+  size_t at_ = 0;
+};
+
+TEST_F(MaintainTest, ExportGoesOnWhileItsModelIsRemovedAndPruned) {
+  PushPair();
+  PruningSink sink(&catalog(), &job_);
+  ASSERT_OK(Export(catalog(), "ft", nullptr, sink, job_).status());
+  ASSERT_FALSE(sink.contents.empty());
+  EXPECT_TRUE(sink.contents.back() == ReadPath(finetune_folder_ + "/model.safetensors"));
+}
+
 TEST_F(MaintainTest, ExportFollowsNoLinksOutOfItsFolder) {
   WriteSource("m", "sub/file", AsBytes("content"));
   MustPush(temp() + "/sources/m");
