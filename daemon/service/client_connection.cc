@@ -193,21 +193,24 @@ void ClientConnection::LogRequest(const Status& status, double seconds) const {
   LogLevel level = status.ok() ? LogLevel::kInfo : LevelOf(status.code());
   if (said_nothing || (status.ok() && !handler_->writes && !state_.log_reads)) level = LogLevel::kDebug;
   const std::string code(StatusCodeName(status.code()));
+  const std::string uid = std::to_string(caller_.uid), message(status.message());
   if (status.ok()) {
     Log(level, "request",
-        {{"uid", std::to_string(caller_.uid)},
+        {{"uid", uid},
          {"request", request_.request},
          {"model", request_.model},
+         {"client", request_.version},
          {"code", code},
          {"seconds", Seconds(seconds)}});
   } else {
     Log(level, "request",
-        {{"uid", std::to_string(caller_.uid)},
+        {{"uid", uid},
          {"request", request_.request},
          {"model", request_.model},
+         {"client", request_.version},
          {"code", code},
          {"seconds", Seconds(seconds)},
-         {"error", std::string(status.message())}});
+         {"error", message}});
   }
 }
 

@@ -31,6 +31,7 @@ using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
 constexpr int kNoDescriptorsWaitMs = 100;
+constexpr int kAcceptedAtOnce = 64;
 constexpr int kMaxMountsAgain = 5;  // within kMountsAgainWindow; more means that something keeps taking it away
 constexpr auto kMountsAgainWindow = std::chrono::minutes(1);
 
@@ -166,7 +167,7 @@ class Service {
       if (ready <= 0) continue;
       if (polled[0].revents != 0 && StopAsked()) return OkStatus();
       if (polled[2].revents != 0) RETURN_IF_ERROR(MountAgain());
-      if (polled[1].revents != 0) AcceptAll();
+      if (polled[1].revents != 0) AcceptSome();
     }
   }
 
@@ -185,8 +186,9 @@ class Service {
     return false;
   }
 
-  void AcceptAll() {
-    for (;;) {
+  // Not all that wait, should that be without end: signals have their turn too.
+  void AcceptSome() {
+    for (int i = 0; i < kAcceptedAtOnce; ++i) {
       const Result<int> socket = listener_->Accept();
       if (socket.ok()) {
         server_->Serve(*socket);

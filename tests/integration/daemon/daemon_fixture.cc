@@ -39,6 +39,16 @@ sockaddr_un AddressOf(const std::string& path) {
   return address;
 }
 
+int Listening(const std::string& path) {
+  fs::create_directories(fs::path(path).parent_path());
+  unlink(path.c_str());
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const sockaddr_un address = AddressOf(path);
+  if (bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 && listen(fd, 16) == 0) return fd;
+  close(fd);
+  return -1;
+}
+
 }  // namespace
 
 bool Reply::Has(const std::string& key) const { return Json::parse(json_).contains(key); }
@@ -164,12 +174,22 @@ void DaemonTest::SpawnDaemon(const DaemonOptions& options) {
   ASSERT_EQ(bind(notify_, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0) << std::strerror(errno);
   ASSERT_EQ(chmod(notify_path.c_str(), 0666), 0);
   const std::string config = root_ + "/config.toml", mount = can_mount_ && options.uid == 0 ? mountpoint() : "";
-  const std::string store_dir = store(), socket_path = socket();
+  const std::string store_dir = store(), socket_path = options.activate ? root_ + "/not-made" : socket();
+  const int listening = options.activate ? Listening(socket()) : -1;
   pid_ = fork();
   ASSERT_GE(pid_, 0);
-  if (pid_ != 0) return;
+  if (pid_ != 0) {
+    if (listening >= 0) close(listening);
+    return;
+  }
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   setenv("NOTIFY_SOCKET", notify_path.c_str(), 1);
+  if (options.watchdog_usec != 0) setenv("WATCHDOG_USEC", std::to_string(options.watchdog_usec).c_str(), 1);
+  if (listening >= 0) {
+    if (dup2(listening, 3) != 3 || fcntl(3, F_SETFD, 0) != 0) _exit(99);
+    setenv("LISTEN_FDS", "1", 1);
+    setenv("LISTEN_PID", std::to_string(getpid()).c_str(), 1);
+  }
   if (options.max_open_files != 0) {
     const rlimit limit{options.max_open_files, options.max_open_files};
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(99);
@@ -183,21 +203,25 @@ void DaemonTest::SpawnDaemon(const DaemonOptions& options) {
 
 void DaemonTest::StartDaemon(const DaemonOptions& options) {
   SpawnDaemon(options);
+  AwaitNotification("READY=1");
+}
+
+void DaemonTest::AwaitNotification(const std::string& expected) {
   const auto deadline = Clock::now() + std::chrono::milliseconds(kPatienceMs);
   while (Clock::now() < deadline) {
     pollfd polled{notify_, POLLIN, 0};
     if (poll(&polled, 1, 50) > 0) {
       char text[512];
       const ssize_t n = recv(notify_, text, sizeof text, 0);
-      if (n > 0 && std::string_view(text, static_cast<size_t>(n)).find("READY=1") != std::string_view::npos) return;
+      if (n > 0 && std::string_view(text, static_cast<size_t>(n)).find(expected) != std::string_view::npos) return;
     }
     int status = 0;
     if (waitpid(pid_, &status, WNOHANG) == pid_) {
       pid_ = -1;
-      FAIL() << "the daemon ended before it was ready: " << status;
+      FAIL() << "the daemon ended before it said " << expected << ": " << status;
     }
   }
-  FAIL() << "the daemon is not ready";
+  FAIL() << "the daemon does not say " << expected;
 }
 
 void DaemonTest::Signal(int number) const { ASSERT_EQ(kill(pid_, number), 0); }

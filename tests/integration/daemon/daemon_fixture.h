@@ -23,6 +23,8 @@ inline constexpr int kPatienceMs = 120'000;  // never waited for unless somethin
 struct DaemonOptions {
   std::string config{};         // TOML lines beside store, mount and socket
   uid_t uid = 0;                // of the daemon, when the test runs as root
+  bool activate = false;        // as systemd does: the socket is made here and passed
+  uint64_t watchdog_usec = 0;   // as systemd asks for signs of life; 0: it does not
   uint64_t max_open_files = 0;  // 0: as the test has
 };
 
@@ -85,8 +87,8 @@ class DaemonTest : public ::testing::Test {
   bool can_mount() const { return can_mount_; }
 
   void StartDaemon(const DaemonOptions& options = {});
-  // Without waiting for it to be ready.
-  void SpawnDaemon(const DaemonOptions& options);
+  // Waits for what the daemon tells systemd, in order.
+  void AwaitNotification(const std::string& text);
   void Signal(int number) const;
   // Its exit code, 128 + n when signal n ended it.
   int WaitForDaemon();
@@ -106,6 +108,8 @@ class DaemonTest : public ::testing::Test {
   static std::string ReadFile(const std::string& path);
 
  private:
+  void SpawnDaemon(const DaemonOptions& options);
+
   std::string root_;
   bool can_mount_ = false;
   pid_t pid_ = -1;

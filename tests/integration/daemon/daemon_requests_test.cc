@@ -300,6 +300,42 @@ TEST_F(DaemonTest, ASocketThatIsServedIsNotTakenOver) {
   EXPECT_EQ(Call("status").At("/result/pid"), std::to_string(first));
 }
 
+TEST_F(DaemonTest, ServesASocketThatSystemdPassed) {
+  StartDaemon({.activate = true});
+  EXPECT_EQ(Call("status").At("/result/pid"), std::to_string(pid()));
+  EXPECT_FALSE(fs::exists(root() + "/not-made"));
+  Signal(SIGTERM);
+  EXPECT_EQ(WaitForDaemon(), 0);
+  EXPECT_TRUE(fs::exists(socket())) << "it belongs to systemd";
+}
+
+TEST_F(DaemonTest, TellsSystemdThatItLivesAndThatItStops) {
+  StartDaemon({.watchdog_usec = 200'000});
+  AwaitNotification("WATCHDOG=1");
+  AwaitNotification("WATCHDOG=1");
+  Signal(SIGTERM);
+  AwaitNotification("STOPPING=1");
+  EXPECT_EQ(WaitForDaemon(), 0);
+}
+
+TEST_F(DaemonTest, SignalsThatMeanNothingEndNothing) {
+  StartDaemon();
+  Signal(SIGHUP);
+  Signal(SIGUSR1);
+  Signal(SIGUSR1);
+  EXPECT_EQ(Call("ls").Code(), "");
+}
+
+TEST_F(DaemonTest, AnExportThatNobodyTakesHoldsNothingUp) {
+  StartDaemon();
+  ASSERT_EQ(Push("m", WriteFile("a.bin", 16u << 20)).Code(), "");
+  const RawClient stalled(socket());
+  ASSERT_TRUE(stalled.SendRequest("export", R"({"name": "m", "dir": "/x"})").ok());
+  ASSERT_TRUE(stalled.Until("data").Has("data"));
+  EXPECT_EQ(Call("rm", R"({"name": "m"})").Code(), "");
+  EXPECT_EQ(Call("prune").Code(), "");
+}
+
 TEST_F(DaemonTest, AMountThatIsTakenAwayComesBack) {
   if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
   StartDaemon();
