@@ -285,8 +285,13 @@ std::string DaemonTest::WriteFile(const std::string& name, size_t bytes, uint64_
 }
 
 std::string DaemonTest::ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::string bytes;
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return bytes;
+  char piece[1 << 16];
+  for (ssize_t n = 0; (n = read(fd, piece, sizeof piece)) > 0;) bytes.append(piece, static_cast<size_t>(n));
+  close(fd);
+  return bytes;
 }
 
 int AsUser(uid_t uid, gid_t gid, const std::vector<gid_t>& groups, const std::function<int()>& body) {

@@ -105,6 +105,7 @@ class DaemonTest : public ::testing::Test {
 
   // Writes a file of pseudo-random bytes and returns its path.
   std::string WriteFile(const std::string& name, size_t bytes, uint64_t seed = 1) const;
+  // What can be read of it: less when its daemon is killed meanwhile.
   static std::string ReadFile(const std::string& path);
 
  private:
