@@ -51,7 +51,7 @@ struct Catalog::Impl {
   const std::unique_ptr<KvStore> store;
   WorkerPool pool;
   ReadEngine reader;
-  std::shared_mutex collect_mutex;
+  CollectGate collect_gate;
   std::mutex publish_mutex;
 
   std::mutex callback_mutex;
@@ -134,7 +134,7 @@ Result<CatalogMeta> Catalog::Meta() const {
   return Corruption("store " + impl_->dir + ": its catalog record vanished");
 }
 
-std::shared_mutex& Catalog::collect_mutex() { return impl_->collect_mutex; }
+CollectGate& Catalog::collect_gate() { return impl_->collect_gate; }
 std::mutex& Catalog::publish_mutex() { return impl_->publish_mutex; }
 
 void Catalog::SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed) {

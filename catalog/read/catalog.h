@@ -8,11 +8,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "catalog/read/collect_gate.h"
 #include "catalog/read/memory_shares.h"
 #include "catalog/read/read_engine.h"
 #include "catalog/read/worker_pool.h"
@@ -56,8 +56,8 @@ class Catalog {
   Result<std::vector<ModelRecord>> ListModels() const;
   Result<CatalogMeta> Meta() const;
 
-  // Pushes hold it shared for their whole length, prune and rm exclusive: nothing is collected under a push.
-  std::shared_mutex& collect_mutex();
+  // Pushes share it for their whole length, prune and rm enter alone: nothing is collected under a push.
+  CollectGate& collect_gate();
   // Held for the moment of publishing (read meta and models, write one batch).
   std::mutex& publish_mutex();
 

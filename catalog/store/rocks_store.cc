@@ -144,6 +144,13 @@ rocksdb::ColumnFamilyOptions MakeFamilyOptions(Family family, const MemoryPlan& 
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   table.format_version = 5;
   cf.compression = rocksdb::kZSTD;
+  // Sampled values do not compress.
+  if (family == Family::kSketches) cf.compression = rocksdb::kNoCompression;
+  // Every push flushes its records, whose keys are hashes: each compaction rewrites all of a family. After 4 pushes,
+  // RocksDB's default, that would cost more than the pushes in a store of 1,000 models.
+  cf.level0_file_num_compaction_trigger = 32;
+  cf.level0_slowdown_writes_trigger = 64;
+  cf.level0_stop_writes_trigger = 96;
   if (family == Family::kBlocks) {
     cf.write_buffer_size = memory.blocks_memtable;
     cf.enable_blob_files = true;

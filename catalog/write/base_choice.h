@@ -16,6 +16,7 @@
 
 #include "catalog/read/catalog.h"
 #include "catalog/write/push.h"
+#include "catalog/write/store_usage.h"
 #include "catalog/write/tensor_data.h"
 #include "codec/encode/exact_encoder.h"
 
@@ -38,6 +39,11 @@ inline constexpr uint64_t kDeltaRecordBytes = 80;
 // Sampled values of a floating-point tensor of at least kSketchMinElems elements; nothing for others. Errors: Io.
 Result<std::optional<SketchRecord>> MakeSketch(const TensorData& data);
 
+// Bit i speaks of a sketch's i-th value.
+struct SketchSigns {
+  uint64_t negative = 0, large = 0;
+};
+
 class BaseChooser {
  public:
   // Reads the sketches of stored tensors that have one of `shapes`. Errors: NotFound (--base names no model).
@@ -56,8 +62,9 @@ class BaseChooser {
   // What the push publishes needs `bytes` bytes of `id` as a base: of tensors coded now, and of stored deltas that it
   // takes as they are.
   void CountBase(const TensorId& id, uint64_t bytes);
-  // Settles which model ByModel looks into: the one that holds most of what was voted for, or, without votes, the one
-  // most of whose tensors have the name and shape of one of `tensors`.
+  // Settles which model ByModel looks into: the one that holds most of what was voted for, or, when there are only
+  // small tensors, the one most of whose tensors have the name and size of one of `tensors`. None when large tensors
+  // were compared with everything stored and nothing was near: names then promise nothing.
   Status Elect(const std::vector<const SourceExtent*>& tensors);
   // The model that gives most base bytes; nullptr when nothing is a delta. Errors: Corruption, Io.
   Result<const ModelRecord*> BaseModel();
@@ -65,16 +72,17 @@ class BaseChooser {
   bool may_use_bases() const { return mode_ != PushOptions::Base::kNone && !models_.empty(); }
 
  private:
-  struct Sketch {
-    TensorId id;
-    DType dtype;
-    std::vector<uint16_t> ordered;  // values, mapped so that integer distance is distance of values
+  // All sketches of one shape, side by side: a push compares each of its tensors with all of them.
+  struct Sketches {
+    std::vector<TensorId> ids;
+    std::vector<uint16_t> ordered;  // kSketchValues each, mapped so that integer distance is distance of values
+    std::vector<SketchSigns> signs;
   };
   struct NamedTensor {
     TensorId id;
     std::string name;
   };
-  using ShapeKey = std::string;
+  using ShapeKey = std::string;  // as in a sketch record
 
   BaseChooser(Catalog& catalog, PushOptions::Base mode) : catalog_(catalog), mode_(mode) {}
   static ShapeKey KeyOf(const std::vector<uint64_t>& shape);
@@ -90,7 +98,8 @@ class BaseChooser {
   Catalog& catalog_;
   PushOptions::Base mode_;
   std::vector<ModelRecord> models_;
-  std::unordered_map<ShapeKey, std::vector<Sketch>> sketches_;
+  std::unordered_map<ShapeKey, Sketches> sketches_;
+  std::unique_ptr<StoreUsage> usage_;  // when it was first needed
   const ModelRecord* elected_ = nullptr;
   std::unordered_map<ShapeKey, std::vector<NamedTensor>> by_shape_;  // the elected model's tensors, in file order
   std::unordered_map<std::string, TensorId> by_name_;

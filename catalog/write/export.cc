@@ -159,7 +159,7 @@ Result<ExportReport> Export(Catalog& catalog, const std::string& name,
   std::vector<FileRef> open;
   ModelRecord model;
   {
-    const std::shared_lock keep(catalog.collect_mutex());
+    ASSIGN_OR_RETURN(const CollectGate::Hold keep, catalog.collect_gate().Share(job));
     ASSIGN_OR_RETURN(model, catalog.FindModel(name));
     for (const ModelFile& file : model.files) {
       RETURN_IF_ERROR(CheckFilePath(file.path));

@@ -19,15 +19,18 @@ struct RemoveReport {
   std::vector<std::string> models;
   uint64_t freed_bytes = 0;  // what prune will give back because of it (coded bytes and records)
 };
-// Asked about the model in the moment of changing it. Null: everything is allowed.
+// Asked about the model before any waiting and in the moment of changing it. Null: everything is allowed.
 using ModelCheck = std::function<Status(const ModelRecord& model)>;
 
-// Errors: NotFound; HasDependents listing the models stored against it; what `may_change` answers.
-Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run,
+// Waits for pushes and verifications that are running (phase "waiting for N running jobs").
+// Errors: NotFound; HasDependents listing the models that need what only this one holds; what `may_change` answers;
+// Cancelled.
+Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run, JobControl& job,
                             const ModelCheck& may_change = nullptr);
 
 // Errors: NotFound, AlreadyExists (also `a` against `a/b`), InvalidArgument; what `may_change` answers.
-Status Rename(Catalog& catalog, const std::string& from, const std::string& to, const ModelCheck& may_change = nullptr);
+Status Rename(Catalog& catalog, const std::string& from, const std::string& to, JobControl& job,
+              const ModelCheck& may_change = nullptr);
 
 struct PruneReport {
   uint64_t freed_bytes = 0;  // of records and blocks that nothing refers to
@@ -35,19 +38,22 @@ struct PruneReport {
   uint64_t disk_bytes_before = 0, disk_bytes_after = 0;
 };
 // Removes what no model needs (removed models, unfinished pushes) and gives the space back. Keeps what open files need.
+// Waits like Remove. Errors: Cancelled, Corruption, NoSpace, Io.
 Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job);
 
 struct VerifyFailure {
-  std::string model, file, reason;
+  std::string model, file;  // "" for what belongs to none
+  std::string reason;
 };
 struct VerifyReport {
   uint64_t checked = 0;  // files
   uint64_t checked_bytes = 0;
   std::vector<VerifyFailure> failed;
 };
-// Decodes every file of the named models (all when empty), compares its SHA-256, and every tensor's hash; with all
-// models also the store's own checksums and that no record refers to a missing one. Errors only when it cannot run at
-// all (NotFound, Io).
+// Decodes every file of the named models (all when empty) from the store's bytes, compares its SHA-256 and every
+// tensor's hash, and so with the bases that these need. With all models also what no model needs (any more), that edges
+// and sketches agree with the tensors, and the store's own checksums; figures kept for report are put right. Errors
+// only when it cannot run at all (NotFound, Cancelled, Io).
 Result<VerifyReport> Verify(Catalog& catalog, const std::vector<std::string>& names, JobControl& job);
 
 }  // namespace modelstore

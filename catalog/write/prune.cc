@@ -126,7 +126,7 @@ Status SweepUnpublished(KvStore& store, const StoreWalk& walk, Sweeper& sweeper,
 }  // namespace
 
 Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
-  const std::unique_lock collect(catalog.collect_mutex());
+  ASSIGN_OR_RETURN(const CollectGate::Hold alone, catalog.collect_gate().EnterAlone(job));
   KvStore& store = catalog.store();
   PruneReport report;
   ASSIGN_OR_RETURN(report.disk_bytes_before, store.DiskBytes());

@@ -31,7 +31,7 @@ Result<PushReport> PushJob::Run() {
   RETURN_IF_ERROR(FindReplaced().status());
   ASSIGN_OR_RETURN(memory_, catalog_.push_memory().Take(job_));
   // Nothing that this push refers to is collected while it runs.
-  std::shared_lock keep(catalog_.collect_mutex());
+  ASSIGN_OR_RETURN(CollectGate::Hold keep, catalog_.collect_gate().Share(job_));
   RETURN_IF_ERROR(Plan());
   SplitMemory();
   RETURN_IF_ERROR(CheckSpace());
@@ -57,7 +57,7 @@ Result<PushReport> PushJob::Run() {
   // The published batch is in the synced log already; this takes it out of the log's reach.
   if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
     job_.Warn("'" + options_.name + "' is stored, but the store could not flush its records: " + flushed.ToString());
-  keep.unlock();
+  keep.Release();
   catalog_.NotifyChanged({TopLevelName(options_.name)});
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
@@ -323,7 +323,6 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   RETURN_IF_ERROR(MarkNeeded());
   RETURN_IF_ERROR(YieldToRivals());
   ASSIGN_OR_RETURN(CatalogMeta meta, catalog_.Meta());
-  const ModelId next_model = meta.next_model;
 
   WriteBatch batch;
   RETURN_IF_ERROR(AddTensors(&batch));
@@ -352,9 +351,9 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   const uint64_t others = block_bytes + batch.put_bytes() + model.name.size();
   for (int round = 0; round < 2; ++round) model.pushed_stored_bytes = others + Serialize(model).size();
   batch.Put(Family::kModels, model.name, Serialize(model));
-  RETURN_IF_ERROR(AddUsage(catalog_.store(), next_model, meta.next_model, &batch));
   meta.model_digest ^= ModelDigest(model);
   batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
+  RETURN_IF_ERROR(AddUsage(catalog_.store(), meta, &batch));
   if (replaced) RETURN_IF_ERROR(DropSketches(&batch));
   // Nothing may fail once the batch is written: what fails is rolled back.
   report->name = model.name;

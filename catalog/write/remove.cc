@@ -70,6 +70,7 @@ Loss LossOf(const StoreUsage& usage, uint32_t leaving) {
 // Without a sketch, no later push takes a tensor as its base that only waits for prune.
 Status RetireSketches(const KvStore& store, const StoreUsage& usage, const ModelRecord& model, const Loss& loss,
                       WriteBatch* batch) {
+  // A damaged store may lack some of the records: their models can be removed all the same.
   std::set<TensorId> retired;
   std::vector<TensorId> pending;
   const auto retire = [&](const TensorId& id) {
@@ -91,8 +92,10 @@ Status RetireSketches(const KvStore& store, const StoreUsage& usage, const Model
   while (!pending.empty()) {
     const TensorId id = pending.back();
     pending.pop_back();
-    ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kTensors, TensorKey(id)));
-    ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value.bytes()));
+    const Result<StoredValue> value = store.Get(Family::kTensors, TensorKey(id));
+    if (!value.ok() && value.status().code() == StatusCode::kNotFound) continue;
+    RETURN_IF_ERROR(value.status());
+    ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value->bytes()));
     for (const ViewSegment& segment : record.view) {
       if (segment.kind == ViewSegment::Kind::kIdentity) retire(segment.base);
     }
@@ -113,19 +116,26 @@ Status RefuseFor(const std::string& name, const std::set<std::string>& dependent
                        (dependents.size() == 1 ? "it" : "them") + " first");
 }
 
-// The change is in the synced log and visible already, so a failing flush does not undo it; the store refuses later
-// writes with the reason.
-void LeaveTheLog(KvStore& store) { (void)store.Flush(kModelFamilies); }
+// The change is in the synced log and visible already, so a failing flush does not undo it.
+void LeaveTheLog(KvStore& store, std::string_view what, JobControl& job) {
+  if (const Status flushed = store.Flush(kModelFamilies); !flushed.ok())
+    job.Warn(std::string(what) + ", but the store could not flush its records: " + flushed.ToString());
+}
 
 }  // namespace
 
-Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run, const ModelCheck& may_change) {
+Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run, JobControl& job,
+                            const ModelCheck& may_change) {
   RemoveReport report;
   {
-    const std::unique_lock collect(catalog.collect_mutex());
+    const auto check = [&]() -> Status {
+      ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
+      return may_change ? may_change(model) : OkStatus();
+    };
+    RETURN_IF_ERROR(check());
+    ASSIGN_OR_RETURN(const CollectGate::Hold alone, catalog.collect_gate().EnterAlone(job));
     const std::lock_guard publish(catalog.publish_mutex());
-    ASSIGN_OR_RETURN(const ModelRecord removed, catalog.FindModel(name));
-    if (may_change) RETURN_IF_ERROR(may_change(removed));
+    RETURN_IF_ERROR(check());
     ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::LoadLocked(catalog.store()));
     const uint32_t index = usage.FindModel(name);
     if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
@@ -145,13 +155,14 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     RETURN_IF_ERROR(RetireSketches(catalog.store(), usage, model, loss, &batch));
     batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
     RETURN_IF_ERROR(catalog.store().Write(batch, Durability::kSync));
-    LeaveTheLog(catalog.store());
+    LeaveTheLog(catalog.store(), "'" + name + "' is removed", job);
   }
   catalog.NotifyChanged({TopLevelName(name)});
   return report;
 }
 
-Status Rename(Catalog& catalog, const std::string& from, const std::string& to, const ModelCheck& may_change) {
+Status Rename(Catalog& catalog, const std::string& from, const std::string& to, JobControl& job,
+              const ModelCheck& may_change) {
   RETURN_IF_ERROR(CheckModelName(to));
   {
     const std::lock_guard publish(catalog.publish_mutex());
@@ -168,7 +179,7 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to, 
     batch.Put(Family::kModels, to, Serialize(model));
     batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
     RETURN_IF_ERROR(catalog.store().Write(batch, Durability::kSync));
-    LeaveTheLog(catalog.store());
+    LeaveTheLog(catalog.store(), "'" + from + "' is renamed to '" + to + "'", job);
   }
   std::vector<std::string> changed = {TopLevelName(from)};
   if (TopLevelName(to) != changed[0]) changed.push_back(TopLevelName(to));

@@ -18,22 +18,24 @@ struct LevelBytes {
 struct ModelUsage {
   std::string name;
   std::string
-      kind;  // "base" (others are stored against it), "finetune" (has a base), "files" (no tensors), else "model"
+      kind;  // "base" (others name it as their base), "finetune" (has a base), "files" (no tensors), else "model"
   std::string fidelity;  // "exact"
-  std::string base;      // "" for none
+  std::string base;      // as it was at the push; "" for none, or when that model was removed
   uint64_t logical_bytes = 0;
-  uint64_t stored_bytes = 0;  // its exclusive share
+  uint64_t stored_bytes = 0;  // its exclusive share: its record, and files and tensors that no other model holds
   uint64_t shared_bytes = 0;  // coded bytes of content that other models hold too
   LevelBytes levels;          // of its own logical bytes
   int64_t created_ns = 0;
   uint64_t files = 0;
 };
 
+// stored_bytes: records of models, and what they need. That is more than the models' shares: what several hold, and
+// what none lists any more but a finetune is stored against (its base was updated), is nobody's own.
 struct StoreReport {
   uint64_t logical_bytes = 0, stored_bytes = 0, disk_bytes = 0;
   double saved_fraction = 0;  // 1 - stored / logical; 0 when empty
   LevelBytes levels;
-  uint64_t prunable_bytes = 0;
+  uint64_t prunable_bytes = 0;     // of tensors and files; blocks of unfinished pushes are found by prune alone
   std::vector<ModelUsage> models;  // sorted by name
 };
 Result<StoreReport> MakeReport(Catalog& catalog);

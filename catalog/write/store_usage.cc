@@ -272,11 +272,12 @@ uint32_t StoreUsage::FindModel(std::string_view name) const {
 
 uint32_t StoreUsage::FindTensor(const TensorId& id) const { return index_.Find(ShortTensorId(id)); }
 
-Status AddUsage(KvStore& store, ModelId next_model, ModelId new_next_model, WriteBatch* batch) {
-  ASSIGN_OR_RETURN(std::optional<UsageTotals> totals, ReadTotals(store, next_model));
+Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch) {
+  ASSIGN_OR_RETURN(const CatalogMeta before, ReadCatalogMeta(store));
+  ASSIGN_OR_RETURN(std::optional<UsageTotals> totals, ReadTotals(store, before.next_model));
   if (!totals) {
     RETURN_IF_ERROR(RepairUsage(store));
-    ASSIGN_OR_RETURN(totals, ReadTotals(store, next_model));
+    ASSIGN_OR_RETURN(totals, ReadTotals(store, before.next_model));
     if (!totals) return Corruption("the store lost the usage totals that were just written");
   }
   TensorFacts tensors(store);
@@ -304,9 +305,15 @@ Status AddUsage(KvStore& store, ModelId next_model, ModelId new_next_model, Writ
     }
   }
   for (const WriteBatch::Op& op : usages.ops()) batch->Put(op.family, op.key, AsBytes(op.value));
-  totals->next_model = new_next_model;
+  totals->next_model = meta.next_model;
   batch->Put(Family::kMeta, kUsageTotalsKey, Serialize(*totals));
   return OkStatus();
+}
+
+Result<bool> UsageIsKept(const KvStore& store) {
+  ASSIGN_OR_RETURN(const CatalogMeta meta, ReadCatalogMeta(store));
+  ASSIGN_OR_RETURN(const std::optional<UsageTotals> totals, ReadTotals(store, meta.next_model));
+  return totals.has_value();
 }
 
 Result<WriteBatch> UsageRepairs(const KvStore& store, const StoreWalk& walk) {

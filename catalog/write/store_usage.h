@@ -107,10 +107,14 @@ class StoreUsage {
 };
 
 // Adds the usage records of the files that `batch` publishes, and the totals, to it. Call when all records of tensors
-// and files are in the batch, with publish_mutex() held; `next_model` and `new_next_model`: the catalog record's number
-// before and after. A store that an older build wrote gets the records of all its files first, in a batch of their own.
-// Errors: Corruption, NoSpace, Io.
-Status AddUsage(KvStore& store, ModelId next_model, ModelId new_next_model, WriteBatch* batch);
+// and files are in the batch, with publish_mutex() held; `meta`: the catalog record as the batch writes it. A store
+// that an older build wrote gets the records of all its files first, in a batch of their own. Errors: Corruption,
+// NoSpace, Io.
+Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch);
+
+// Whether every model in the store was published together with its usage records; false: an older build wrote some.
+// Errors: Corruption, Io.
+Result<bool> UsageIsKept(const KvStore& store);
 
 // What family meta lacks, or has too much, of what `walk` says. Empty when usage records and totals are right. The
 // walk must be of the store as it is now. Errors: Io.

@@ -17,8 +17,8 @@ Result<std::string> HandleRename(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"from", "to"}));
   ASSIGN_OR_RETURN(const std::string from, parameters.String("from"));
   ASSIGN_OR_RETURN(const std::string to, parameters.String("to"));
-  RETURN_IF_ERROR(
-      Rename(catalog, from, to, [&](const ModelRecord& model) { return request.caller->CheckMayChange(model); }));
+  RETURN_IF_ERROR(Rename(catalog, from, to, *request.job,
+                         [&](const ModelRecord& model) { return request.caller->CheckMayChange(model); }));
   return Dump({{"name", to}, {"previous_name", from}});
 }
 
@@ -27,7 +27,7 @@ Result<std::string> HandleRm(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const std::string name, parameters.String("name"));
   ASSIGN_OR_RETURN(const bool dry_run, parameters.Bool("dry_run", false));
   const auto may_change = [&](const ModelRecord& model) { return request.caller->CheckMayChange(model); };
-  ASSIGN_OR_RETURN(const RemoveReport report, Remove(catalog, name, dry_run, may_change));
+  ASSIGN_OR_RETURN(const RemoveReport report, Remove(catalog, name, dry_run, *request.job, may_change));
   return Dump({{"models", report.models}, {"freed_bytes", report.freed_bytes}, {"dry_run", dry_run}});
 }
 

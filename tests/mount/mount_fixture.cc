@@ -133,14 +133,14 @@ struct Server {
     std::string what, first, second;
     words >> what >> first >> second;
     const uint32_t owner = second.empty() ? ::geteuid() : static_cast<uint32_t>(std::atoi(second.c_str()));
+    JobControl job;
     if (what == "push" || what == "update") RETURN_IF_ERROR(PushSource(first, owner, what == "update"));
     if (what == "prune") {
-      JobControl job;
       ASSIGN_OR_RETURN(const PruneReport report, Prune(*catalog, false, job));
       return std::to_string(report.tensors);
     }
-    if (what == "rm") RETURN_IF_ERROR(Remove(*catalog, first, false).status());
-    if (what == "rename") RETURN_IF_ERROR(Rename(*catalog, first, second));
+    if (what == "rm") RETURN_IF_ERROR(Remove(*catalog, first, false, job).status());
+    if (what == "rename") RETURN_IF_ERROR(Rename(*catalog, first, second, job));
     if (what == "corrupt") RETURN_IF_ERROR(Corrupt(*catalog, first, second));
     if (what == "drop") catalog->reader().DropCaches();
     if (what == "stop") RETURN_IF_ERROR(mount->Stop());

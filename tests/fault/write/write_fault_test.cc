@@ -95,7 +95,7 @@ TEST_F(FullDiskTest, Push) {
         Reopen();
         if (!Has("base")) MustPush(folders_.at("base"));
         if (Has("ft")) {
-          ASSERT_OK(Remove(catalog(), "ft", false).status());
+          ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
         }
         ASSERT_OK(Prune(catalog(), false, job_).status());
       },
@@ -114,7 +114,7 @@ TEST_F(FullDiskTest, RemoveAndPrune) {
         if (!Has("ft")) MustPush(folders_.at("ft"));
       },
       [&] {
-        RETURN_IF_ERROR(Remove(catalog(), "ft", false).status());
+        RETURN_IF_ERROR(Remove(catalog(), "ft", false, job_).status());
         return Prune(catalog(), false, job_).status();
       });
 }
@@ -141,8 +141,8 @@ TEST_F(KillTest, DISABLED_Child) {
       const Status status = Push(**catalog, *source, push, job_).status();
       ASSERT_TRUE(status.ok() || status.code() == StatusCode::kAlreadyExists) << status.ToString();
     }
-    ASSERT_OK(Remove(**catalog, "ft", false).status());
-    ASSERT_OK(Remove(**catalog, "base", false).status());
+    ASSERT_OK(Remove(**catalog, "ft", false, job_).status());
+    ASSERT_OK(Remove(**catalog, "base", false, job_).status());
     ASSERT_OK(Prune(**catalog, false, job_).status());
   }
 }

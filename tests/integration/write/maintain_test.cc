@@ -47,27 +47,27 @@ class MaintainTest : public ModelTest {
 
 TEST_F(MaintainTest, BaseWithDependentsIsRefusedByName) {
   PushPair();
-  const Result<RemoveReport> refused = Remove(catalog(), "base", false);
+  const Result<RemoveReport> refused = Remove(catalog(), "base", false, job_);
   EXPECT_EQ(refused.status().code(), StatusCode::kHasDependents);
   EXPECT_NE(refused.status().message().find("ft"), std::string::npos) << refused.status().ToString();
-  EXPECT_EQ(Remove(catalog(), "base", true).status().code(), StatusCode::kHasDependents);
-  EXPECT_EQ(Remove(catalog(), "nobody", false).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(Remove(catalog(), "base", true, job_).status().code(), StatusCode::kHasDependents);
+  EXPECT_EQ(Remove(catalog(), "nobody", false, job_).status().code(), StatusCode::kNotFound);
   // A second model that holds the same tensors keeps them alive: then the name can go.
   MustPush(base_folder_, {"base-copy", PushOptions::Base::kAuto, ""});
-  EXPECT_OK(Remove(catalog(), "base", false).status());
+  EXPECT_OK(Remove(catalog(), "base", false, job_).status());
   ASSERT_OK(PruneAll().status());
   ExpectStored("ft", finetune_folder_);
-  EXPECT_EQ(Remove(catalog(), "base-copy", false).status().code(), StatusCode::kHasDependents);
+  EXPECT_EQ(Remove(catalog(), "base-copy", false, job_).status().code(), StatusCode::kHasDependents);
   ExpectClean();
 }
 
 TEST_F(MaintainTest, RemoveAndPruneGiveBackWhatTheySay) {
   PushPair();
   const uint64_t before = StoredBytes();
-  const Result<RemoveReport> dry = Remove(catalog(), "ft", true);
+  const Result<RemoveReport> dry = Remove(catalog(), "ft", true, job_);
   ASSERT_OK(dry.status());
   EXPECT_EQ(ModelNames().size(), 2u);
-  const Result<RemoveReport> removed = Remove(catalog(), "ft", false);
+  const Result<RemoveReport> removed = Remove(catalog(), "ft", false, job_);
   ASSERT_OK(removed.status());
   EXPECT_EQ(removed->models, std::vector<std::string>{"ft"});
   EXPECT_EQ(removed->freed_bytes, dry->freed_bytes);
@@ -90,7 +90,7 @@ TEST_F(MaintainTest, RemoveAndPruneGiveBackWhatTheySay) {
   ExpectStored("base", base_folder_);
   ExpectClean();
 
-  ASSERT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(Remove(catalog(), "base", false, job_).status());
   ASSERT_OK(PruneAll().status());
   EXPECT_EQ(StoredBytes(), 0u);
   Reopen();
@@ -99,8 +99,8 @@ TEST_F(MaintainTest, RemoveAndPruneGiveBackWhatTheySay) {
 
 TEST_F(MaintainTest, RemovedModelIsNoBaseAndComesBackWhenPushedAgain) {
   PushPair();
-  ASSERT_OK(Remove(catalog(), "ft", false).status());
-  ASSERT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
+  ASSERT_OK(Remove(catalog(), "base", false, job_).status());
   // Not pruned: still stored, but nothing may be stored against it.
   const std::string folder = WriteModel("ft2", FinetunedModel(base_, 60));
   EXPECT_EQ(MustPush(folder).delta_bytes, 0u);
@@ -120,8 +120,8 @@ TEST_F(MaintainTest, OpenFilesOutliveRemoveAndPrune) {
                                  [](const ModelFile& f) { return f.path == "model.safetensors"; });
   Result<FileRef> open = catalog().reader().OpenFileByHash(file->sha256);
   ASSERT_OK(open.status());
-  ASSERT_OK(Remove(catalog(), "ft", false).status());
-  ASSERT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
+  ASSERT_OK(Remove(catalog(), "base", false, job_).status());
   ASSERT_OK(PruneAll().status());
   Bytes out((*open)->bytes());
   ASSERT_OK(catalog().reader().Read(*open, 0, out).status());
@@ -149,14 +149,14 @@ TEST_F(MaintainTest, PruneFindsBlocksOfUnfinishedPushes) {
 
 TEST_F(MaintainTest, RenameKeepsContentAndFamily) {
   PushPair();
-  EXPECT_OK(Rename(catalog(), "base", "team/base"));
-  EXPECT_EQ(Rename(catalog(), "base", "x").code(), StatusCode::kNotFound);
-  EXPECT_EQ(Rename(catalog(), "ft", "team/base").code(), StatusCode::kAlreadyExists);
-  EXPECT_EQ(Rename(catalog(), "ft", "team").code(), StatusCode::kAlreadyExists);
-  EXPECT_EQ(Rename(catalog(), "ft", "team/base/ft").code(), StatusCode::kAlreadyExists);
-  EXPECT_EQ(Rename(catalog(), "ft", "ft").code(), StatusCode::kAlreadyExists);
-  EXPECT_EQ(Rename(catalog(), "ft", "/x").code(), StatusCode::kInvalidArgument);
-  EXPECT_OK(Rename(catalog(), "ft", "ft/below"));  // only its own old name is in the way
+  EXPECT_OK(Rename(catalog(), "base", "team/base", job_));
+  EXPECT_EQ(Rename(catalog(), "base", "x", job_).code(), StatusCode::kNotFound);
+  EXPECT_EQ(Rename(catalog(), "ft", "team/base", job_).code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "team", job_).code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "team/base/ft", job_).code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "ft", job_).code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Rename(catalog(), "ft", "/x", job_).code(), StatusCode::kInvalidArgument);
+  EXPECT_OK(Rename(catalog(), "ft", "ft/below", job_));  // only its own old name is in the way
   Reopen();
   EXPECT_EQ(ModelNames(), (std::vector<std::string>{"ft/below", "team/base"}));
   EXPECT_EQ(UsageOf("ft/below").base, "team/base");
@@ -170,8 +170,8 @@ TEST_F(MaintainTest, ChangesAreAnnouncedByTopLevelName) {
       [&](const std::vector<std::string>& names) { changed.insert(changed.end(), names.begin(), names.end()); });
   const std::string folder = WriteSource("m", "f", AsBytes("x"));
   MustPush(folder, {"a/b", PushOptions::Base::kAuto, ""});
-  ASSERT_OK(Rename(catalog(), "a/b", "c"));
-  ASSERT_OK(Remove(catalog(), "c", false).status());
+  ASSERT_OK(Rename(catalog(), "a/b", "c", job_));
+  ASSERT_OK(Remove(catalog(), "c", false, job_).status());
   EXPECT_EQ(changed, (std::vector<std::string>{"a", "a", "c", "c"}));
   catalog().SetOnChanged(nullptr);
 }
@@ -215,13 +215,11 @@ TEST_F(MaintainTest, VerifyNamesTheFileThatIsDamaged) {
   EXPECT_FALSE(fs::exists(temp() + "/out/model.safetensors"));
 }
 
-// Flips a bit in the largest block of what the model's push wrote, under a valid checksum.
-void DamageLargestBlock(Catalog& catalog, const std::string& name) {
-  const Result<ModelRecord> model = catalog.FindModel(name);
-  ASSERT_OK(model.status());
+// Flips a bit in the largest block of what a push wrote.
+void DamageLargestBlock(Catalog& catalog, PushId push) {
   std::string key;
   Bytes value;
-  ASSERT_OK(catalog.store().Scan(Family::kBlocks, BlockKeyPrefix(model->push), [&](std::string_view k, ByteSpan v) {
+  ASSERT_OK(catalog.store().Scan(Family::kBlocks, BlockKeyPrefix(push), [&](std::string_view k, ByteSpan v) {
     const Result<ByteSpan> coded = OpenBlock(v);
     EXPECT_OK(coded.status());
     if (coded->size() > value.size()) {
@@ -238,6 +236,12 @@ void DamageLargestBlock(Catalog& catalog, const std::string& name) {
   ASSERT_OK(catalog.store().Write(batch, Durability::kSync));
 }
 
+void DamageLargestBlock(Catalog& catalog, const std::string& name) {
+  const Result<ModelRecord> model = catalog.FindModel(name);
+  ASSERT_OK(model.status());
+  DamageLargestBlock(catalog, model->push);
+}
+
 TEST_F(MaintainTest, PushReadsAFileThatIsStoredInAnotherLayout) {
   const Bytes bytes = SafetensorsFile(SmallModel(1));
   const std::string plain = WriteSource("plain", "x.bin", bytes);
@@ -249,6 +253,7 @@ TEST_F(MaintainTest, PushReadsAFileThatIsStoredInAnotherLayout) {
   MustPush(laid_out, {"again", PushOptions::Base::kAuto, ""});
   ExpectStored("again", laid_out);
   ExpectStored("plain", plain);
+  ASSERT_OK(PruneAll().status());  // the damaged tensor, which no file needs any more
   ExpectClean();
 }
 
@@ -270,6 +275,81 @@ TEST_F(MaintainTest, VerifyReadsTheStoreNotTheCache) {
   EXPECT_FALSE(Verify(catalog(), {"base"}, job_)->failed.empty());
 }
 
+TEST_F(MaintainTest, VerifyReadsTheBasesOfAFinetuneFromTheStoreToo) {
+  PushPair();
+  ExpectStored("ft", finetune_folder_);  // leaves blocks of the base in the cache
+  DamageLargestBlock(catalog(), "base");
+  const Result<VerifyReport> report = Verify(catalog(), {"ft"}, job_);
+  ASSERT_OK(report.status());
+  ASSERT_EQ(report->failed.size(), 1u);
+  EXPECT_EQ(report->failed[0].model, "ft");
+  EXPECT_EQ(report->failed[0].file, "model.safetensors");
+}
+
+TEST_F(MaintainTest, VerifyReadsBasesThatNoModelListsAnyMore) {
+  PushPair();
+  const PushId old_push = catalog().FindModel("base")->push;
+  PushOptions update;
+  update.name = "base";
+  update.update = true;
+  MustPush(WriteModel("other", SmallModel(9)), update);
+  ExpectClean();
+  ExpectStored("ft", finetune_folder_);
+  DamageLargestBlock(catalog(), old_push);
+  const Result<VerifyReport> report = Verify(catalog(), {}, job_);
+  ASSERT_OK(report.status());
+  ASSERT_FALSE(report->failed.empty());
+  for (const VerifyFailure& failure : report->failed) EXPECT_EQ(failure.model, "ft") << failure.reason;
+}
+
+TEST_F(MaintainTest, VerifyReadsWhatNoModelNeeds) {
+  PushPair();
+  const PushId push = catalog().FindModel("ft")->push;
+  ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
+  ExpectClean();
+  DamageLargestBlock(catalog(), push);
+  EXPECT_TRUE(Verify(catalog(), {"base"}, job_)->failed.empty());
+  const Result<VerifyReport> report = Verify(catalog(), {}, job_);
+  ASSERT_OK(report.status());
+  ASSERT_EQ(report->failed.size(), 1u);
+  EXPECT_EQ(report->failed[0].model, "");
+  EXPECT_NE(report->failed[0].reason.find("prune"), std::string::npos) << report->failed[0].reason;
+  ASSERT_OK(PruneAll().status());
+  ExpectClean();
+}
+
+TEST_F(MaintainTest, VerifyComparesEdgesAndSketchesWithTensors) {
+  PushPair();
+  const auto first_key = [&](Family family) {
+    std::string first;
+    EXPECT_OK(catalog().store().ScanKeys(family, "", [&](std::string_view key) {
+      if (first.empty()) first = key;
+      return OkStatus();
+    }));
+    return first;
+  };
+  const std::string edge = first_key(Family::kEdges), sketch = first_key(Family::kSketches);
+  const auto failures = [&](const std::function<void(WriteBatch&)>& change) {
+    WriteBatch batch;
+    change(batch);
+    EXPECT_OK(catalog().store().Write(batch, Durability::kSync));
+    const Result<VerifyReport> report = Verify(catalog(), {}, job_);
+    EXPECT_OK(report.status());
+    return report.ok() ? report->failed.size() : 0;
+  };
+  EXPECT_EQ(failures([&](WriteBatch& batch) { batch.Delete(Family::kEdges, edge); }), 1u);
+  EXPECT_EQ(failures([&](WriteBatch& batch) {
+              batch.Put(Family::kEdges, edge, {});
+              batch.Put(Family::kEdges, edge.substr(18) + edge.substr(0, 18), {});
+            }),
+            1u);
+  EXPECT_EQ(failures([&](WriteBatch& batch) {
+              batch.Delete(Family::kEdges, edge.substr(18) + edge.substr(0, 18));
+              batch.Put(Family::kSketches, sketch, AsBytes("no sketch"));
+            }),
+            1u);
+}
+
 TEST_F(MaintainTest, PruneDeletesDependentsBeforeTheirBases) {
   // Enough small tensors that the deletions take several batches.
   std::vector<TestTensor> base, finetune;
@@ -280,8 +360,8 @@ TEST_F(MaintainTest, PruneDeletesDependentsBeforeTheirBases) {
   MustPush(WriteModel("base", base));
   const std::string folder = WriteModel("ft", finetune);
   ASSERT_EQ(MustPush(folder).base, "base");
-  ASSERT_OK(Remove(catalog(), "ft", false).status());
-  ASSERT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
+  ASSERT_OK(Remove(catalog(), "base", false, job_).status());
   // Stops after the first batch of files and the first of tensors.
   int batches = 0;
   JobControl job;
@@ -314,12 +394,13 @@ TEST_F(MaintainTest, PruneDeletesDependentsBeforeTheirBases) {
 TEST_F(MaintainTest, ChangesAreAnnouncedOutsideAllLocks) {
   bool free = true;
   catalog().SetOnChanged([&](const std::vector<std::string>&) {
-    free = free && catalog().collect_mutex().try_lock();
-    if (free) catalog().collect_mutex().unlock();
+    JobControl cancelled;
+    cancelled.Cancel();
+    free = free && catalog().collect_gate().EnterAlone(cancelled).ok();
   });
   MustPush(WriteSource("m", "f", AsBytes("x")), {"a", PushOptions::Base::kAuto, ""});
-  ASSERT_OK(Rename(catalog(), "a", "c"));
-  ASSERT_OK(Remove(catalog(), "c", false).status());
+  ASSERT_OK(Rename(catalog(), "a", "c", job_));
+  ASSERT_OK(Remove(catalog(), "c", false, job_).status());
   EXPECT_TRUE(free);
   catalog().SetOnChanged(nullptr);
 }
@@ -379,8 +460,8 @@ class PruningSink final : public ExportSink {
   Status BeginFile(size_t index) override {
     at_ = index;
     if (index != 0) return OkStatus();
-    RETURN_IF_ERROR(Remove(*catalog_, "ft", false).status());
-    RETURN_IF_ERROR(Remove(*catalog_, "base", false).status());
+    RETURN_IF_ERROR(Remove(*catalog_, "ft", false, *job_).status());
+    RETURN_IF_ERROR(Remove(*catalog_, "base", false, *job_).status());
     RETURN_IF_ERROR(Prune(*catalog_, false, *job_).status());
     catalog_->reader().DropCaches();
     return OkStatus();

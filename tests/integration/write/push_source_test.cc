@@ -197,8 +197,7 @@ TEST_F(PushSourceTest, APushThatWaitsForMemorySaysSoAndCanBeCancelled) {
   JobControl job([&](const JobProgress& progress) {
     EXPECT_EQ(progress.phase, "waiting for memory");
     // Meanwhile nothing is kept from rm and prune.
-    EXPECT_TRUE(catalog().collect_mutex().try_lock());
-    catalog().collect_mutex().unlock();
+    EXPECT_OK(catalog().collect_gate().EnterAlone(job_).status());
     waiting->Cancel();
   });
   waiting = &job;

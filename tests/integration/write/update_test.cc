@@ -155,11 +155,11 @@ TEST_F(UpdateTest, FinetunesOutliveTheVersionTheyAreStoredAgainst) {
   const std::string late = WriteModel("late", FinetunedModel(old, 4));
   const PushReport report = MustPush(late);
   EXPECT_GT(report.delta_bytes, report.logical_bytes / 2);
-  ASSERT_OK(Remove(catalog(), "ft", false).status());
+  ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
   MustPrune();
   ExpectStored("late", late);
   // Nothing holds the new version of the base.
-  ASSERT_OK(Remove(catalog(), "base", false).status());
+  ASSERT_OK(Remove(catalog(), "base", false, job_).status());
   MustPrune();
   EXPECT_EQ(UsageOf("late").base, "");
   ExpectStored("late", late);
@@ -171,7 +171,7 @@ TEST_F(UpdateTest, RemovingTheLastFinetuneOfAnOldVersionTakesItsSketches) {
   MustPush(WriteModel("base", old));
   MustPush(WriteModel("ft", FinetunedModel(old, 2)));
   MustUpdate("base", WriteModel("other", SmallModel(30)), Named("", kNone));
-  ASSERT_OK(Remove(catalog(), "ft", false).status());
+  ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
   EXPECT_EQ(SketchesOf(old), 0u);
   const PushReport late = MustPush(WriteModel("late", FinetunedModel(old, 4)));
   EXPECT_EQ(late.delta_bytes, 0u);
@@ -288,7 +288,7 @@ TEST_F(UpdateTest, AModelThatIsRenamedMeanwhileIsNotReplaced) {
   const std::string first = WriteModel("first", SmallModel(1)), second = WriteModel("second", SmallModel(20));
   MustPush(first, Named("m"));
   {
-    InTheMiddle middle([&] { EXPECT_OK(Rename(catalog(), "m", "kept")); });
+    InTheMiddle middle([&] { EXPECT_OK(Rename(catalog(), "m", "kept", job_)); });
     PushOptions options = Named("m");
     options.update = true;
     EXPECT_OK(PushWith(second, options, middle.job()).status());
@@ -345,7 +345,7 @@ TEST_F(UpdateTest, RemovingWaitsForTheUpdateAndTakesWhatItPublished) {
     std::atomic<bool> started{false};
     JobControl job([&](const JobProgress& progress) {
       if (progress.phase == "verifying" && !started.exchange(true))
-        remover = std::thread([&] { EXPECT_OK(Remove(catalog(), "m", false).status()); });
+        remover = std::thread([&] { EXPECT_OK(Remove(catalog(), "m", false, job_).status()); });
     });
     PushOptions options = Named("m");
     options.update = true;

@@ -59,7 +59,7 @@ TEST_F(UsageTest, ReportsEqualAWalkAfterRandomHistories) {
   for (uint64_t seed = 1; seed <= 3; ++seed) {
     std::mt19937_64 random(seed);
     std::vector<std::string> names;
-    for (int step = 0; step < 25; ++step) {
+    for (int step = 0; step < 30; ++step) {
       SCOPED_TRACE("seed " + std::to_string(seed) + ", step " + std::to_string(step));
       const uint64_t what = random() % 10;
       const std::string name = "s" + std::to_string(seed) + "-" + std::to_string(step);
@@ -80,9 +80,9 @@ TEST_F(UsageTest, ReportsEqualAWalkAfterRandomHistories) {
         names.push_back(name);
       } else if (what < 8) {
         const size_t victim = random() % names.size();
-        const Result<RemoveReport> dry = Remove(catalog(), names[victim], true);
+        const Result<RemoveReport> dry = Remove(catalog(), names[victim], true, job_);
         const Result<StoreReport> before = MakeReport(catalog());
-        const Result<RemoveReport> removed = Remove(catalog(), names[victim], false);
+        const Result<RemoveReport> removed = Remove(catalog(), names[victim], false, job_);
         ASSERT_EQ(dry.status().code(), removed.status().code());
         if (removed.ok()) {
           EXPECT_EQ(dry->freed_bytes, removed->freed_bytes);
@@ -91,9 +91,17 @@ TEST_F(UsageTest, ReportsEqualAWalkAfterRandomHistories) {
         } else {
           EXPECT_EQ(removed.status().code(), StatusCode::kHasDependents);
         }
+      } else if (what == 8 && random() % 2 == 0) {
+        // A finetune's base may go this way, or become a finetune itself.
+        PushOptions options;
+        options.name = names[random() % names.size()];
+        options.update = true;
+        std::vector<TestTensor> tensors = SmallModel(1 + random() % 4);
+        if (random() % 2 == 0) tensors = FinetunedModel(tensors, 200 + random() % 3);
+        MustPush(WriteModel(name, tensors), options);
       } else if (what == 8) {
         const size_t index = random() % names.size();
-        ASSERT_OK(Rename(catalog(), names[index], name));
+        ASSERT_OK(Rename(catalog(), names[index], name, job_));
         names[index] = name;
       } else {
         const uint64_t prunable = MakeReport(catalog())->prunable_bytes;
@@ -106,6 +114,38 @@ TEST_F(UsageTest, ReportsEqualAWalkAfterRandomHistories) {
     }
   }
   ExpectClean();
+}
+
+TEST_F(UsageTest, CountsBasesThatNoModelListsAnyMore) {
+  MustPush(WriteModel("base", SmallModel(1)));
+  const PushReport finetune = MustPush(WriteModel("ft", FinetunedModel(SmallModel(1), 50)));
+  ASSERT_EQ(finetune.base, "base");
+  const uint64_t old_base = UsageOf("base").stored_bytes;
+  PushOptions options;
+  options.name = "base";
+  options.update = true;
+  MustPush(WriteModel("other", SmallModel(7)), options);
+  ExpectUsageIsRight();
+  // The old content is no model's share, and stays.
+  const Result<StoreReport> report = MakeReport(catalog());
+  ASSERT_OK(report.status());
+  uint64_t shares = 0;
+  for (const ModelUsage& model : report->models) shares += model.stored_bytes;
+  EXPECT_GT(report->stored_bytes, shares + old_base / 2);
+  EXPECT_LT(report->stored_bytes, shares + old_base);
+  // Nothing that only "base" holds is needed by another model now.
+  const Result<RemoveReport> removed = Remove(catalog(), "base", false, job_);
+  ASSERT_OK(removed.status());
+  ASSERT_OK(PruneAll().status());
+  ExpectStored("ft", temp() + "/sources/ft");
+  EXPECT_EQ(UsageOf("ft").base, "");
+  EXPECT_EQ(UsageOf("ft").kind, "model");
+  ExpectUsageIsRight();
+  const uint64_t left = MakeReport(catalog())->stored_bytes;
+  EXPECT_EQ(Remove(catalog(), "ft", false, job_)->freed_bytes, left);
+  ASSERT_OK(PruneAll().status());
+  EXPECT_EQ(CountKeys(Family::kTensors), 0u);
+  EXPECT_EQ(CountKeys(Family::kSketches), 0u);
 }
 
 TEST_F(UsageTest, RebuildsWhatAnOlderBuildDidNotWrite) {
@@ -123,16 +163,29 @@ TEST_F(UsageTest, RebuildsWhatAnOlderBuildDidNotWrite) {
   const std::string report = ReportText();
   forget();
   EXPECT_EQ(ReportText(), report);
-  const Result<RemoveReport> refused = Remove(catalog(), "base", false);
+  const Result<RemoveReport> refused = Remove(catalog(), "base", false, job_);
   EXPECT_EQ(refused.status().code(), StatusCode::kHasDependents);
   // A push writes what is missing …
   MustPush(WriteModel("ft2", FinetunedModel(SmallModel(1), 60)));
   ExpectUsageIsRight();
   // … and so does prune.
   forget();
-  ASSERT_OK(Remove(catalog(), "ft2", false).status());
+  ASSERT_OK(Remove(catalog(), "ft2", false, job_).status());
   ASSERT_OK(PruneAll().status());
   EXPECT_EQ(ReportText(), report);
+  ExpectUsageIsRight();
+}
+
+TEST_F(UsageTest, VerifyPutsFiguresRight) {
+  MustPush(WriteModel("base", SmallModel(1)));
+  const Result<CatalogMeta> meta = catalog().Meta();
+  WriteBatch batch;
+  batch.Put(Family::kMeta, kUsageTotalsKey, Serialize(UsageTotals{meta->next_model, 1}));
+  batch.Put(Family::kMeta, UsageKey(Sha256Digest{}), Serialize(UsageRecord{}));
+  ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+  const Result<VerifyReport> report = Verify(catalog(), {}, job_);
+  ASSERT_OK(report.status());
+  EXPECT_TRUE(report->failed.empty()) << "figures are no damage";
   ExpectUsageIsRight();
 }
 

@@ -1,0 +1,76 @@
+#include "catalog/read/collect_gate.h"
+
+#include <string>
+
+namespace modelstore {
+namespace {
+
+// How late a cancellation may be noticed.
+constexpr std::chrono::milliseconds kPoll(50);
+
+}  // namespace
+
+void CollectGate::Hold::Release() {
+  if (gate_ == nullptr) return;
+  {
+    const std::lock_guard lock(gate_->mutex_);
+    if (alone_) {
+      gate_->is_collecting_ = false;
+    } else {
+      --gate_->sharing_;
+    }
+  }
+  std::exchange(gate_, nullptr)->changed_.notify_all();
+}
+
+bool CollectGate::KeepsNewcomersOut() const {
+  return collectors_waiting_ > 0 && (Clock::now() - waiting_since_) % (closed_ + open_) < closed_;
+}
+
+Result<CollectGate::Hold> CollectGate::Share(JobControl& job) {
+  std::unique_lock lock(mutex_);
+  bool announced = false;
+  while (is_collecting_ || KeepsNewcomersOut()) {
+    if (!std::exchange(announced, true)) {
+      lock.unlock();
+      job.Begin("waiting for a removal or prune", 0);
+      lock.lock();
+      continue;
+    }
+    RETURN_IF_ERROR(job.Check());
+    changed_.wait_for(lock, kPoll);
+  }
+  ++sharing_;
+  return Hold(this, false);
+}
+
+Result<CollectGate::Hold> CollectGate::EnterAlone(JobControl& job) {
+  std::unique_lock lock(mutex_);
+  if (collectors_waiting_++ == 0) waiting_since_ = Clock::now();
+  std::string announced;
+  Status status;
+  while (is_collecting_ || sharing_ > 0) {
+    const std::string phase =
+        is_collecting_ ? "waiting for a removal or prune"
+                       : "waiting for " + std::to_string(sharing_) + " running " + (sharing_ == 1 ? "job" : "jobs");
+    if (phase != announced) {
+      announced = phase;
+      lock.unlock();
+      job.Begin(phase, 0);
+      lock.lock();
+      continue;
+    }
+    if (status = job.Check(); !status.ok()) break;
+    changed_.wait_for(lock, kPoll);
+  }
+  --collectors_waiting_;
+  if (status.ok()) {
+    is_collecting_ = true;
+  } else {
+    changed_.notify_all();
+  }
+  RETURN_IF_ERROR(status);
+  return Hold(this, true);
+}
+
+}  // namespace modelstore
