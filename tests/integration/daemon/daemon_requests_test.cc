@@ -1,6 +1,8 @@
 // What clients may ask of a daemon and what it answers.
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
+#include <sys/fanotify.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -287,6 +289,32 @@ TEST_F(DaemonTest, SigtermInAPushRollsBackAndEndsWithZero) {
   if (can_mount()) {
     EXPECT_FALSE(fs::exists(mountpoint() + "/before"));
   }
+  StartDaemon();
+  ExpectWhole({"before"});
+}
+
+TEST_F(DaemonTest, AnEndThatTakesTooLongIsMadeAndTheStoreSurvives) {
+  // Reads of the watched file wait for an answer that never comes.
+  const int watch = fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, O_RDONLY);
+  if (watch < 0) GTEST_SKIP() << "holding reads up needs CAP_SYS_ADMIN and fanotify: " << std::strerror(errno);
+  StartDaemon({.config = "shutdown_seconds = 1"});
+  ASSERT_EQ(Push("before", WriteFile("a.bin", 1000)).Code(), "");
+  const std::string path = WriteFile("held.bin", 1000);
+  if (fanotify_mark(watch, FAN_MARK_ADD, FAN_ACCESS_PERM, AT_FDCWD, path.c_str()) != 0) {
+    close(watch);
+    GTEST_SKIP() << "this kernel does not ask fanotify before reads: " << std::strerror(errno);
+  }
+  {
+    const OpenedFd file(path, O_RDONLY);  // after the mark: who opened it before is not held up
+    const RawClient client(socket());
+    client.SendPush("m", {{"held.bin", file.fd}});
+    pollfd asked{watch, POLLIN, 0};
+    ASSERT_EQ(poll(&asked, 1, kPatienceMs), 1);
+    EXPECT_EQ(Call("ls").Code(), "") << "others are served meanwhile";
+    Signal(SIGTERM);
+    EXPECT_EQ(WaitForDaemon(), 1);
+  }
+  close(watch);
   StartDaemon();
   ExpectWhole({"before"});
 }
