@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "catalog/write/maintain.h"
+#include "catalog/write/parallel.h"
 #include "catalog/write/store_usage.h"
 #include "catalog/write/store_walk.h"
 
@@ -142,13 +143,17 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
 
   job.Begin("removing", 0);
   Sweeper sweeper(store, totals, dry_run, job);
-  RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
-  opens.unlock();
-  RETURN_IF_ERROR(SweepTensors(walk, live, sweeper, &report));
-  RETURN_IF_ERROR(SweepUnpublished(store, walk, sweeper, &report));
+  const Status swept = Guarded([&]() -> Status {
+    RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
+    opens.unlock();
+    RETURN_IF_ERROR(SweepTensors(walk, live, sweeper, &report));
+    return SweepUnpublished(store, walk, sweeper, &report);
+  });
+  // Also when it stopped half-way: a later push of the same content makes other records under the same tensor ids.
+  if (!dry_run) catalog.reader().DropCaches();
+  RETURN_IF_ERROR(swept);
   if (dry_run) return report;
 
-  catalog.reader().DropCaches();
   job.Begin("giving space back", 0);
   RETURN_IF_ERROR(store.CollectGarbage([&] { return job.cancelled(); }));
   RETURN_IF_ERROR(job.Check());

@@ -391,6 +391,37 @@ TEST_F(MaintainTest, PruneDeletesDependentsBeforeTheirBases) {
   ExpectStored("ft", folder);
 }
 
+TEST_F(MaintainTest, ACancelledPruneForgetsTheRecordsThatItDeleted) {
+  std::vector<TestTensor> tensors;
+  for (uint64_t i = 0; i < 2400; ++i) tensors.push_back(RandomTensor("t" + std::to_string(i), {512}, i));
+  const std::string folder = WriteModel("m", tensors);
+  MustPush(folder);
+  JobControl job;
+  int batches = 0;
+  bool armed = false;
+  Reopen([&](uint64_t) {
+    if (armed && ++batches > 2) job.Cancel();
+    return OkStatus();
+  });
+  // Parses all records, and leaves no blocks in the cache that would hide that a record is out of date.
+  ASSERT_OK(catalog().store().ScanKeys(Family::kTensors, "", [&](std::string_view key) -> Status {
+    ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
+    return catalog().reader().OpenTensorById(id).status();
+  }));
+  const uint64_t stored = CountKeys(Family::kTensors);
+  ASSERT_OK(Remove(catalog(), "m", false, job_).status());
+  armed = true;
+  EXPECT_EQ(Prune(catalog(), false, job).status().code(), StatusCode::kCancelled);
+  armed = false;
+  const uint64_t left = CountKeys(Family::kTensors);
+  EXPECT_GT(left, 0u);
+  EXPECT_LT(left, stored);
+  // The same content, hence the same tensors, in blocks of another push.
+  MustPush(folder);
+  ExpectStored("m", folder);
+  ExpectClean();
+}
+
 TEST_F(MaintainTest, ChangesAreAnnouncedOutsideAllLocks) {
   bool free = true;
   catalog().SetOnChanged([&](const std::vector<std::string>&) {
