@@ -1,4 +1,5 @@
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "catalog/write/export.h"
 #include "catalog/write/maintain.h"
@@ -10,6 +11,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr size_t kMaxVerifyNames = 10'000;
+
 std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 }  // namespace
@@ -18,11 +21,16 @@ Result<std::string> HandleVerify(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"names"}));
   ASSIGN_OR_RETURN(const std::vector<std::string> names, parameters.Strings("names"));
   if (names.empty()) RETURN_IF_ERROR(request.caller->CheckMayPush());
-  for (const std::string& name : names) {
+  if (names.size() > kMaxVerifyNames)
+    return InvalidArgument("verify: " + std::to_string(names.size()) + " names; at most " +
+                           std::to_string(kMaxVerifyNames) + " at once, or none for everything");
+  const std::set<std::string> unique(names.begin(), names.end());
+  for (const std::string& name : unique) {
+    RETURN_IF_ERROR(request.job->Check());
     ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
     RETURN_IF_ERROR(request.caller->CheckMaySee(model));
   }
-  ASSIGN_OR_RETURN(const VerifyReport report, Verify(catalog, names, *request.job));
+  ASSIGN_OR_RETURN(const VerifyReport report, Verify(catalog, {unique.begin(), unique.end()}, *request.job));
   Json failed = Json::array();
   for (const VerifyFailure& failure : report.failed)
     failed.push_back({{"model", failure.model}, {"file", failure.file}, {"reason", failure.reason}});

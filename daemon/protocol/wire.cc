@@ -163,7 +163,8 @@ Status ReceiveAll(int socket, char* into, size_t bytes, DescriptorList* descript
     DescriptorList* const taken = done == 0 ? descriptors : nullptr;
     ASSIGN_OR_RETURN(const Received got, ReceiveSome(socket, into + done, bytes - done, taken));
     if (got.truncated_rights && taken == nullptr)
-      return InvalidArgument("descriptors came in the middle of a frame; they belong to its first byte");
+      return InvalidArgument(
+          "descriptors came where none are allowed; they belong to the first byte of a frame of files");
     if (got.truncated_rights)
       return ResourceExhausted("more descriptors were sent than this process may have open (RLIMIT_NOFILE)");
     done += got.bytes;
@@ -224,7 +225,8 @@ Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_f
   const Deadline deadline(body_timeout_ms);
   WireFrame frame;
   std::array<char, kFrameHeaderBytes> header{};
-  RETURN_IF_ERROR(ReceiveAll(socket, header.data(), header.size(), &frame.descriptors, deadline));
+  DescriptorList* const taken = limits.descriptors > 0 ? &frame.descriptors : nullptr;
+  RETURN_IF_ERROR(ReceiveAll(socket, header.data(), header.size(), taken, deadline));
   ASSIGN_OR_RETURN(const uint32_t length, ParseHeader(header, limits, &frame.kind));
   if (frame.descriptors.size() > limits.descriptors)
     return InvalidArgument(std::to_string(frame.descriptors.size()) + " descriptors came where at most " +

@@ -17,10 +17,11 @@ namespace modelstore {
 inline constexpr uint32_t kProtocolVersion = 1;
 inline constexpr uint32_t kFrameMagic = 0x3146534d;  // "MSF1", little-endian
 inline constexpr size_t kFrameHeaderBytes = 12;
-inline constexpr size_t kMaxFrameDescriptors = 253;     // what one message of a Unix socket carries
-inline constexpr uint32_t kMaxRequestBytes = 4u << 20;  // of a JSON frame from a client
-inline constexpr uint32_t kMaxAnswerBytes = 1u << 30;   // of a JSON frame from the daemon
-inline constexpr uint32_t kMaxDataBytes = 1u << 20;     // of a data frame
+inline constexpr size_t kMaxFrameDescriptors = 253;       // what one message of a Unix socket carries
+inline constexpr uint32_t kMaxRequestBytes = 256u << 10;  // of a request
+inline constexpr uint32_t kMaxFilesBytes = 4u << 20;      // of a frame of a push's files
+inline constexpr uint32_t kMaxAnswerBytes = 1u << 30;     // of a JSON frame from the daemon
+inline constexpr uint32_t kMaxDataBytes = 1u << 20;       // of a data frame
 inline constexpr int kNoTimeout = -1;
 
 enum class FrameKind : uint8_t { kJson = 0, kData = 1 };
@@ -53,7 +54,7 @@ struct WireFrame {
 struct FrameLimits {
   uint32_t json_bytes = kMaxRequestBytes;
   uint32_t data_bytes = 0;
-  size_t descriptors = 0;
+  size_t descriptors = 0;  // 0: the kernel closes what comes
 };
 
 // Sends a whole frame. `fds` are borrowed, at most kMaxFrameDescriptors. `timeout_ms`: for the peer to take it all.

@@ -3,9 +3,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <functional>
 #include <new>
 
 #include "codec/support/log.h"
@@ -23,6 +25,10 @@ constexpr int kRequestTimeoutMs = 10'000;
 constexpr int kFilesTimeoutMs = 30'000;           // between two frames of a push's files
 constexpr uint32_t kMaxLaterBytes = 64u << 10;    // of a frame after the request
 constexpr size_t kMaxFileNamesBytes = 64u << 20;  // of one push
+constexpr size_t kLargeDocumentBytes = 1u << 20;  // keeps its place until it was sent
+// All files of a push: so long, and so much longer for each.
+constexpr auto kAllFilesTime = std::chrono::seconds(120);
+constexpr auto kEachFileTime = std::chrono::milliseconds(10);
 
 LogLevel LevelOf(StatusCode code) {
   switch (code) {
@@ -53,6 +59,17 @@ Result<std::string> ReceiveJson(int socket, const FrameLimits& limits, int timeo
   return std::move(frame.payload);
 }
 
+// What `work` answers; what it throws as an error.
+Result<std::string> Caught(const std::function<Result<std::string>()>& work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("the daemon is out of memory");
+  } catch (const std::exception& e) {
+    return Internal(e.what());
+  }
+}
+
 }  // namespace
 
 ClientConnection::ClientConnection(int socket, ServerState* state)
@@ -69,17 +86,20 @@ ClientConnection::ClientConnection(int socket, ServerState* state)
 ClientConnection::~ClientConnection() { close(socket_); }
 
 void ClientConnection::Run() {
-  const auto start = Clock::now();
-  Result<std::string> answer = Internal("the request was not served");
   try {
-    answer = Serve();
-  } catch (const std::bad_alloc&) {
-    answer = ResourceExhausted("the daemon is out of memory");
+    Answer();
   } catch (const std::exception& e) {
-    answer = Internal(e.what());
+    Log(LogLevel::kError, "a client's answer could not be sent", {{"error", e.what()}});
   }
-  if (!answer.ok() && stopping_)
-    answer = Unavailable("modelstored is stopping; the request was ended and what it did was rolled back");
+}
+
+void ClientConnection::Answer() {
+  const auto start = Clock::now();
+  const Result<std::string> served = Caught([this] { return Serve(); });
+  const Result<std::string> answer =
+      !served.ok() && stopping_
+          ? Unavailable("modelstored is stopping; the request was ended and what it did was rolled back")
+          : served;
   Status sent = answer.ok() ? answers_.SendResult(*answer) : answers_.SendError(answer.status());
   if (sent.code() == StatusCode::kResourceExhausted) sent = answers_.SendError(sent);
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
@@ -98,10 +118,12 @@ void ClientConnection::Cancel() {
   job_.Cancel();
   state_.pushes.WakeAll();
   state_.exports.WakeAll();
+  state_.documents.WakeAll();
 }
 
 Result<std::string> ClientConnection::Serve() {
   ASSIGN_OR_RETURN(caller_, CallerOf(socket_, state_.group));
+  if (!caller_.administrator) account_ = caller_.uid;
   ASSIGN_OR_RETURN(request_, ReceiveRequest());
   handler_ = FindHandler(request_.request);
   if (handler_ == nullptr)
@@ -115,7 +137,7 @@ Result<std::string> ClientConnection::Serve() {
   SourceTree source;
   if (push) {
     RETURN_IF_ERROR(caller_.CheckMayPush());
-    ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files));
+    ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files, account_));
     ASSIGN_OR_RETURN(source, ReceiveSource());
   }
   return RunHandler(*handler_, push ? &source : nullptr);
@@ -131,10 +153,17 @@ Result<SourceTree> ClientConnection::ReceiveSource() {
   std::vector<OpenedFile> files;
   std::vector<DescriptorList> held;  // closes what is not handed over
   size_t name_bytes = 0;
+  const auto deadline = Clock::now() + kAllFilesTime + request_.files * kEachFileTime;
   while (files.size() < request_.files) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
+    if (left <= 0)
+      return Unavailable("of " + std::to_string(request_.files) + " files only " + std::to_string(files.size()) +
+                         " came within the time that a push has to send them");
+    const int timeout_ms = static_cast<int>(std::min<int64_t>(left, kFilesTimeoutMs));
     DescriptorList& descriptors = held.emplace_back();
-    ASSIGN_OR_RETURN(const std::string text, ReceiveJson(socket_, {.descriptors = kMaxFrameDescriptors},
-                                                         kFilesTimeoutMs, kFilesTimeoutMs, &descriptors));
+    ASSIGN_OR_RETURN(const std::string text,
+                     ReceiveJson(socket_, {.json_bytes = kMaxFilesBytes, .descriptors = kMaxFrameDescriptors},
+                                 timeout_ms, timeout_ms, &descriptors));
     ASSIGN_OR_RETURN(std::vector<ClientFile> named, ParseClientFiles(text));
     if (named.empty() || named.size() != descriptors.size() || named.size() > request_.files - files.size())
       return InvalidArgument("a frame with " + std::to_string(named.size()) + " files and " +
@@ -158,21 +187,8 @@ Result<std::string> ClientConnection::RunHandler(const Handler& handler, const S
   entry_.emplace(&state_.jobs,
                  JobInfo{.request = std::string(handler.name), .model = request_.model, .uid = caller_.uid});
   ASSIGN_OR_RETURN(SmallThread listener, SmallThread::Start(kThreadStackBytes, [this] { Listen(); }));
-  const auto run = [&]() -> Result<std::string> {
-    Gate* const gate = source != nullptr                                      ? &state_.pushes
-                       : handler.name == "export" || handler.name == "verify" ? &state_.exports
-                                                                              : nullptr;
-    std::optional<Gate::Place> place;
-    if (gate != nullptr) {
-      ASSIGN_OR_RETURN(place, gate->Enter(job_));
-    }
-    FrameSink sink(&answers_);
-    const Request request{
-        .parameters = request_.parameters, .job = &job_, .caller = &caller_, .source = source, .sink = &sink};
-    ASSIGN_OR_RETURN(std::string document, handler.run(state_.catalog, request));
-    return handler.name == "status" ? state_.complete_status(document, caller_) : document;
-  };
-  Result<std::string> answer = run();
+  Result<std::string> answer = Caught([&] { return RunInTurn(handler, source); });
+  if (!answer.ok() || answer->size() < kLargeDocumentBytes) place_.reset();
   shutdown(socket_, SHUT_RD);  // ends the listening
   listener.Join();
   entry_.reset();
@@ -180,10 +196,31 @@ Result<std::string> ClientConnection::RunHandler(const Handler& handler, const S
   return answer;
 }
 
+Result<std::string> ClientConnection::RunInTurn(const Handler& handler, const SourceTree* source) {
+  if (Gate* const gate = GateOf(handler); gate != nullptr) {
+    ASSIGN_OR_RETURN(place_, gate->Enter(job_, account_));
+  }
+  FrameSink sink(&answers_);
+  const Request request{
+      .parameters = request_.parameters, .job = &job_, .caller = &caller_, .source = source, .sink = &sink};
+  ASSIGN_OR_RETURN(std::string document, handler.run(state_.catalog, request));
+  return handler.name == "status" ? state_.complete_status(document, caller_) : document;
+}
+
+Gate* ClientConnection::GateOf(const Handler& handler) const {
+  if (handler.name == "push") return &state_.pushes;
+  if (handler.name == "export" || handler.name == "verify") return &state_.exports;
+  if (handler.name == "ls" || handler.name == "show" || handler.name == "report") return &state_.documents;
+  return nullptr;
+}
+
 void ClientConnection::Listen() {
-  const Result<std::string> text =
-      ReceiveJson(socket_, {.json_bytes = kMaxLaterBytes}, kNoTimeout, kRequestTimeoutMs, nullptr);
-  said_ = text.ok() ? ParseLaterFrame(*text) : text.status();
+  said_ = Caught([this]() -> Result<std::string> {
+            ASSIGN_OR_RETURN(const std::string text, ReceiveJson(socket_, {.json_bytes = kMaxLaterBytes}, kNoTimeout,
+                                                                 kRequestTimeoutMs, nullptr));
+            RETURN_IF_ERROR(ParseLaterFrame(text));
+            return text;
+          }).status();
   if (said_.code() == StatusCode::kUnavailable) said_ = Cancelled("the client went away");
   Cancel();
 }

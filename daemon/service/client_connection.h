@@ -26,6 +26,8 @@ namespace modelstore {
 // their part of the memory budget (MemoryShares).
 inline constexpr unsigned kConcurrentPushes = 4;
 inline constexpr unsigned kConcurrentExports = 4;
+// How many build a document of models at once: of a large store it takes many times its text.
+inline constexpr unsigned kConcurrentDocuments = 4;
 // Of a thread that serves a client. Handlers keep what is large on the heap.
 inline constexpr size_t kThreadStackBytes = 512u << 10;
 
@@ -44,7 +46,7 @@ struct ServerState {
 
   JobTable jobs;
   ServerCounters counters;
-  Gate pushes{kConcurrentPushes}, exports{kConcurrentExports};
+  Gate pushes{kConcurrentPushes}, exports{kConcurrentExports}, documents{kConcurrentDocuments};
   DescriptorBudget descriptors;
 };
 
@@ -63,10 +65,13 @@ class ClientConnection {
   void Stop();
 
  private:
+  void Answer();
   Result<std::string> Serve();
   Result<ClientRequest> ReceiveRequest();
   Result<SourceTree> ReceiveSource();
   Result<std::string> RunHandler(const Handler& handler, const SourceTree* source);
+  Result<std::string> RunInTurn(const Handler& handler, const SourceTree* source);
+  Gate* GateOf(const Handler& handler) const;
   void Listen();
   void Cancel();
   void LogRequest(const Status& status, double seconds) const;
@@ -78,7 +83,9 @@ class ClientConnection {
   Caller caller_;
   ClientRequest request_;
   const Handler* handler_ = nullptr;
+  Account account_;
   std::optional<JobTable::Entry> entry_;  // while the handler runs
+  std::optional<Gate::Place> place_;      // while the handler runs; until a large document was sent
   std::atomic<bool> stopping_{false};
   Status said_;  // by the listening thread: what the client did that ended its job; read after that thread ended
 };

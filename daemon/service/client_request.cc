@@ -11,29 +11,36 @@ using Json = nlohmann::json;
 
 constexpr int kMaxDepth = 16;  // writing JSON again recurses
 constexpr size_t kMaxTextBytes = 4096;
+constexpr size_t kMaxParts = 32'768;  // values, keys, ends: a tree takes many times the memory of its text
 
 Result<Json> ParseObject(std::string_view text) {
   bool too_deep = false;
+  size_t parts = 0;
+  // What is refused here is read on, but not kept.
   const auto check = [&](int depth, Json::parse_event_t, Json&) {
     too_deep = too_deep || depth > kMaxDepth;
-    return !too_deep;
+    return ++parts <= kMaxParts && !too_deep;
   };
   Json json = Json::parse(text, check, /*allow_exceptions=*/false);
   if (too_deep) return InvalidArgument("a request nested deeper than " + std::to_string(kMaxDepth) + " levels");
+  if (parts > kMaxParts)
+    return InvalidArgument("a request with more than " + std::to_string(kMaxParts) + " values and keys");
   if (!json.is_object()) return InvalidArgument("a request that is not a JSON object");
   return json;
 }
 
+enum class TooLong { kRefuse, kCut };
+
 // A text of the request; `key` may be missing.
-Result<std::string> TextOf(const Json& json, const char* key) {
+Result<std::string> TextOf(const Json& json, const char* key, TooLong too_long = TooLong::kRefuse) {
   const auto it = json.find(key);
   if (it == json.end()) return std::string();
   if (!it->is_string()) return InvalidArgument("the request's '" + std::string(key) + "' is not a string");
   const auto& text = it->get_ref<const std::string&>();
-  if (text.size() > kMaxTextBytes)
+  if (text.size() > kMaxTextBytes && too_long == TooLong::kRefuse)
     return InvalidArgument("the request's '" + std::string(key) + "' is longer than " + std::to_string(kMaxTextBytes) +
                            " bytes");
-  return text;
+  return text.substr(0, kMaxTextBytes);
 }
 
 Status CheckProtocol(const Json& json) {
@@ -86,7 +93,7 @@ Result<std::vector<ClientFile>> ParseClientFiles(std::string_view text) {
     if (!entry.is_object()) return InvalidArgument("one of the request's files is not an object");
     ClientFile& file = out.emplace_back();
     ASSIGN_OR_RETURN(file.path, TextOf(entry, "path"));
-    ASSIGN_OR_RETURN(file.shown_as, TextOf(entry, "shown_as"));
+    ASSIGN_OR_RETURN(file.shown_as, TextOf(entry, "shown_as", TooLong::kCut));
     if (file.shown_as.empty()) file.shown_as = file.path;
   }
   return out;

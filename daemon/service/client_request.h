@@ -22,7 +22,8 @@ struct ClientRequest {
 Result<ClientRequest> ParseClientRequest(std::string_view json);
 
 struct ClientFile {
-  std::string path, shown_as;
+  std::string path;
+  std::string shown_as;  // for messages only: cut when it is long
 };
 // One frame of a push's files. Errors: Cancelled (the client's `cancel` in its place), InvalidArgument.
 Result<std::vector<ClientFile>> ParseClientFiles(std::string_view json);

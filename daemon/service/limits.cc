@@ -12,19 +12,31 @@ namespace {
 constexpr size_t kOwnDescriptors = 768;
 constexpr size_t kMinPassable = 64;
 
+size_t HeldBy(const std::map<uid_t, size_t>& held, Account account) {
+  const auto it = account ? held.find(*account) : held.end();
+  return it == held.end() ? 0 : it->second;
+}
+
+void GiveBack(std::map<uid_t, size_t>* held, Account account, size_t count) {
+  if (account && ((*held)[*account] -= count) == 0) held->erase(*account);
+}
+
 }  // namespace
 
-Result<Gate::Place> Gate::Enter(JobControl& job) {
+bool Gate::MayEnter(Account account) const { return free_ > 0 && HeldBy(held_, account) < share_; }
+
+Result<Gate::Place> Gate::Enter(JobControl& job, Account account) {
   std::unique_lock lock(mutex_);
-  if (free_ == 0) {
+  if (!MayEnter(account)) {
     lock.unlock();
     job.Begin("waiting", 0);
     lock.lock();
   }
-  changed_.wait(lock, [&] { return free_ > 0 || job.cancelled(); });
+  changed_.wait(lock, [&] { return MayEnter(account) || job.cancelled(); });
   RETURN_IF_ERROR(job.Check());
+  if (account) ++held_[*account];
   --free_;
-  return Place(this);
+  return Place(this, account);
 }
 
 void Gate::WakeAll() {
@@ -36,10 +48,11 @@ Gate::Place::~Place() {
   if (gate_ == nullptr) return;
   const std::lock_guard lock(gate_->mutex_);
   ++gate_->free_;
-  gate_->changed_.notify_one();
+  GiveBack(&gate_->held_, account_, 1);
+  gate_->changed_.notify_all();  // not everyone who waits may take it
 }
 
-Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t count) {
+Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t count, Account account) {
   const std::string remedy =
       "; push fewer files at once, or raise the daemon's limit of open files (LimitNOFILE= of its unit)";
   if (count > total_ / 2)
@@ -49,14 +62,20 @@ Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t count) {
   if (count > free_)
     return ResourceExhausted("the push has " + std::to_string(count) + " files; the daemon can open " +
                              std::to_string(free_) + " more now; try again when other pushes are done" + remedy);
+  if (account && count > total_ / 2 - HeldBy(held_, account))
+    return ResourceExhausted("the push has " + std::to_string(count) + " files; with those of other pushes of user " +
+                             std::to_string(*account) + " these are more than the " + std::to_string(total_ / 2) +
+                             " that the daemon holds open for one user; try again when they are done" + remedy);
+  if (account) held_[*account] += count;
   free_ -= count;
-  return Share(this, count);
+  return Share(this, count, account);
 }
 
 DescriptorBudget::Share::~Share() {
   if (budget_ == nullptr) return;
   const std::lock_guard lock(budget_->mutex_);
   budget_->free_ += count_;
+  GiveBack(&budget_->held_, account_, count_);
 }
 
 size_t PassableDescriptors(size_t max_clients) {

@@ -1,9 +1,13 @@
 // What all clients together may take (layer: daemon/service). Thread-safe.
 #pragma once
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <cstddef>
+#include <map>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "codec/support/job_control.h"
@@ -11,48 +15,61 @@
 
 namespace modelstore {
 
+// On whose account something is taken: no user gets more than half of it, so that one cannot keep all others out. Null:
+// an administrator's, without a share of its own.
+using Account = std::optional<uid_t>;
+
 // At most `places` holders at once; others wait their turn.
 class Gate {
  public:
-  explicit Gate(size_t places) : free_(places) {}
+  explicit Gate(size_t places) : share_(places > 1 ? places / 2 : 1), free_(places) {}
 
   class Place {
    public:
-    explicit Place(Gate* gate) : gate_(gate) {}
-    Place(Place&& other) noexcept : gate_(std::exchange(other.gate_, nullptr)) {}
+    Place(Gate* gate, Account account) : gate_(gate), account_(account) {}
+    Place(Place&& other) noexcept : gate_(std::exchange(other.gate_, nullptr)), account_(other.account_) {}
     Place& operator=(Place&& other) noexcept {
       std::swap(gate_, other.gate_);
+      std::swap(account_, other.account_);
       return *this;
     }
     ~Place();
 
    private:
     Gate* gate_;
+    Account account_;
   };
 
   // Reports the phase "waiting" when it has to. Errors: Cancelled, when `job` is and WakeAll was called after that.
-  Result<Place> Enter(JobControl& job);
+  Result<Place> Enter(JobControl& job, Account account);
   // Makes those who wait look at their jobs.
   void WakeAll();
 
  private:
+  bool MayEnter(Account account) const;  // under mutex_
+
+  const size_t share_;  // of one account
   std::mutex mutex_;
   std::condition_variable changed_;
   size_t free_;
+  std::map<uid_t, size_t> held_;
 };
 
 // Descriptors that clients passed and the daemon holds open.
 class DescriptorBudget {
  public:
-  // Of all clients together; no client may have more than half of them, so that one cannot keep all others out.
+  // Of all clients together. No request may have more than half of them, nor an account in sum.
   explicit DescriptorBudget(size_t total) : total_(total), free_(total) {}
 
   class Share {
    public:
     Share() = default;
-    Share(DescriptorBudget* budget, size_t count) : budget_(budget), count_(count) {}
-    Share(Share&& other) noexcept : budget_(std::exchange(other.budget_, nullptr)), count_(other.count_) {}
+    Share(DescriptorBudget* budget, size_t count, Account account)
+        : budget_(budget), count_(count), account_(account) {}
+    Share(Share&& other) noexcept
+        : budget_(std::exchange(other.budget_, nullptr)), count_(other.count_), account_(other.account_) {}
     Share& operator=(Share&& other) noexcept {
+      std::swap(account_, other.account_);
       std::swap(budget_, other.budget_);
       std::swap(count_, other.count_);
       return *this;
@@ -62,15 +79,17 @@ class DescriptorBudget {
    private:
     DescriptorBudget* budget_ = nullptr;
     size_t count_ = 0;
+    Account account_;
   };
 
   // Errors: ResourceExhausted, with the remedy.
-  Result<Share> Take(size_t count);
+  Result<Share> Take(size_t count, Account account);
 
  private:
   std::mutex mutex_;
   const size_t total_;
   size_t free_;
+  std::map<uid_t, size_t> held_;
 };
 
 // Raises the soft limit of open descriptors to the hard one and returns how many clients may pass, all together: what

@@ -1,14 +1,21 @@
 #include "daemon/service/small_thread.h"
 
+#include <exception>
 #include <memory>
 #include <utility>
+
+#include "codec/support/log.h"
 
 namespace modelstore {
 namespace {
 
 void* RunBody(void* argument) {
   const std::unique_ptr<std::function<void()>> body(static_cast<std::function<void()>*>(argument));
-  (*body)();
+  try {
+    (*body)();
+  } catch (const std::exception& e) {  // of one client; the others go on
+    Log(LogLevel::kError, "a thread of the daemon ended early", {{"error", e.what()}});
+  }
   return nullptr;
 }
 

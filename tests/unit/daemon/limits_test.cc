@@ -8,12 +8,14 @@
 namespace modelstore {
 namespace {
 
+constexpr Account kAdministrator = std::nullopt;
+
 TEST(GateTest, TheNextWaitsUntilAPlaceIsFree) {
   Gate gate(1);
   JobControl first;
   std::optional<Gate::Place> place;
   {
-    Result<Gate::Place> entered = gate.Enter(first);
+    Result<Gate::Place> entered = gate.Enter(first, kAdministrator);
     ASSERT_TRUE(entered.ok());
     place = std::move(*entered);
   }
@@ -22,35 +24,63 @@ TEST(GateTest, TheNextWaitsUntilAPlaceIsFree) {
     phase = progress.phase;
     place.reset();
   });
-  EXPECT_TRUE(gate.Enter(second).ok());
+  EXPECT_TRUE(gate.Enter(second, kAdministrator).ok());
   EXPECT_EQ(phase, "waiting");
 }
 
 TEST(GateTest, ACancelledJobStopsWaiting) {
   Gate gate(0);
   JobControl job;
-  std::thread waiter([&] { EXPECT_EQ(gate.Enter(job).status().code(), StatusCode::kCancelled); });
+  std::thread waiter([&] { EXPECT_EQ(gate.Enter(job, kAdministrator).status().code(), StatusCode::kCancelled); });
   job.Cancel();
   gate.WakeAll();
   waiter.join();
 }
 
+TEST(GateTest, OneUserGetsHalfOfThePlaces) {
+  Gate gate(4);
+  JobControl job;
+  Result<Gate::Place> a = gate.Enter(job, 1), b = gate.Enter(job, 1), other = gate.Enter(job, 2);
+  std::string phase;
+  JobControl third([&](const JobProgress& progress) {
+    phase = progress.phase;
+    const Gate::Place given_back = *std::move(a);
+  });
+  EXPECT_TRUE(gate.Enter(third, 1).ok());
+  EXPECT_EQ(phase, "waiting");
+  // An administrator may take the last one.
+  EXPECT_TRUE(gate.Enter(job, kAdministrator).ok());
+}
+
+TEST(DescriptorBudgetTest, OneUserGetsHalfInSum) {
+  DescriptorBudget budget(100);
+  {
+    const Result<DescriptorBudget::Share> a = budget.Take(30, 1), other = budget.Take(30, 2);
+    EXPECT_TRUE(a.ok() && other.ok());
+    EXPECT_EQ(budget.Take(21, 1).status().code(), StatusCode::kResourceExhausted);
+    EXPECT_TRUE(budget.Take(20, 1).ok());
+    EXPECT_TRUE(budget.Take(21, kAdministrator).ok());
+  }
+  EXPECT_TRUE(budget.Take(50, 1).ok());
+}
+
 TEST(DescriptorBudgetTest, SharesComeBack) {
   DescriptorBudget budget(100);
-  EXPECT_EQ(budget.Take(51).status().code(), StatusCode::kResourceExhausted) << "more than half for one";
+  EXPECT_EQ(budget.Take(51, kAdministrator).status().code(), StatusCode::kResourceExhausted)
+      << "more than half for one";
   {
-    Result<DescriptorBudget::Share> a = budget.Take(50), b = budget.Take(40);
+    Result<DescriptorBudget::Share> a = budget.Take(50, kAdministrator), b = budget.Take(40, kAdministrator);
     EXPECT_TRUE(a.ok() && b.ok());
-    const Status refused = budget.Take(11).status();
+    const Status refused = budget.Take(11, kAdministrator).status();
     EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
     EXPECT_NE(refused.message().find("LimitNOFILE"), std::string_view::npos);
     // A moved share is given back once.
     DescriptorBudget::Share moved = std::move(*a);
-    EXPECT_TRUE(budget.Take(10).ok());
+    EXPECT_TRUE(budget.Take(10, kAdministrator).ok());
   }
-  Result<DescriptorBudget::Share> a = budget.Take(50), b = budget.Take(50);
+  Result<DescriptorBudget::Share> a = budget.Take(50, kAdministrator), b = budget.Take(50, kAdministrator);
   EXPECT_TRUE(a.ok() && b.ok());
-  EXPECT_FALSE(budget.Take(1).ok());
+  EXPECT_FALSE(budget.Take(1, kAdministrator).ok());
 }
 
 }  // namespace

@@ -203,6 +203,15 @@ TEST_F(FrameTest, DescriptorsBeyondTheLimitAreClosedAgain) {
   EXPECT_EQ(OpenDescriptors(), before);
 }
 
+TEST_F(FrameTest, DescriptorsThatNobodyExpectsAreNotEvenReceived) {
+  const int before = OpenDescriptors();
+  const std::string half = FrameText("{}").substr(0, 13);
+  SendRawWith(half, std::vector<int>(kMaxFrameDescriptors, some_fd()));
+  // Refused at once: the rest of the frame is not waited for.
+  EXPECT_EQ(Receive({.descriptors = 0}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(OpenDescriptors(), before);
+}
+
 TEST_F(FrameTest, AsManyDescriptorsAsOneMessageCarries) {
   ASSERT_TRUE(SendFrame(theirs(), FrameKind::kJson, AsBytes("{}"), std::vector<int>(kMaxFrameDescriptors, some_fd()),
                         kPatienceMs)
@@ -260,7 +269,7 @@ TEST_F(FrameTest, AFrameLargerThanTheQueueIsSentWhole) {
   for (size_t i = 0; i < payload.size(); i += 997) payload[i] = static_cast<char>(i);
   std::thread sender(
       [&] { EXPECT_TRUE(SendFrame(theirs(), FrameKind::kJson, AsBytes(payload), {some_fd()}, kPatienceMs).ok()); });
-  const Result<WireFrame> frame = Receive({.json_bytes = kMaxRequestBytes, .descriptors = 1});
+  const Result<WireFrame> frame = Receive({.json_bytes = kMaxFilesBytes, .descriptors = 1});
   sender.join();
   ASSERT_TRUE(frame.ok()) << frame.status().ToString();
   EXPECT_TRUE(frame->payload == payload);
