@@ -1,5 +1,7 @@
 #include "daemon/service/answer_stream.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -19,6 +21,15 @@ int64_t NowNs() {
 
 }  // namespace
 
+int Pace::TimeoutMs() const {
+  return static_cast<int>(std::min<int64_t>(kAnswerTimeoutMs, left_ / std::chrono::milliseconds(1)));
+}
+
+void Pace::Sent(std::chrono::nanoseconds waited, size_t bytes) {
+  const std::chrono::nanoseconds earned(bytes * uint64_t{1'000'000'000} / kBytesPerSecond);
+  left_ = std::clamp(left_ + earned - waited, std::chrono::nanoseconds(0), kStock);
+}
+
 void AnswerStream::Progress(const JobProgress& progress) {
   const int64_t now = NowNs();
   int64_t due = next_progress_ns_.load(std::memory_order_relaxed);
@@ -28,8 +39,8 @@ void AnswerStream::Progress(const JobProgress& progress) {
   const std::string text =
       Dump({{"progress",
              {{"phase", progress.phase}, {"done_bytes", progress.done_bytes}, {"total_bytes", progress.total_bytes}}}});
-  const Result<bool> sent = TrySendFrame(socket_, FrameKind::kJson, AsBytes(text), kAnswerTimeoutMs);
-  (void)Noted(sent.status(), sent.ok() && *sent ? text.size() : 0);
+  (void)Noted(text.size(),
+              [&](int timeout_ms) { return TrySendFrame(socket_, FrameKind::kJson, AsBytes(text), timeout_ms); });
 }
 
 void AnswerStream::Warning(std::string_view message) { (void)SendJson(Dump({{"warning", message}})); }
@@ -61,17 +72,29 @@ Status AnswerStream::SendData(ByteSpan bytes) {
 Status AnswerStream::Send(FrameKind kind, ByteSpan payload) {
   const std::lock_guard lock(mutex_);
   RETURN_IF_ERROR(failure_);
-  return Noted(SendFrame(socket_, kind, payload, {}, kAnswerTimeoutMs), payload.size());
+  return Noted(payload.size(), [&](int timeout_ms) -> Result<bool> {
+    RETURN_IF_ERROR(SendFrame(socket_, kind, payload, {}, timeout_ms));
+    return true;
+  });
 }
 
-Status AnswerStream::Noted(Status status, size_t bytes) {
-  if (status.ok()) {
-    sent_bytes_.fetch_add(bytes, std::memory_order_relaxed);
-  } else {
-    failure_ = status;
-    on_gone_();
-  }
-  return status;
+Status AnswerStream::Noted(size_t bytes, const std::function<Result<bool>(int timeout_ms)>& send) {
+  const int64_t start = NowNs();
+  sending_since_ns_ = start;
+  const Result<bool> sent = send(pace_.TimeoutMs());
+  sending_since_ns_ = 0;
+  const size_t taken = sent.ok() && *sent ? bytes : 0;
+  pace_.Sent(std::chrono::nanoseconds(NowNs() - start), taken);
+  sent_bytes_.fetch_add(taken, std::memory_order_relaxed);
+  if (sent.ok()) return OkStatus();
+  failure_ = sent.status();
+  on_gone_();
+  return failure_;
+}
+
+void AnswerStream::CutIfStalled(std::chrono::nanoseconds limit) const {
+  const int64_t since = sending_since_ns_;
+  if (since != 0 && NowNs() - since > limit.count()) shutdown(socket_, SHUT_RDWR);
 }
 
 Status FrameSink::Begin(const std::vector<ModelFile>& files) {

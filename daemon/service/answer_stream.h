@@ -1,7 +1,8 @@
 // What the daemon sends on one connection (layer: daemon/service).
 //
 // Thread-safe: workers report progress while the job's own thread sends the rest. A client that does not take what it
-// is sent within kAnswerTimeoutMs is given up: `on_gone` is called (once a failure), everything later fails too.
+// is sent within kAnswerTimeoutMs, or takes all it is sent too slowly (Pace), is given up: `on_gone` is called (once a
+// failure), everything later fails too.
 #pragma once
 
 #include <atomic>
@@ -22,6 +23,21 @@ namespace modelstore {
 
 inline constexpr int kAnswerTimeoutMs = 30'000;
 
+// How long one client may keep the daemon waiting: a minute, and a second more for each MiB that it took since; what it
+// took earlier than that does not count. What the daemon itself needs between two frames is not the client's.
+class Pace {
+ public:
+  // For the next frame.
+  int TimeoutMs() const;
+  void Sent(std::chrono::nanoseconds waited, size_t bytes);
+
+ private:
+  static constexpr std::chrono::nanoseconds kStock = std::chrono::seconds(60);
+  static constexpr uint64_t kBytesPerSecond = 1u << 20;
+
+  std::chrono::nanoseconds left_ = kStock;
+};
+
 class AnswerStream {
  public:
   AnswerStream(int socket, std::function<void()> on_gone) : socket_(socket), on_gone_(std::move(on_gone)) {}
@@ -35,17 +51,23 @@ class AnswerStream {
   Status SendJson(std::string_view json);
   Status SendData(ByteSpan bytes);
 
+  // Cuts the connection when the client has kept a frame waiting for longer than `limit`. Never waits.
+  void CutIfStalled(std::chrono::nanoseconds limit) const;
+
   uint64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
 
  private:
   Status Send(FrameKind kind, ByteSpan payload);
-  Status Noted(Status status, size_t bytes);
+  // Calls `send`, under mutex_; false: it sent nothing, which is no failure.
+  Status Noted(size_t bytes, const std::function<Result<bool>(int timeout_ms)>& send);
 
   const int socket_;
   const std::function<void()> on_gone_;
   std::atomic<int64_t> next_progress_ns_{0};
   std::atomic<uint64_t> sent_bytes_{0};
-  std::mutex mutex_;  // one frame after the other
+  std::atomic<int64_t> sending_since_ns_{0};  // 0: nothing is being sent
+  std::mutex mutex_;                          // one frame after the other
+  Pace pace_;
   Status failure_;
 };
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
@@ -63,6 +64,8 @@ class ClientConnection {
   void Refuse(const Status& error) { (void)answers_.SendError(error); }
   // The daemon stops: the job is cancelled, the client is told why.
   void Stop();
+  // After Stop, from any thread: a client that does not take what is still to be said is not waited for.
+  void CutIfStalled(std::chrono::nanoseconds limit) const { answers_.CutIfStalled(limit); }
 
  private:
   void Answer();

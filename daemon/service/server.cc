@@ -6,12 +6,16 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "codec/support/log.h"
 #include "daemon/service/small_thread.h"
 
 namespace modelstore {
 namespace {
+
+constexpr auto kStallAtStop = std::chrono::seconds(1);
+constexpr auto kRefusalsToldEvery = std::chrono::seconds(1);
 
 // Nobody's, so counted like any other user, when the kernel does not say.
 uid_t UserOf(int socket) {
@@ -38,8 +42,23 @@ void Server::Serve(int socket) {
     Leave(connection, uid);
   }
   state_.counters.Refused();
-  Log(LogLevel::kWarning, "client refused", {{"uid", std::to_string(uid)}, {"error", std::string(status.message())}});
+  LogRefusal(uid, status);
   connection->Refuse(status);
+}
+
+// A flood of clients must not become one of lines.
+void Server::LogRefusal(uid_t uid, const Status& status) {
+  size_t untold = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    ++refusals_untold_;
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_refusal_told_) return;
+    next_refusal_told_ = now + kRefusalsToldEvery;
+    untold = std::exchange(refusals_untold_, 0);
+  }
+  Log(LogLevel::kWarning, "client refused",
+      {{"uid", std::to_string(uid)}, {"refused", std::to_string(untold)}, {"error", std::string(status.message())}});
 }
 
 Status Server::Admit(ClientConnection* connection, uid_t uid) {
@@ -76,7 +95,8 @@ void Server::Stop() {
   std::unique_lock lock(mutex_);
   stopping_ = true;
   for (ClientConnection* const connection : connections_) connection->Stop();
-  left_.wait(lock, [&] { return threads_ == 0; });
+  while (!left_.wait_for(lock, kStallAtStop, [&] { return threads_ == 0; }))
+    for (const ClientConnection* const connection : connections_) connection->CutIfStalled(kStallAtStop);
 }
 
 }  // namespace modelstore

@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <map>
@@ -29,6 +30,7 @@ class Server {
 
  private:
   Status Admit(ClientConnection* connection, uid_t uid);
+  void LogRefusal(uid_t uid, const Status& status);
   void Leave(std::shared_ptr<ClientConnection> connection, uid_t uid);
 
   ServerState& state_;
@@ -39,6 +41,8 @@ class Server {
   std::map<uid_t, size_t> by_user_;
   size_t threads_ = 0;  // that may still use this object
   bool stopping_ = false;
+  std::chrono::steady_clock::time_point next_refusal_told_;
+  size_t refusals_untold_ = 0;
 };
 
 }  // namespace modelstore

@@ -363,6 +363,22 @@ TEST_F(DaemonTest, AnExportThatNobodyTakesHoldsNothingUp) {
   ASSERT_TRUE(stalled.Until("data").Has("data"));
   EXPECT_EQ(Call("rm", R"({"name": "m"})").Code(), "");
   EXPECT_EQ(Call("prune").Code(), "");
+  // Both were done while it was open: it still is, and gives all there was.
+  EXPECT_EQ(ModelNames(), std::vector<std::string>());
+  const Reply status = Call("status");
+  EXPECT_EQ(status.At("/result/jobs/0/request"), "export") << status;
+  EXPECT_EQ(stalled.Until("file_done").At("/file_done"), "0");
+  EXPECT_EQ(stalled.Answer().At("/result/files"), "1");
+}
+
+TEST_F(DaemonTest, AnExportThatNobodyTakesDoesNotHoldUpTheEnd) {
+  StartDaemon({.config = "shutdown_seconds = 20"});  // less than a client has to take a frame
+  ASSERT_EQ(Push("m", WriteFile("a.bin", 16u << 20)).Code(), "");
+  const RawClient stalled(socket());
+  ASSERT_TRUE(stalled.SendRequest("export", R"({"name": "m", "dir": "/x"})").ok());
+  ASSERT_TRUE(stalled.Until("data").Has("data"));
+  Signal(SIGTERM);
+  EXPECT_EQ(WaitForDaemon(), 0);
 }
 
 TEST_F(DaemonTest, AMountThatIsTakenAwayComesBack) {
