@@ -1,5 +1,6 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
 #include "catalog/write/report.h"
@@ -34,25 +35,39 @@ std::string Timestamp(int64_t ns) {
   return std::string(text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc));
 }
 
-// The names that a caller may not see.
-Result<std::set<std::string>> HiddenFrom(const Caller& caller, Catalog& catalog) {
-  std::set<std::string> hidden;
-  if (caller.administrator) return hidden;
-  ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog.ListModels());
-  for (const ModelRecord& model : models)
-    if (!caller.MaySee(model)) hidden.insert(model.name);
-  return hidden;
-}
+// The names that a caller may see all the time that it lives. A document is made in between: what was renamed or
+// replaced meanwhile, from hidden or to it, is in neither list under a name that the document could show.
+class VisibleNames {
+ public:
+  static Result<VisibleNames> Of(const Caller& caller, Catalog& catalog) {
+    VisibleNames out;
+    RETURN_IF_ERROR(out.Narrow(caller, catalog));
+    return out;
+  }
+  // To those that may be seen now too.
+  Status Narrow(const Caller& caller, Catalog& catalog) {
+    if (caller.administrator) return OkStatus();
+    ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog.ListModels());
+    std::set<std::string> now;
+    for (const ModelRecord& model : models)
+      if (caller.MaySee(model) && Has(model.name)) now.insert(model.name);
+    names_ = std::move(now);
+    return OkStatus();
+  }
+  bool Has(const std::string& name) const { return !names_ || names_->contains(name); }
+
+ private:
+  std::optional<std::set<std::string>> names_;  // null: all
+};
 
 // Without the models that the caller may not see, and their names.
 Result<StoreReport> ReportFor(const Caller& caller, Catalog& catalog) {
+  ASSIGN_OR_RETURN(VisibleNames visible, VisibleNames::Of(caller, catalog));
   ASSIGN_OR_RETURN(StoreReport report, MakeReport(catalog));
-  // Asked after the report was made, so that what is shown was visible then; a model published since is left out too.
-  ASSIGN_OR_RETURN(const std::set<std::string> hidden, HiddenFrom(caller, catalog));
-  if (hidden.empty()) return report;
-  std::erase_if(report.models, [&](const ModelUsage& model) { return hidden.contains(model.name); });
+  RETURN_IF_ERROR(visible.Narrow(caller, catalog));
+  std::erase_if(report.models, [&](const ModelUsage& model) { return !visible.Has(model.name); });
   for (ModelUsage& model : report.models)
-    if (hidden.contains(model.base)) model.base.clear();
+    if (!visible.Has(model.base)) model.base.clear();
   return report;
 }
 
@@ -87,17 +102,18 @@ Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const std::string name, parameters.String("name"));
   ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
   RETURN_IF_ERROR(request.caller->CheckMaySee(model));
+  ASSIGN_OR_RETURN(VisibleNames visible, VisibleNames::Of(*request.caller, catalog));
   ASSIGN_OR_RETURN(ModelDetail detail, DescribeModel(catalog, name));
-  ASSIGN_OR_RETURN(const std::set<std::string> hidden, HiddenFrom(*request.caller, catalog));
-  if (hidden.contains(name)) return NoModelNamed(name);  // replaced by one that is hidden meanwhile
-  if (hidden.contains(detail.usage.base)) detail.usage.base.clear();
+  RETURN_IF_ERROR(visible.Narrow(*request.caller, catalog));
+  if (!visible.Has(name)) return NoModelNamed(name);  // replaced by one that is hidden, or gone, meanwhile
+  if (!visible.Has(detail.usage.base)) detail.usage.base.clear();
   Json out = Usage(detail.usage);
   out["levels"] = Levels(detail.usage.levels);
   Json files = Json::array();
   for (const FileUsage& file : detail.files) {
     Json tensors = Json::array();
     for (const TensorUsage& tensor : file.tensors) {
-      const bool base_is_hidden = hidden.contains(tensor.base_model);
+      const bool base_is_hidden = !visible.Has(tensor.base_model);
       tensors.push_back({{"name", tensor.name},
                          {"dtype", tensor.dtype},
                          {"shape", tensor.shape},

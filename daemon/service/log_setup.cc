@@ -2,6 +2,7 @@
 
 #include <spdlog/logger.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -70,6 +71,14 @@ std::string TextLine(std::string_view time, LogLevel level, std::string_view mes
   return line;
 }
 
+// sd-daemon(3): DEVICE:INODE of the stream that goes to the journal, which notes the time itself.
+bool StderrIsJournal() {
+  const char* const stream = std::getenv("JOURNAL_STREAM");
+  struct stat found;
+  return stream != nullptr && fstat(STDERR_FILENO, &found) == 0 &&
+         std::to_string(found.st_dev) + ":" + std::to_string(found.st_ino) == stream;
+}
+
 std::string JsonLine(std::string_view time, LogLevel level, std::string_view message,
                      std::span<const LogField> fields) {
   nlohmann::ordered_json line;
@@ -91,8 +100,8 @@ LogSetup::LogSetup(LogFormat format, LogLevel level) {
   auto logger = std::make_shared<spdlog::logger>("modelstored", std::make_shared<spdlog::sinks::stderr_sink_mt>());
   logger->set_pattern("%v");
   logger->flush_on(spdlog::level::trace);
-  const bool stamped = format == LogFormat::kJson || isatty(STDERR_FILENO) == 1;
-  const bool journal = format == LogFormat::kText && std::getenv("JOURNAL_STREAM") != nullptr && !stamped;
+  const bool journal = format == LogFormat::kText && StderrIsJournal();
+  const bool stamped = !journal;
   SetLogSink([=](LogLevel of_line, std::string_view message, std::span<const LogField> fields) {
     if (of_line < level) return;
     std::string line = journal ? "<" + std::to_string(kPriorities[static_cast<size_t>(of_line)]) + ">" : "";

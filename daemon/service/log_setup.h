@@ -1,6 +1,6 @@
 // The daemon's log: one line an event on stderr, as text or JSON (layer: daemon/service).
 //
-// text: `LEVEL MESSAGE KEY=VALUE …`, the time before it on a terminal, the journal's priority before it under systemd.
+// text: `TIME LEVEL MESSAGE KEY=VALUE …`; where stderr goes to the journal, its priority in place of the time.
 // JSON: {"time", "level", "message", …}. Values come from anyone: control characters are escaped, so that a line stays
 // a line.
 #pragma once

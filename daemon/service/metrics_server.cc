@@ -2,17 +2,23 @@
 
 #include <arpa/inet.h>
 #include <httplib.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <exception>
+#include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -23,7 +29,7 @@ namespace {
 
 constexpr size_t kWorkers = 2;
 constexpr size_t kMaxRequestBytes = 4096;
-constexpr time_t kTimeoutSeconds = 5;
+constexpr auto kClientTime = std::chrono::seconds(5);  // to ask and to take the answer
 
 struct Address {
   sockaddr_storage bytes{};
@@ -111,10 +117,90 @@ Result<int> Listen(Address& address, const std::string& text) {
   return fd;
 }
 
+// A client's bytes, until a deadline for all of them: httplib's own streams allow a time for each byte.
+class ClientStream final : public httplib::Stream {
+ public:
+  explicit ClientStream(int fd) : fd_(fd) {}
+  bool is_readable() const override { return next_ < have_ || Await(POLLIN); }
+  bool is_writable() const override { return Await(POLLOUT); }
+  ssize_t read(char* into, size_t size) override {
+    if (next_ == have_) {
+      if (!Await(POLLIN)) return -1;
+      const ssize_t got = ::recv(fd_, buffer_.data(), buffer_.size(), MSG_DONTWAIT);
+      if (got <= 0) return got;
+      next_ = 0;
+      have_ = static_cast<size_t>(got);
+    }
+    const size_t taken = std::min(size, have_ - next_);
+    std::memcpy(into, buffer_.data() + next_, taken);
+    next_ += taken;
+    return static_cast<ssize_t>(taken);
+  }
+  ssize_t write(const char* from, size_t size) override {
+    // All of it: httplib does not look at how much was written.
+    for (size_t done = 0; done < size;) {
+      if (!Await(POLLOUT)) return -1;
+      const ssize_t sent = ::send(fd_, from + done, size - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (sent < 0 && errno != EAGAIN && errno != EINTR) return -1;
+      done += static_cast<size_t>(std::max<ssize_t>(sent, 0));
+    }
+    return static_cast<ssize_t>(size);
+  }
+  void get_remote_ip_and_port(std::string&, int&) const override {}
+  void get_local_ip_and_port(std::string&, int&) const override {}
+  socket_t socket() const override { return fd_; }
+
+ private:
+  bool Await(short events) const {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - std::chrono::steady_clock::now());
+    pollfd polled{fd_, events, 0};
+    return ::poll(&polled, 1, static_cast<int>(std::max<int64_t>(left.count(), 0))) > 0;
+  }
+
+  const int fd_;
+  const std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::now() + kClientTime;
+  std::array<char, 1024> buffer_{};
+  size_t next_ = 0, have_ = 0;
+};
+
 // httplib 0.11 binds to names and ports only; it serves any socket that listens.
 class HttpServer : public httplib::Server {
  public:
   void Adopt(int fd) { svr_sock_ = fd; }
+
+  // Unlike stop() it waits for no client.
+  void CutAndStop() {
+    {
+      const std::lock_guard lock(mutex_);
+      ending_ = true;
+      for (const int fd : clients_) ::shutdown(fd, SHUT_RDWR);
+    }
+    stop();
+  }
+
+ private:
+  bool process_and_close_socket(socket_t fd) override {
+    bool served = false;
+    if (Enter(fd)) {
+      bool closed = false;
+      ClientStream stream(fd);
+      served = process_request(stream, /*close_connection=*/true, closed, nullptr);
+    }
+    const std::lock_guard lock(mutex_);
+    clients_.erase(fd);
+    ::shutdown(fd, SHUT_RDWR);
+    ::close(fd);
+    return served;
+  }
+  bool Enter(int fd) {
+    const std::lock_guard lock(mutex_);
+    if (!ending_) clients_.insert(fd);
+    return !ending_;
+  }
+
+  std::mutex mutex_;
+  std::set<int> clients_;  // being served
+  bool ending_ = false;
 };
 
 }  // namespace
@@ -145,9 +231,6 @@ Result<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& a
   http.Adopt(fd);
   http.new_task_queue = [] { return new httplib::ThreadPool(kWorkers); };
   http.set_payload_max_length(kMaxRequestBytes);
-  http.set_read_timeout(kTimeoutSeconds);
-  http.set_write_timeout(kTimeoutSeconds);
-  http.set_keep_alive_max_count(1);
   http.Get("/metrics", [text = std::move(text)](const httplib::Request&, httplib::Response& response) {
     response.set_content(text(), "text/plain; version=0.0.4; charset=utf-8");
   });
@@ -170,7 +253,7 @@ Result<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& a
 }
 
 MetricsServer::~MetricsServer() {
-  impl_->http.stop();
+  impl_->http.CutAndStop();
   impl_->thread.join();
   if (!impl_->path.empty()) ::unlink(impl_->path.c_str());
 }

@@ -224,13 +224,13 @@ class Service {
 
   void StopAll() {
     const auto start = Clock::now();
-    metrics_.reset();
     listener_.reset();
     if (server_) server_->Stop();
     if (mount_) {
       if (const Status status = mount_->Stop(); !status.ok())
         Log(LogLevel::kError, "unmounting", {{"error", std::string(status.message())}});
     }
+    metrics_.reset();  // shows the others; who watches sees jobs end
     server_.reset();
     mount_.reset();
     state_.reset();

@@ -9,6 +9,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -16,6 +18,8 @@
 #include <map>
 #include <set>
 #include <sstream>
+#include <thread>
+#include <vector>
 
 #include "daemon/service/metrics_server.h"
 
@@ -133,6 +137,39 @@ TEST_F(MetricsServerTest, AnswersOnAUnixSocketThatOthersMayOpen) {
   EXPECT_THAT(AskUnix(path, "\x01\x02\r\n\r\n"), StartsWith("HTTP/1.1 400"));
   (*server).reset();
   EXPECT_NE(stat(path.c_str(), &info), 0);
+}
+
+TEST_F(MetricsServerTest, SendsMoreThanASocketTakesAtOnce) {
+  const std::string path = folder_ + "/metrics.sock", text(4 << 20, '#');
+  auto server = MetricsServer::Start(path, [&] { return text; });
+  ASSERT_TRUE(server.ok()) << server.status().ToString();
+  EXPECT_TRUE(AskUnix(path, Get("/metrics")).ends_with("\r\n\r\n" + text));
+}
+
+TEST_F(MetricsServerTest, AClientThatDripsItsRequestDoesNotHoldUpTheEnd) {
+  const std::string path = folder_ + "/metrics.sock";
+  auto server = MetricsServer::Start(path, [] { return std::string(); });
+  ASSERT_TRUE(server.ok()) << server.status().ToString();
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  // More than there are workers.
+  std::vector<int> drips;
+  for (int i = 0; i < 8; ++i) {
+    drips.push_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(connect(drips.back(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  }
+  std::atomic<bool> ended{false};
+  std::thread dripping([&] {
+    while (!ended) {
+      for (const int fd : drips) (void)send(fd, "GET ", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  });
+  (*server).reset();  // for ever, if it waited
+  ended = true;
+  dripping.join();
+  for (const int fd : drips) close(fd);
 }
 
 TEST_F(MetricsServerTest, AnswersOnALoopbackPort) {
