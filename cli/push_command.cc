@@ -12,6 +12,8 @@
 namespace modelstore {
 namespace {
 
+constexpr int kExitFilesLeft = 1;
+
 // Opened with this process's rights, and before a store or a daemon is: a source that cannot be stored creates none.
 Result<SourceTree> OpenSource(const std::string& path) {
   Result<SourceTree> source = SourceTree::Scan(path);
@@ -33,17 +35,23 @@ Result<std::string> NameFor(const std::string& path, const Arguments& arguments)
   return name;
 }
 
-// The document of the push with what was replaced.
-Result<std::string> Replace(Session& session, const SourceTree& source, const std::string& name, const MountView& mount,
-                            const std::string& document) {
-  return session.RunJob([&](JobControl& job) -> Result<std::string> {
+// Adds to the outcome of the push what was replaced.
+Status Replace(Session& session, const SourceTree& source, const std::string& name, const MountView& mount,
+               Outcome* push) {
+  const auto replace = [&](JobControl& job) -> Result<std::string> {
     const Result<ReplaceReport> report = ReplaceSource(source, name, mount, job);
     if (!report.ok()) return report.status().WithContext(name + " is stored; replacing its source");
-    auto out = nlohmann::ordered_json::parse(document);
+    auto out = nlohmann::ordered_json::parse(push->document);
     out["replaced_files"] = report->files;
     out["replaced_bytes"] = report->bytes;
+    out["left_files"] = nlohmann::ordered_json::array();
+    for (const ReplaceReport::Left& left : report->left)
+      out["left_files"].push_back({{"path", left.path}, {"reason", left.reason}});
+    if (!report->left.empty()) push->exit_code = kExitFilesLeft;
     return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-  });
+  };
+  ASSIGN_OR_RETURN(push->document, session.RunJob(replace));
+  return OkStatus();
 }
 
 Result<Outcome> RunPush(Session& session, const Arguments& arguments) {
@@ -68,13 +76,10 @@ Result<Outcome> RunPush(Session& session, const Arguments& arguments) {
 
   const ParameterList parameters = {
       {"name", name}, {"base", base}, {"fidelity", fidelity}, {"update", arguments.Has("--update")}};
-  ASSIGN_OR_RETURN(std::string document, session.Call("push", parameters, {.source = &source}));
-  if (mount) {
-    ASSIGN_OR_RETURN(document, Replace(session, source, name, *mount, document));
-  }
   Outcome out;
-  if (!session.options().quiet) out.text = RenderPush(document, session.style());
-  out.document = std::move(document);
+  ASSIGN_OR_RETURN(out.document, session.Call("push", parameters, {.source = &source}));
+  if (mount) RETURN_IF_ERROR(Replace(session, source, name, *mount, &out));
+  if (!session.options().quiet) out.text = RenderPush(out.document, session.style());
   return out;
 }
 
@@ -112,9 +117,13 @@ std::string RenderPush(std::string_view document, const Style& style) {
   add("identical_file", " in identical files");
   add("identical_tensor", " in identical tensors");
   if (!already.empty()) line += "  already stored: " + already + "\n";
-  if (push.contains("replaced_files"))
+  if (push.contains("replaced_files")) {
     line += "  replaced by links: " + Plural(push.at("replaced_files"), "file") + ", " +
-            HumanBytes(push.at("replaced_bytes")) + "\n";
+            HumanBytes(push.at("replaced_bytes"));
+    if (const size_t left = push.at("left_files").size(); left != 0)
+      line += "; left as they are: " + Plural(left, "file");
+    line += "\n";
+  }
   return line;
 }
 

@@ -2,17 +2,21 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <set>
 #include <utility>
 #include <vector>
 
 #include "catalog/write/source_reader.h"
+#include "catalog/write/source_stat.h"
 #include "codec/support/bytes.h"
 #include "codec/support/hash.h"
 
@@ -121,8 +125,66 @@ Status CompareWithMount(const SourceReader& reader, const ReadLease& lease, cons
   return OkStatus();
 }
 
+Result<std::string> TemporaryName() {
+  std::array<std::byte, 8> random;
+  if (getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
+    return StatusFromErrno(errno, "choosing a name for the link");
+  return ".modelstore-replace-" + ToHex(random);
+}
+
+// Whether the link may take the file's place: what the file lets others do, its copy on the mount has to let them.
+Status CheckReplaceable(const struct stat& st, const SourceFile& file) {
+  if (!S_ISREG(st.st_mode) || st.st_dev != file.device || st.st_ino != file.inode) return Changed();
+  if (st.st_nlink != 1)
+    return Unsupported("it has " + std::to_string(st.st_nlink) + " names (hard links); replacing one frees nothing");
+  if (st.st_uid != geteuid() && (st.st_mode & S_IROTH) == 0)
+    return Unsupported("it belongs to the user with id " + std::to_string(st.st_uid) +
+                       ", who could not read it on the mount; let that user push it");
+  return OkStatus();
+}
+
+// Puts the link `temporary` in the place of `name`, and removes what stood there when that is the scanned file.
+// Anything else is a newer version that somebody renamed into place just now: it comes back.
+Status ExchangeAndRemove(const Folder& folder, const std::string& name, const std::string& temporary,
+                         const SourceFile& file, const ReadLease& lease) {
+  const auto exchange = [&] {
+    if (renameat2(folder.fd(), temporary.c_str(), folder.fd(), name.c_str(), RENAME_EXCHANGE) == 0) return OkStatus();
+    if (errno == EINVAL || errno == ENOSYS) return Unsupported("its file system cannot exchange two names at once");
+    return StatusFromErrno(errno, "exchanging it with a link");
+  };
+  const auto look = [&](struct stat* out) {
+    return fstatat(folder.fd(), temporary.c_str(), out, AT_SYMLINK_NOFOLLOW) == 0
+               ? OkStatus()
+               : StatusFromErrno(errno, "looking at " + temporary + " beside it");
+  };
+  struct stat link, out;
+  RETURN_IF_ERROR(look(&link));
+  const auto is_link = [&] { return out.st_dev == link.st_dev && out.st_ino == link.st_ino; };
+  if (const Status exchanged = exchange(); !exchanged.ok()) {
+    unlinkat(folder.fd(), temporary.c_str(), 0);
+    return exchanged;
+  }
+  RETURN_IF_ERROR(look(&out));
+  // The exchange itself changes ctime.
+  const bool as_scanned = out.st_dev == file.device && out.st_ino == file.inode && out.st_nlink == 1 &&
+                          static_cast<uint64_t>(out.st_size) == file.bytes && ModificationTime(out) == file.mtime_ns;
+  const Status writer = lease.Check();
+  if (as_scanned && writer.ok()) {
+    if (unlinkat(folder.fd(), temporary.c_str(), 0) == 0) return OkStatus();
+    return StatusFromErrno(errno, "removing what the link replaced, now named " + temporary);
+  }
+  const std::string where = "it is named " + temporary + " now";
+  RETURN_IF_ERROR(exchange().WithContext(where));
+  RETURN_IF_ERROR(look(&out));
+  if (!is_link()) {  // yet another version has replaced the link meanwhile: the newest is the one to stay
+    RETURN_IF_ERROR(exchange().WithContext(where));
+    return IoError("it changed twice meanwhile; an older version is named " + temporary + " now");
+  }
+  unlinkat(folder.fd(), temporary.c_str(), 0);
+  return as_scanned ? writer : Changed();
+}
+
 Status ReplaceOne(const SourceFile& file, const std::string& model, const MountView& mount, JobControl& job) {
-  if (file.device == mount.device()) return Unsupported("it is on the mount already");
   Result<SourceReader> opened = SourceReader::Open(file);
   if (!opened.ok()) return Changed();
   const SourceReader& reader = *opened;
@@ -136,28 +198,15 @@ Status ReplaceOne(const SourceFile& file, const std::string& model, const MountV
   struct stat st;
   if (fstatat(folder.fd(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0)
     return StatusFromErrno(errno, "reading the attributes of " + real);
-  if (!S_ISREG(st.st_mode) || st.st_dev != file.device || st.st_ino != file.inode) return Changed();
-  if (st.st_nlink != 1)
-    return Unsupported("it has " + std::to_string(st.st_nlink) + " names (hard links); replacing one frees nothing");
+  RETURN_IF_ERROR(CheckReplaceable(st, file));
 
   const std::string target = mount.path() + "/" + model + "/" + file.path;
-  const std::string temporary = ".modelstore-replace-" + std::to_string(getpid());
+  ASSIGN_OR_RETURN(const std::string temporary, TemporaryName());
+  if (!reader.CheckUnchanged().ok()) return Changed();
+  RETURN_IF_ERROR(lease.Check());
   if (symlinkat(target.c_str(), folder.fd(), temporary.c_str()) != 0)
     return StatusFromErrno(errno, "creating a link beside it");
-  const auto replace = [&]() -> Status {
-    if (geteuid() == 0 && fchownat(folder.fd(), temporary.c_str(), st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW) != 0)
-      return StatusFromErrno(errno, "giving the link to the file's owner");
-    if (!reader.CheckUnchanged().ok()) return Changed();
-    RETURN_IF_ERROR(lease.Check());
-    if (renameat(folder.fd(), temporary.c_str(), folder.fd(), name.c_str()) != 0)
-      return StatusFromErrno(errno, "putting the link in its place");
-    return OkStatus();
-  };
-  const Status replaced = replace();
-  if (!replaced.ok()) {
-    unlinkat(folder.fd(), temporary.c_str(), 0);
-    return replaced;
-  }
+  RETURN_IF_ERROR(ExchangeAndRemove(folder, name, temporary, file, lease));
   // The link is in place either way; only a crash of the machine could bring the file back.
   if (fsync(folder.fd()) != 0) job.Warn(file.shown_as + " was replaced, but its folder could not be synced");
   return OkStatus();
@@ -180,6 +229,10 @@ Result<ReplaceReport> ReplaceSource(const SourceTree& source, const std::string&
   ReplaceReport report;
   for (const SourceFile* file : files) {
     RETURN_IF_ERROR(job.Check());
+    if (file->device == mount.device()) {
+      job.Warn(file->shown_as + " is left as it is: it is on the mount already");
+      continue;
+    }
     const Status replaced = ReplaceOne(*file, model, mount, job);
     if (replaced.ok()) {
       report.files += 1;
@@ -187,7 +240,8 @@ Result<ReplaceReport> ReplaceSource(const SourceTree& source, const std::string&
     } else if (replaced.code() == StatusCode::kCancelled) {
       return replaced;
     } else {
-      job.Warn(file->shown_as + " is left as it is: " + std::string(replaced.message()));
+      report.left.push_back({file->shown_as, std::string(replaced.message())});
+      job.Warn(file->shown_as + " is left as it is: " + report.left.back().reason);
     }
   }
   return report;

@@ -65,7 +65,19 @@ Status SourceReader::CheckUnchanged() const {
   // Last, because it only says that something changed: a rewrite of the same size whose mtime was set back, also a new
   // mode.
   if (ChangeTime(now) != file_->ctime_ns) return SourceChanged(*file_, "its content or attributes were changed");
-  return OkStatus();
+  return CheckEnd();
+}
+
+Status SourceReader::CheckEnd() const {
+  char beyond;
+  ssize_t n = 0;
+  do {
+    n = pread(fd_, &beyond, 1, static_cast<off_t>(file_->bytes));
+  } while (n < 0 && errno == EINTR);
+  if (n < 0) return StatusFromErrno(errno, "reading " + file_->shown_as);
+  if (n == 0) return OkStatus();
+  return IoError(file_->shown_as + " grew while it was pushed or is not an ordinary file (it says that it has " +
+                 std::to_string(file_->bytes) + " bytes and has more, like files of /proc); nothing was stored");
 }
 
 }  // namespace modelstore

@@ -23,11 +23,12 @@ class SourceReader {
   int descriptor() const { return fd_; }
   // Fills `out` from `offset`. Errors: Io ("… changed while it was pushed" when the file became shorter).
   Status ReadAt(uint64_t offset, MutableByteSpan out) const;
-  // Errors: Io when size, time of modification or link count say that the file changed or was removed since it was
-  // listed.
+  // Errors: Io when the attributes say that the file changed or was removed since it was listed, or when it has more
+  // bytes than they say: files that the kernel makes up (/proc) are regular and claim to be empty.
   Status CheckUnchanged() const;
 
  private:
+  Status CheckEnd() const;
   SourceReader(const SourceFile* file, int fd, bool owned) : file_(file), fd_(fd), owned_(owned) {}
   const SourceFile* file_;
   int fd_;

@@ -1,10 +1,13 @@
 #include "cli/replace_source.h"
 
 #include <fcntl.h>
+#include <sys/inotify.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "tests/mount/mount_fixture.h"
 
@@ -138,6 +141,46 @@ TEST_F(ReplaceSourceTest, LeavesAFileThatIsOpenForWriting) {
   ExpectWarning("a.bin", "somebody has it open for writing");
   ExpectPlain("a.bin", kContentA);
   close(writer);
+}
+
+TEST_F(ReplaceSourceTest, LeavesAPrivateFileOfAnotherUser) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can give files away and read those of others";
+  constexpr uid_t kAnn = 41001;
+  fs::permissions(Source("a.bin"), fs::perms::owner_read | fs::perms::owner_write);
+  ASSERT_EQ(chown(Source("a.bin").c_str(), kAnn, kAnn), 0);
+  ASSERT_EQ(chown(Source("sub/b.bin").c_str(), kAnn, kAnn), 0);  // everyone may read it
+  Scan(SourceDir("m"));
+  EXPECT_EQ(Replace(), 1u);
+  ExpectWarning("a.bin", "it belongs to the user with id 41001");
+  ExpectPlain("a.bin", kContentA);
+  ExpectLink("sub/b.bin");
+}
+
+// It is renamed into place as soon as the link appears beside the file, shortly before or after the link takes the
+// file's place: in both cases it has to be what is there in the end.
+TEST_F(ReplaceSourceTest, ANewerVersionIsNeverLost) {
+  for (int round = 0; round < 50; ++round) {
+    fs::remove(Source("a.bin"));
+    std::ofstream(Source("a.bin")) << kContentA;
+    std::ofstream(SourceDir("other") + "/newer") << round;
+    Scan(Source("a.bin"));
+    const int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    ASSERT_GE(inotify_add_watch(watch, SourceDir("m").c_str(), IN_CREATE), 0);
+    std::atomic<bool> stop{false}, renamed{false};
+    std::thread writer([&] {
+      char event[512];
+      while (!stop) {
+        if (read(watch, event, sizeof event) <= 0) continue;
+        renamed = rename((SourceDir("other") + "/newer").c_str(), Source("a.bin").c_str()) == 0;
+        return;
+      }
+    });
+    Replace();
+    stop = true;
+    writer.join();
+    close(watch);
+    if (renamed) ExpectPlain("a.bin", std::to_string(round));
+  }
 }
 
 TEST_F(ReplaceSourceTest, ReplacesTheFileAtTheEndOfLinksOnce) {

@@ -46,11 +46,14 @@ TEST(RenderPush, SaysWhatWasThereAndStandsNothing) {
 }
 
 TEST(RenderPush, SaysWhatBecameLinks) {
-  EXPECT_EQ(RenderPush(R"({"name":"m","base":null,"logical_bytes":2000,"stored_bytes":1000,"seconds":0,"verified":true,
-                           "levels":{"identical_file":0,"identical_tensor":0},"replaced_files":1,"replaced_bytes":2000})",
-                       kPlain),
+  const std::string push = R"({"name":"m","base":null,"logical_bytes":2000,"stored_bytes":1000,"seconds":0,
+      "verified":true,"levels":{"identical_file":0,"identical_tensor":0},"replaced_files":1,"replaced_bytes":2000,)";
+  EXPECT_EQ(RenderPush(push + R"("left_files":[]})", kPlain),
             "stored m: 2.0 kB -> 1.0 kB (50.0 %), verified, 0.0 s\n"
             "  replaced by links: 1 file, 2.0 kB\n");
+  EXPECT_EQ(RenderPush(push + R"("left_files":[{"path":"/m/a","reason":"it changed"}]})", kPlain),
+            "stored m: 2.0 kB -> 1.0 kB (50.0 %), verified, 0.0 s\n"
+            "  replaced by links: 1 file, 2.0 kB; left as they are: 1 file\n");
 }
 
 // A daemon may say anything: that is an error, whatever it is, never a crash.
