@@ -4,19 +4,28 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <unordered_map>
 
 namespace modelstore {
 namespace {
 
-constexpr uint32_t kDirectoryMode = 0555;
+constexpr uint32_t kOpenDirectory = 0555;  // above models, and where everyone may read something
+
+// Who may list a directory of a model: its owner, and whoever may read at least one file in it.
+struct Access {
+  uint32_t mode = kOpenDirectory;
+  uint32_t gid = 0;
+  bool operator==(const Access&) const = default;
+};
 
 // What a name should stand for after an update.
 struct Wanted {
   const ModelRecord* model = nullptr;  // null above models
   const ModelFile* file = nullptr;     // null: a directory
   std::map<std::string, Wanted, std::less<>> children;
+  Access access = {};  // of a directory
 };
 
 std::vector<std::string_view> Components(std::string_view path) {
@@ -43,6 +52,34 @@ Wanted* Descend(Wanted* top, std::span<const std::string_view> path, const Model
     top = &top->children.try_emplace(std::string(component), Wanted{model, nullptr, {}}).first->second;
   }
   return top->file ? nullptr : top;
+}
+
+// The files below, as far as others than the owner matter.
+struct Readers {
+  bool others = false, one_group = true;
+  std::optional<uint32_t> group;  // of the files that a group may read
+
+  void Add(const Readers& more) {
+    others |= more.others;
+    one_group &= more.one_group && (!group || !more.group || *group == *more.group);
+    if (!group) group = more.group;
+  }
+};
+
+// Sets the access of the model's directories from `wanted` down. A directory has one group: where files of several are
+// not for everyone, only the owner gets in.
+Readers SetAccess(Wanted& wanted) {
+  Readers readers;
+  if (wanted.file) {
+    readers.others = (wanted.file->mode & 0004) != 0;
+    if ((wanted.file->mode & 0040) != 0) readers.group = wanted.file->gid;
+    return readers;
+  }
+  for (auto& [name, child] : wanted.children) readers.Add(SetAccess(child));
+  const bool group = readers.group && readers.one_group;
+  if (group) wanted.access.gid = *readers.group;
+  if (!readers.others && !wanted.children.empty()) wanted.access.mode = group ? 0550 : 0500;
+  return readers;
 }
 
 // The newest model below; directories above models have no time of their own.
@@ -140,7 +177,8 @@ struct InodeTree::Impl {
   NodeId CreateDirectory(const Wanted& wanted) {
     Node& node = NewNode();
     node.info.directory = true;
-    node.info.mode = kDirectoryMode;
+    node.info.mode = wanted.access.mode;
+    node.info.gid = wanted.access.gid;
     if (wanted.model) {
       node.info.model = wanted.model->name;
       node.info.uid = wanted.model->owner_uid;
@@ -154,7 +192,10 @@ struct InodeTree::Impl {
     if (node.info.directory != (wanted.file == nullptr)) return false;
     if (node.model != (wanted.model ? wanted.model->id : 0)) return false;
     if (node.info.uid != (wanted.model ? wanted.model->owner_uid : 0)) return false;
-    if (node.info.directory) return !wanted.model || node.info.model == wanted.model->name;
+    // The kernel keeps a directory's attributes: one that others may enter is another one.
+    if (node.info.directory)
+      return Access{node.info.mode, node.info.gid} == wanted.access &&
+             (!wanted.model || node.info.model == wanted.model->name);
     const VersionKey key = KeyOf(*wanted.model, *wanted.file);
     return node.info.sha256 == key.sha256 && node.info.bytes == key.bytes && node.info.mode == key.mode &&
            node.info.gid == key.gid && node.info.mtime_ns == key.mtime_ns;
@@ -208,7 +249,7 @@ struct InodeTree::Impl {
 InodeTree::InodeTree() : impl_(std::make_unique<Impl>()) {
   Node& root = impl_->NewNode();
   root.info.directory = true;
-  root.info.mode = kDirectoryMode;
+  root.info.mode = kOpenDirectory;
   root.held = 1;
   impl_->live_nodes = 1;
 }
@@ -230,6 +271,7 @@ std::vector<std::pair<NodeId, std::string>> InodeTree::Update(const std::vector<
       if (Wanted* parent = Descend(&it->second, std::span(path).first(path.size() - 1), &model))
         parent->children.try_emplace(std::string(path.back()), Wanted{&model, &file, {}});
     }
+    SetAccess(it->second);
   }
 
   const std::unique_lock lock(impl_->mutex);

@@ -24,9 +24,9 @@ struct NodeInfo {
   NodeId id = 0;
   bool directory = false;
   uint64_t bytes = 0;
-  uint32_t mode = 0;  // permission bits
+  uint32_t mode = 0;  // permission bits; a model's directories: for who may read at least one file in them
   uint32_t uid = 0;   // of the model's owner; 0 above models
-  uint32_t gid = 0;   // files: the group of the source
+  uint32_t gid = 0;   // files: the group of the source; a model's directories: the one that all readable files have
   int64_t mtime_ns = 0;
   Sha256Digest sha256{};  // files
   std::string model;      // the model it belongs to; "" above models

@@ -164,7 +164,7 @@ TEST_F(MountNamesTest, FilesBelongToWhoPushedThem) {
     EXPECT_EQ(st.st_uid, kAnn) << path;
     EXPECT_EQ(st.st_gid, path == "m/shared" ? kTeam : 0) << path;
     if (S_ISDIR(st.st_mode)) {
-      EXPECT_EQ(st.st_mode & 07777, 0555u) << path;
+      EXPECT_EQ(st.st_mode & 07777, path == "m" ? 0555u : 0500u) << path;
     }
   }
   ASSERT_EQ(::stat(mountpoint().c_str(), &st), 0);
@@ -196,6 +196,56 @@ TEST_F(MountNamesTest, FilesBelongToWhoPushedThem) {
   EXPECT_EQ(open_as(kAnn, {}, "m/secret"), EACCES);
   ASSERT_EQ(::stat(At("m").c_str(), &st), 0);
   EXPECT_EQ(st.st_uid, kBob);
+}
+
+TEST_F(MountNamesTest, OnlyWhoMayReadAFileOfAModelSeesWhatIsInIt) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root serves the files of several users and can become one of them";
+  constexpr uid_t kAnn = 41001, kBob = 41002;
+  constexpr gid_t kTeam = 41003;
+  WriteSource("hidden", "sub/weights", "for ann", 0600);
+  WriteSource("team", "weights", "for the team", 0640);
+  WriteSource("team", "notes", "for ann", 0600);
+  ASSERT_EQ(::chown((SourceDir("team") + "/weights").c_str(), static_cast<uid_t>(-1), kTeam), 0);
+  Serve();
+  for (const char* model : {"hidden", "team"})
+    ASSERT_EQ(Ask("push " + std::string(model) + " " + std::to_string(kAnn)), "ok");
+
+  // 0, or the error of listing the folder (of looking at the file), as a user of these groups.
+  const auto as = [&](uid_t uid, std::vector<gid_t> groups, const std::function<bool()>& look) {
+    return InChild([&] {
+      if (::setgroups(groups.size(), groups.data()) != 0 || ::setgid(uid) != 0 || ::setuid(uid) != 0) return 255;
+      return look() ? 0 : errno;
+    });
+  };
+  const auto list = [&](uid_t uid, const std::vector<gid_t>& groups, const std::string& path) {
+    return as(uid, groups, [&] { return ::opendir(At(path).c_str()) != nullptr; });
+  };
+  const auto look = [&](uid_t uid, const std::vector<gid_t>& groups, const std::string& path) {
+    struct stat st;
+    return as(uid, groups, [&] { return ::stat(At(path).c_str(), &st) == 0; });
+  };
+  for (int i = 0; i < 2; ++i) {  // the second answer comes from the kernel
+    EXPECT_EQ(list(kBob, {}, ""), 0);
+    EXPECT_EQ(look(kBob, {}, "hidden"), 0);
+    EXPECT_EQ(list(kBob, {kTeam}, "hidden"), EACCES);
+    EXPECT_EQ(look(kBob, {kTeam}, "hidden/sub"), EACCES);
+    EXPECT_EQ(look(kBob, {}, "hidden/sub/weights"), EACCES);
+    EXPECT_EQ(list(kAnn, {}, "hidden/sub"), 0);
+    EXPECT_EQ(look(kAnn, {}, "hidden/sub/weights"), 0);
+    EXPECT_EQ(list(kBob, {}, "team"), EACCES);
+    EXPECT_EQ(look(kBob, {}, "team/weights"), EACCES);
+    EXPECT_EQ(list(kBob, {kTeam}, "team"), 0);
+    EXPECT_EQ(look(kBob, {kTeam}, "team/weights"), 0);
+  }
+
+  // The kernel remembers nothing of the modes before.
+  WriteSource("hidden", "sub/weights", "for everyone", 0644);
+  WriteSource("team", "weights", "for ann alone", 0600);
+  for (const char* model : {"hidden", "team"})
+    ASSERT_EQ(Ask("update " + std::string(model) + " " + std::to_string(kAnn)), "ok");
+  EXPECT_EQ(look(kBob, {}, "hidden/sub/weights"), 0);
+  EXPECT_EQ(list(kBob, {kTeam}, "team"), EACCES);
+  EXPECT_EQ(look(kBob, {kTeam}, "team/weights"), EACCES);
 }
 
 TEST_F(MountNamesTest, AnUpdateShowsOtherContentAndReadersKeepTheirs) {

@@ -159,6 +159,45 @@ TEST(InodeTree, OwnerAndGroupAreOfTheVersion) {
   EXPECT_EQ(At(tree, {"team", "m", "sub", "x"}).uid, 1001u);
 }
 
+TEST(InodeTree, DirectoriesAreForWhoMayReadAFileInThem) {
+  const auto file = [](const std::string& path, uint32_t mode, uint32_t gid) {
+    ModelFile made = File(path, 1);
+    made.mode = mode;
+    made.gid = gid;
+    return made;
+  };
+  InodeTree tree;
+  tree.Update({Model(1, "in/mixed",
+                     {file("open/f", 0644, 7), file("open/secret", 0600, 8), file("team/f", 0640, 7),
+                      file("team/secret", 0600, 8), file("teams/f", 0640, 7), file("teams/g", 0440, 8),
+                      file("secret/deep/f", 0600, 7)}),
+               Model(2, "in/secret", {file("f", 0700, 7)}), Model(3, "in/team", {file("a/f", 0640, 7)}),
+               Model(4, "in/empty", {})});
+  const auto expect = [&](const std::vector<std::string>& path, uint32_t mode, uint32_t gid) {
+    EXPECT_EQ(At(tree, path).mode, mode) << path.back();
+    EXPECT_EQ(At(tree, path).gid, gid) << path.back();
+  };
+  expect({"in"}, 0555, 0);
+  expect({"in", "mixed"}, 0555, 0);
+  expect({"in", "mixed", "open"}, 0555, 7);
+  expect({"in", "mixed", "team"}, 0550, 7);
+  expect({"in", "mixed", "teams"}, 0500, 0);
+  expect({"in", "mixed", "secret"}, 0500, 0);
+  expect({"in", "mixed", "secret", "deep"}, 0500, 0);
+  expect({"in", "secret"}, 0500, 0);
+  expect({"in", "team"}, 0550, 7);
+  expect({"in", "empty"}, 0555, 0);
+
+  // The kernel is told of another mode, and files keep their ids.
+  tree.Update({Model(1, "m", {file("f", 0644, 7), file("g", 0600, 7)})});
+  const NodeId folder = At(tree, {"m"}).id, kept = At(tree, {"m", "g"}).id;
+  EXPECT_THAT(tree.Update({Model(1, "m", {file("f", 0640, 7), file("g", 0600, 7)})}),
+              ElementsAre(Pair(kRootNode, "m")));
+  expect({"m"}, 0550, 7);
+  EXPECT_NE(At(tree, {"m"}).id, folder);
+  EXPECT_EQ(At(tree, {"m", "g"}).id, kept);
+}
+
 TEST(InodeTree, AnUpdateKeepsTheFolderAndTheFilesThatStay) {
   InodeTree tree;
   tree.Update({Model(1, "m", {File("gone", 1), File("same", 2), File("w", 3)})});
