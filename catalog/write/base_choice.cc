@@ -65,6 +65,9 @@ uint32_t LeastDistance(const Signs& a, const Signs& b) {
 constexpr size_t kSketchHeadBytes = 2;
 constexpr size_t kSketchTailBytes = 1 + kSketchValues * sizeof(uint16_t);
 
+// Of opening a tensor: it is no base, but must not keep a push from mending it.
+bool IsLost(const Status& status) { return status.code() == StatusCode::kNotFound || IsDamage(status); }
+
 // How `shape` can see a base of `base_shape`: element by element, or its first rows when only the number of rows
 // differs (a resized vocabulary). 0: not at all.
 uint64_t CommonElems(const std::vector<uint64_t>& shape, const std::vector<uint64_t>& base_shape, uint64_t elems,
@@ -116,14 +119,15 @@ Status BaseChooser::LoadSketches(const std::vector<std::vector<uint64_t>>& shape
     for (const NamedTensor& tensor : tensors) allowed.insert(tensor.id);
   }
   return catalog_.store().Scan(Family::kSketches, "", [&](std::string_view key, ByteSpan value) -> Status {
-    // The shape alone is looked at first: in a large store nearly all sketches are of another one.
-    if (value.size() <= kSketchHeadBytes + kSketchTailBytes) return ParseSketchRecord(value).status();
+    // The shape alone is looked at first: in a large store nearly all sketches are of another one. What this build
+    // would not have written is passed over: a sketch is a hint, and verify tells of damaged ones.
+    if (value.size() <= kSketchHeadBytes + kSketchTailBytes) return OkStatus();
     const size_t tail = value.size() - kSketchTailBytes;
     const auto group = sketches_.find(ShapeKey(AsChars(value.subspan(kSketchHeadBytes, tail - kSketchHeadBytes))));
     if (group == sketches_.end()) return OkStatus();
     ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
     if (mode_ == PushOptions::Base::kNamed && !allowed.contains(id)) return OkStatus();
-    if (value[0] != std::byte{1} || value[tail] != std::byte{kSketchValues}) return ParseSketchRecord(value).status();
+    if (value[0] != std::byte{1} || value[tail] != std::byte{kSketchValues}) return OkStatus();
     std::array<uint16_t, kSketchValues> values;
     std::memcpy(values.data(), value.data() + tail + 1, sizeof values);
     Sketches& sketches = group->second;
@@ -147,8 +151,10 @@ Status BaseChooser::IndexModel(const ModelRecord& model) {
     if (record.kind != FileKind::kSafetensors) continue;
     for (const Extent& extent : record.extents) {
       if (extent.kind != Extent::Kind::kTensor || extent.name.empty() || extent.bytes == 0) continue;
-      ASSIGN_OR_RETURN(const TensorRef tensor, catalog_.reader().OpenTensorById(extent.tensor));
-      by_shape_[KeyOf(tensor->record.shape)].push_back({extent.tensor, extent.name});
+      const Result<TensorRef> tensor = catalog_.reader().OpenTensorById(extent.tensor);
+      if (IsLost(tensor.status())) continue;
+      RETURN_IF_ERROR(tensor.status());
+      by_shape_[KeyOf((*tensor)->record.shape)].push_back({extent.tensor, extent.name});
       by_name_.emplace(extent.name, extent.tensor);
     }
   }
@@ -157,7 +163,10 @@ Status BaseChooser::IndexModel(const ModelRecord& model) {
 
 Status BaseChooser::AddCandidate(const SourceExtent& extent, const TensorId& id,
                                  std::vector<BaseCandidate>* candidates) {
-  ASSIGN_OR_RETURN(TensorRef base, catalog_.reader().OpenTensorById(id));
+  Result<TensorRef> opened = catalog_.reader().OpenTensorById(id);
+  if (IsLost(opened.status())) return OkStatus();
+  RETURN_IF_ERROR(opened.status());
+  TensorRef base = *std::move(opened);
   if (base->record.depth > 0) {
     // One hop only: what the nearest is stored against is nearly as near. A copy: `base` is what holds the view.
     const ViewSegment first = base->record.view.empty() ? ViewSegment{} : base->record.view[0];

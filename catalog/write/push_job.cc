@@ -134,7 +134,7 @@ Status PushJob::CodeAll() {
   for (PlannedFile& file : files_) file.sha256 = file.sha256_so_far.Finish();
   std::vector<const SourceExtent*> small;
   for (const PlannedExtent* extent : deferred_) small.push_back(&extent->source);
-  RETURN_IF_ERROR(bases_->Elect(small));
+  RETURN_IF_ERROR(GoOnDespite(bases_->Elect(small)));
   RETURN_IF_ERROR(lanes_->Run(deferred_.size(), [&](size_t i) { return CodeDeferred(*deferred_[i]); }));
   return CheckSources();
 }

@@ -109,7 +109,11 @@ class PushJob {
   Status YieldToRivals();
   Status AddTensors(WriteBatch* batch);
   ModelRecord MakeModel() const;  // without id and base
-  Status DropSketches(WriteBatch* batch);
+  // Adds usage records and totals, or, when the store is too damaged for that, makes the totals invalid and says so.
+  Status CountUsage(const CatalogMeta& meta, WriteBatch* batch);
+  Status DropSketches(const ModelRecord& replaced, WriteBatch* batch);
+  // For what a push can do without: damage of other records is remembered for a warning; other failures are returned.
+  Status GoOnDespite(const Status& status);
   Result<bool> LeadsBack(ModelId base, ModelId model) const;
   void CountLevels(PushReport* report) const;
   static const PlannedExtent& OriginOf(const PlannedExtent& extent);
@@ -134,6 +138,8 @@ class PushJob {
   uint64_t hold_bytes_ = 0;
   BufferPool holds_;  // tensors
   BufferPool scratches_;
+
+  Status damage_;  // the first that GoOnDespite was given
 
   std::mutex turn_mutex_;  // guards PlannedFile::turn and failure_
   std::condition_variable turn_changed_;

@@ -4,10 +4,10 @@
 
 #include "catalog/write/file_reader.h"
 #include "catalog/write/levels.h"
+#include "catalog/write/model_loss.h"
 #include "catalog/write/model_names.h"
 #include "catalog/write/push_job.h"
 #include "catalog/write/store_usage.h"
-#include "catalog/write/store_walk.h"
 
 namespace modelstore {
 namespace {
@@ -46,9 +46,10 @@ Result<PushReport> PushJob::Run() {
     RETURN_IF_ERROR(MarkNeeded());
     RETURN_IF_ERROR(VerifyKnown());
     RETURN_IF_ERROR(Verify());
-    ASSIGN_OR_RETURN(const ModelRecord* base, bases_->BaseModel());
+    const Result<const ModelRecord*> base = bases_->BaseModel();
+    if (!base.ok()) RETURN_IF_ERROR(GoOnDespite(base.status()));
     RETURN_IF_ERROR(job_.Check());
-    return Publish(base, &report);
+    return Publish(base.ok() ? *base : nullptr, &report);
   });
   if (!status.ok()) {
     RollBack();
@@ -57,6 +58,10 @@ Result<PushReport> PushJob::Run() {
   // The published batch is in the synced log already; this takes it out of the log's reach.
   if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
     job_.Warn("'" + options_.name + "' is stored, but the store could not flush its records: " + flushed.ToString());
+  if (!damage_.ok())
+    job_.Warn("'" + options_.name + "' is stored, but not all of the store can be read, so that its figures and the " +
+              "choice of bases may be worse than they could be; verify tells what is damaged (" + damage_.ToString() +
+              ")");
   keep.Release();
   catalog_.NotifyChanged({TopLevelName(options_.name)});
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -75,6 +80,12 @@ Result<std::optional<ModelRecord>> PushJob::FindReplaced() const {
   if (!found.ok()) return found.status();
   if (options_.may_replace) RETURN_IF_ERROR(options_.may_replace(*found));
   return std::optional(*std::move(found));
+}
+
+Status PushJob::GoOnDespite(const Status& status) {
+  if (!IsDamage(status)) return status;
+  if (damage_.ok()) damage_ = status;
+  return OkStatus();
 }
 
 Status PushJob::AllocatePush() {
@@ -273,36 +284,35 @@ ModelRecord PushJob::MakeModel() const {
   return model;
 }
 
+Status PushJob::CountUsage(const CatalogMeta& meta, WriteBatch* batch) {
+  const Status added = AddUsage(catalog_.store(), meta, batch);
+  if (added.ok() || !IsDamage(added)) return added;
+  // Whoever counts then walks, and the first push or prune that can writes the figures again.
+  batch->Delete(Family::kMeta, kUsageTotalsKey);
+  return added;
+}
+
 // Sketches of tensors that nothing needs without the replaced model: no later push may choose a base that only waits
-// for prune. What is the base of a delta stays anyway, and so goes on serving as one.
-Status PushJob::DropSketches(WriteBatch* batch) {
-  ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(catalog_.store()));
-  std::vector<TensorId> held;  // by the model that comes
-  for (const NewTensor& tensor : new_tensors_) {
-    if (!tensor.needed) continue;
-    for (const ViewSegment& segment : tensor.record.view) {
-      if (segment.kind == ViewSegment::Kind::kIdentity) held.push_back(segment.base);
-    }
+// for prune. What is the base of a delta stays anyway, and so goes on serving as one. `batch` has the usage records of
+// the new files.
+Status PushJob::DropSketches(const ModelRecord& replaced, WriteBatch* batch) {
+  const KvStore& store = catalog_.store();
+  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::LoadLocked(store));
+  const uint32_t index = usage.FindModel(replaced.name);
+  if (index == StoreUsage::kMissing) return Internal("the model '" + replaced.name + "' is listed under another name");
+  ModelLoss loss = LossOf(usage, index);
+  for (const WriteBatch::Op& op : batch->ops()) {
+    if (op.kind != WriteBatch::Op::Kind::kPut || op.family != Family::kMeta || !op.key.starts_with(kUsagePrefix))
+      continue;
+    ASSIGN_OR_RETURN(const UsageRecord file, ParseUsageRecord(AsBytes(op.value)));
+    KeepForFile(usage, file, &loss);
   }
-  for (const PlannedFile& file : files_) {
-    if (file.repeats) continue;
-    FileRecord record;
-    if (file.known) {
-      ASSIGN_OR_RETURN(const StoredValue value, catalog_.store().Get(Family::kFiles, FileKey(file.sha256)));
-      ASSIGN_OR_RETURN(record, ParseFileRecord(value.bytes()));
-    } else {
-      record = RecordOf(file);
-    }
-    for (const Extent& extent : record.extents) {
-      if (extent.kind != Extent::Kind::kLiteral) held.push_back(extent.tensor);
-    }
+  for (const PlannedFile& planned : files_) {
+    if (!planned.known || planned.repeats) continue;
+    ASSIGN_OR_RETURN(const UsageRecord file, FindUsage(store, planned.sha256));
+    KeepForFile(usage, file, &loss);
   }
-  const StoreWalk::Reachable needed = walk.Mark(walk.FindModel(options_.name), held);
-  for (size_t t = 0; t < walk.tensors().size(); ++t) {
-    if (walk.tensors()[t].has_sketch && !needed.tensors[t])
-      batch->Delete(Family::kSketches, TensorKey(walk.tensors()[t].id));
-  }
-  return OkStatus();
+  return RetireSketches(store, usage, replaced, loss, batch);
 }
 
 // Whether the bases of `base` lead back to `model`: two models may each have been updated to a finetune of the other.
@@ -353,8 +363,9 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   batch.Put(Family::kModels, model.name, Serialize(model));
   meta.model_digest ^= ModelDigest(model);
   batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
-  RETURN_IF_ERROR(AddUsage(catalog_.store(), meta, &batch));
-  if (replaced) RETURN_IF_ERROR(DropSketches(&batch));
+  const Status counted = CountUsage(meta, &batch);
+  RETURN_IF_ERROR(GoOnDespite(counted));
+  if (replaced && counted.ok()) RETURN_IF_ERROR(GoOnDespite(DropSketches(*replaced, &batch)));
   // Nothing may fail once the batch is written: what fails is rolled back.
   report->name = model.name;
   report->base = base == nullptr ? "" : base->name;

@@ -1,107 +1,14 @@
-#include <algorithm>
 #include <set>
-#include <utility>
 
 #include "catalog/write/maintain.h"
+#include "catalog/write/model_loss.h"
 #include "catalog/write/model_names.h"
-#include "catalog/write/store_usage.h"
 
 namespace modelstore {
 namespace {
 
 constexpr size_t kMaxNamedDependents = 20;
 constexpr Family kModelFamilies[] = {Family::kModels, Family::kSketches, Family::kMeta};
-
-// What taking one model away does.
-struct Loss {
-  std::vector<char> own;             // of each tensor: that model alone holds it
-  std::vector<char> still_needed;    // by another model, which holds it or something stored against it
-  std::set<std::string> dependents;  // models that need what only that model holds
-  uint64_t freed_bytes = 0;
-};
-
-Loss LossOf(const StoreUsage& usage, uint32_t leaving) {
-  Loss loss;
-  loss.own.resize(usage.tensor_costs().size());
-  loss.still_needed.resize(usage.tensor_costs().size());
-  std::vector<char> own_files(usage.files().size());
-  const auto for_files = [&](uint32_t m, const auto& visit) {
-    for (const uint32_t file : usage.models()[m].files) {
-      if (file != StoreUsage::kMissing) visit(file, usage.files()[file]);
-    }
-  };
-  for_files(leaving, [&](uint32_t index, const StoreUsage::File& file) {
-    own_files[index] = true;
-    for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) loss.own[held.tensor] = true;
-  });
-  for (uint32_t m = 0; m < usage.models().size(); ++m) {
-    if (m == leaving) continue;
-    for_files(m, [&](uint32_t index, const StoreUsage::File& file) {
-      own_files[index] = false;
-      for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) {
-        loss.own[held.tensor] = false;
-        loss.still_needed[held.tensor] = true;
-      }
-    });
-  }
-  for (uint32_t m = 0; m < usage.models().size(); ++m) {
-    if (m == leaving) continue;
-    for_files(m, [&](uint32_t, const StoreUsage::File& file) {
-      for (const uint32_t base : usage.BasesOf(file)) {
-        loss.still_needed[base] = true;
-        if (loss.own[base]) loss.dependents.insert(usage.models()[m].record.name);
-      }
-    });
-  }
-  loss.freed_bytes = usage.models()[leaving].cost_bytes;
-  std::vector<char> counted(usage.tensor_costs().size());
-  const auto count = [&](uint32_t tensor) {
-    if (!loss.still_needed[tensor] && !std::exchange(counted[tensor], true))
-      loss.freed_bytes += usage.tensor_costs()[tensor];
-  };
-  for_files(leaving, [&](uint32_t index, const StoreUsage::File& file) {
-    if (std::exchange(own_files[index], false)) loss.freed_bytes += file.cost_bytes;
-    for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) count(held.tensor);
-    for (const uint32_t base : usage.BasesOf(file)) count(base);
-  });
-  return loss;
-}
-
-// Without a sketch, no later push takes a tensor as its base that only waits for prune.
-Status RetireSketches(const KvStore& store, const StoreUsage& usage, const ModelRecord& model, const Loss& loss,
-                      WriteBatch* batch) {
-  // A damaged store may lack some of the records: their models can be removed all the same.
-  std::set<TensorId> retired;
-  std::vector<TensorId> pending;
-  const auto retire = [&](const TensorId& id) {
-    const uint32_t index = usage.FindTensor(id);
-    if (index == StoreUsage::kMissing || loss.still_needed[index] || !retired.insert(id).second) return;
-    pending.push_back(id);
-    batch->Delete(Family::kSketches, TensorKey(id));
-  };
-  for (const ModelFile& file : model.files) {
-    const Result<StoredValue> value = store.Get(Family::kFiles, FileKey(file.sha256));
-    if (!value.ok() && value.status().code() == StatusCode::kNotFound) continue;
-    RETURN_IF_ERROR(value.status());
-    ASSIGN_OR_RETURN(const FileRecord record, ParseFileRecord(value->bytes()));
-    for (const Extent& extent : record.extents) {
-      if (extent.kind != Extent::Kind::kLiteral) retire(extent.tensor);
-    }
-  }
-  // Bases that no model lists any more.
-  while (!pending.empty()) {
-    const TensorId id = pending.back();
-    pending.pop_back();
-    const Result<StoredValue> value = store.Get(Family::kTensors, TensorKey(id));
-    if (!value.ok() && value.status().code() == StatusCode::kNotFound) continue;
-    RETURN_IF_ERROR(value.status());
-    ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value->bytes()));
-    for (const ViewSegment& segment : record.view) {
-      if (segment.kind == ViewSegment::Kind::kIdentity) retire(segment.base);
-    }
-  }
-  return OkStatus();
-}
 
 Status RefuseFor(const std::string& name, const std::set<std::string>& dependents) {
   std::string list;
@@ -139,7 +46,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::LoadLocked(catalog.store()));
     const uint32_t index = usage.FindModel(name);
     if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
-    const Loss loss = LossOf(usage, index);
+    const ModelLoss loss = LossOf(usage, index);
     if (!loss.dependents.empty()) return RefuseFor(name, loss.dependents);
 
     const ModelRecord& model = usage.models()[index].record;

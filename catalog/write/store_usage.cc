@@ -22,16 +22,16 @@ Result<CatalogMeta> ReadCatalogMeta(const KvStore& store) {
   return value.status();
 }
 
-// The totals when every model in the store was published together with its usage records; nothing when an older build
-// wrote some.
+// The totals when every model in the store was published together with its usage records; nothing when another build
+// wrote some, or totals that this one cannot parse.
 Result<std::optional<UsageTotals>> ReadTotals(const KvStore& store, ModelId next_model) {
   const Result<StoredValue> value = store.Get(Family::kMeta, kUsageTotalsKey);
   if (!value.ok()) {
     if (value.status().code() == StatusCode::kNotFound) return std::optional<UsageTotals>();
     return value.status();
   }
-  ASSIGN_OR_RETURN(const UsageTotals totals, ParseUsageTotals(value->bytes()));
-  return totals.next_model == next_model ? std::optional(totals) : std::nullopt;
+  const Result<UsageTotals> totals = ParseUsageTotals(value->bytes());
+  return totals.ok() && totals->next_model == next_model ? std::optional(*totals) : std::nullopt;
 }
 
 Result<Sha256Digest> DigestOf(std::string_view key) {
@@ -191,10 +191,10 @@ Result<StoreUsage> StoreUsage::LoadLocked(const KvStore& store) {
     return OkStatus();
   }));
   RETURN_IF_ERROR(store.Scan(Family::kMeta, kUsagePrefix, [&](std::string_view key, ByteSpan value) -> Status {
-    ASSIGN_OR_RETURN(const Sha256Digest sha256, DigestOf(key.substr(kUsagePrefix.size())));
-    if (!usage.file_index_.contains(sha256)) return OkStatus();
-    ASSIGN_OR_RETURN(const UsageRecord record, ParseUsageRecord(value));
-    usage.AddFile(sha256, record);
+    const Result<Sha256Digest> sha256 = DigestOf(key.substr(kUsagePrefix.size()));
+    if (!sha256.ok() || !usage.file_index_.contains(*sha256)) return OkStatus();
+    // One that another build wrote is as good as none.
+    if (const Result<UsageRecord> record = ParseUsageRecord(value); record.ok()) usage.AddFile(*sha256, *record);
     return OkStatus();
   }));
   for (const auto& [sha256, index] : usage.file_index_) {
@@ -270,7 +270,10 @@ uint32_t StoreUsage::FindModel(std::string_view name) const {
   return it == models_.end() ? kMissing : static_cast<uint32_t>(it - models_.begin());
 }
 
-uint32_t StoreUsage::FindTensor(const TensorId& id) const { return index_.Find(ShortTensorId(id)); }
+bool IsDamage(const Status& status) {
+  return status.code() == StatusCode::kCorruption || status.code() == StatusCode::kUnsupported ||
+         status.code() == StatusCode::kIo;
+}
 
 Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch) {
   ASSIGN_OR_RETURN(const CatalogMeta before, ReadCatalogMeta(store));
@@ -308,6 +311,20 @@ Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch) {
   totals->next_model = meta.next_model;
   batch->Put(Family::kMeta, kUsageTotalsKey, Serialize(*totals));
   return OkStatus();
+}
+
+Result<UsageRecord> FindUsage(const KvStore& store, const Sha256Digest& sha256) {
+  const Result<StoredValue> kept = store.Get(Family::kMeta, UsageKey(sha256));
+  if (kept.ok()) {
+    Result<UsageRecord> usage = ParseUsageRecord(kept->bytes());
+    if (usage.ok()) return usage;
+  } else if (kept.status().code() != StatusCode::kNotFound) {
+    return kept.status();
+  }
+  ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kFiles, FileKey(sha256)));
+  ASSIGN_OR_RETURN(const FileRecord file, ParseFileRecord(value.bytes()));
+  TensorFacts tensors(store);
+  return MakeUsage(file, value.bytes().size(), tensors);
 }
 
 Result<bool> UsageIsKept(const KvStore& store) {

@@ -1,6 +1,7 @@
 // StoreUsage: what the models of a store hold and what it costs, without a look at any tensor's record (layer:
-// catalog/write; private). Put together from usage records (docs/format.md, "Usage"); where a store lacks them, because
-// an older build wrote it, from a walk over all records. Both say the same.
+// catalog/write; private). Put together from usage records (docs/format.md, "Usage"); where a store lacks them or
+// has some that this build cannot parse, because another build wrote it, from a walk over all records. Both say the
+// same.
 //
 // A snapshot; immutable after loading. What models need consists of their records, their files, the tensors of those,
 // and the bases that those tensors need although no model lists them any more (a finetune keeps what it was stored
@@ -61,7 +62,8 @@ class StoreUsage {
   // Of each tensor that a model needs.
   const std::vector<uint64_t>& tensor_costs() const { return tensor_costs_; }
   uint32_t FindModel(std::string_view name) const;
-  uint32_t FindTensor(const TensorId& id) const;
+  uint32_t FindTensor(const TensorId& id) const { return FindShortId(ShortTensorId(id)); }
+  uint32_t FindShortId(uint64_t id) const { return index_.Find(id); }
   // Files, tensors and bases that models need.
   uint64_t needed_bytes() const { return needed_bytes_; }
   // Of all tensors and files.
@@ -106,11 +108,18 @@ class StoreUsage {
   uint64_t needed_bytes_ = 0, total_bytes_ = 0;
 };
 
+// Whether records could not be read or understood: what needs them for figures or hints only can go on without.
+bool IsDamage(const Status& status);
+
 // Adds the usage records of the files that `batch` publishes, and the totals, to it. Call when all records of tensors
 // and files are in the batch, with publish_mutex() held; `meta`: the catalog record as the batch writes it. A store
-// that an older build wrote gets the records of all its files first, in a batch of their own. Errors: Corruption,
-// NoSpace, Io.
+// that an older build wrote gets the records of all its files first, in a batch of their own. A failure leaves `batch`
+// as it was. Errors: Corruption, Unsupported, NoSpace, Io.
 Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch);
+
+// The usage record of a stored file: the one that is kept, else made from the file's record. Errors: NotFound,
+// Corruption, Unsupported, Io.
+Result<UsageRecord> FindUsage(const KvStore& store, const Sha256Digest& sha256);
 
 // Whether every model in the store was published together with its usage records; false: an older build wrote some.
 // Errors: Corruption, Io.

@@ -1,6 +1,6 @@
-// StoreWalk: every record of the catalog, parsed once and linked by index: what prune and verify count with, and
-// what usage records are made from when there are none (layer: catalog/write; private). A snapshot; immutable after
-// loading.
+// StoreWalk: every record of the catalog, parsed once and linked by index: what prune counts with, and what usage
+// records are made from, or checked against by verify (layer: catalog/write; private). A snapshot; immutable after
+// loading. Fails when a single record cannot be parsed.
 #pragma once
 
 #include <map>

@@ -38,15 +38,32 @@ class UpdateTest : public ModelTest {
     EXPECT_OK(model.status());
     return model.ok() ? *model : ModelRecord{};
   }
+  static std::string KeyOf(const TestTensor& tensor) {
+    Hasher128 hasher = StartTensorHash(tensor.dtype, tensor.shape);
+    hasher.Update(tensor.bytes);
+    return TensorKey({hasher.Finish(), 0});
+  }
   // The tensors of this content, by whatever name, have a sketch.
   size_t SketchesOf(const std::vector<TestTensor>& tensors) {
     size_t found = 0;
     for (const TestTensor& tensor : tensors) {
-      Hasher128 hasher = StartTensorHash(tensor.dtype, tensor.shape);
-      hasher.Update(tensor.bytes);
-      if (catalog().store().Get(Family::kSketches, TensorKey({hasher.Finish(), 0})).ok()) ++found;
+      if (catalog().store().Get(Family::kSketches, KeyOf(tensor)).ok()) ++found;
     }
     return found;
+  }
+  // Makes a record one that cannot be parsed; returns what it was.
+  Bytes DamageRecord(Family family, const std::string& key) {
+    Bytes before;
+    {
+      const Result<StoredValue> value = catalog().store().Get(family, key);
+      EXPECT_OK(value.status());
+      if (value.ok()) before.assign(value->bytes().begin(), value->bytes().end());
+    }
+    WriteBatch batch;
+    batch.Put(family, key, ByteSpan(before).first(before.size() / 2));
+    EXPECT_OK(catalog().store().Write(batch, Durability::kSync));
+    Reopen();
+    return before;
   }
   // After this, the store opens: count and digest in the catalog record are right.
   void ExpectConsistent() {
@@ -197,6 +214,60 @@ TEST_F(UpdateTest, ModelsUpdatedToFinetunesOfEachOtherNameNoLoop) {
   EXPECT_EQ(Find("b").base, 0u);
   MustPrune();
   ExpectConsistent();
+}
+
+TEST_F(UpdateTest, DamageElsewhereHindersNoUpdate) {
+  const std::vector<TestTensor> old = SmallModel(1);
+  MustPush(WriteModel("other", SmallModel(60)));
+  MustPush(WriteModel("m", old));
+  DamageRecord(Family::kTensors, KeyOf(SmallModel(60)[1]));
+  const std::string second = WriteModel("second", SmallModel(20));
+  MustUpdate("m", second);
+  EXPECT_TRUE(warnings_.empty());
+  EXPECT_EQ(SketchesOf(old), 0u);
+  EXPECT_EQ(SketchesOf(SmallModel(20)), SketchesOf(SmallModel(60)));
+  ExpectStored("m", second);
+}
+
+TEST_F(UpdateTest, DamageInAStoreOfAnOlderBuildHindersNoPush) {
+  const std::vector<TestTensor> old = SmallModel(1);
+  MustPush(WriteModel("other", SmallModel(60)));
+  MustPush(WriteModel("m", old));
+  const std::string key = KeyOf(SmallModel(60)[1]);
+  const Bytes record = DamageRecord(Family::kTensors, key);
+  WriteBatch forget;
+  forget.Delete(Family::kMeta, kUsageTotalsKey);
+  ASSERT_OK(catalog().store().Write(forget, Durability::kSync));
+
+  const std::string second = WriteModel("second", FinetunedModel(old, 20)), third = WriteModel("third", SmallModel(30));
+  EXPECT_GT(MustUpdate("m", second).delta_bytes, 0u);
+  EXPECT_EQ(warnings_.size(), 1u);
+  MustPush(third);
+  EXPECT_EQ(warnings_.size(), 2u);
+  ExpectStored("m", second);
+  ExpectStored("third", third);
+  EXPECT_EQ(catalog().store().Get(Family::kMeta, kUsageTotalsKey).status().code(), StatusCode::kNotFound);
+  // Once it can be read again, the next push writes the figures.
+  WriteBatch mend;
+  mend.Put(Family::kTensors, key, record);
+  ASSERT_OK(catalog().store().Write(mend, Durability::kSync));
+  warnings_.clear();
+  MustUpdate("third", second);
+  EXPECT_TRUE(warnings_.empty());
+  EXPECT_OK(catalog().store().Get(Family::kMeta, kUsageTotalsKey).status());
+  ExpectConsistent();
+}
+
+TEST_F(UpdateTest, MendsDamagedRecordsOfTheSameModel) {
+  const std::string folder = WriteModel("m", SmallModel(1));
+  MustPush(folder);
+  DamageRecord(Family::kTensors, KeyOf(SmallModel(1)[1]));
+  MustUpdate("m", folder);
+  ExpectStored("m", folder);
+  DamageRecord(Family::kFiles, FileKey(Find("m").files[0].sha256));
+  MustUpdate("m", folder);
+  ExpectStored("m", folder);
+  EXPECT_TRUE(Verify(catalog(), {"m"}, job_)->failed.empty());
 }
 
 TEST_F(UpdateTest, RightsAreAskedBeforeTheWorkAndInTheMomentOfPublishing) {

@@ -189,6 +189,68 @@ TEST_F(UsageTest, VerifyPutsFiguresRight) {
   ExpectUsageIsRight();
 }
 
+TEST_F(UsageTest, RecordsThatItCannotParseAreAsGoodAsNone) {
+  MustPush(WriteModel("base", SmallModel(1)));
+  MustPush(WriteModel("ft", FinetunedModel(SmallModel(1), 50)));
+  MustPush(WriteModel("other", SmallModel(7)));
+  const auto spoil = [&](std::string_view prefix, const std::function<void(Bytes&)>& change) {
+    WriteBatch batch;
+    ASSERT_OK(catalog().store().Scan(Family::kMeta, prefix, [&](std::string_view key, ByteSpan value) {
+      Bytes spoilt(value.begin(), value.end());
+      change(spoilt);
+      batch.Put(Family::kMeta, key, spoilt);
+      return OkStatus();
+    }));
+    ASSERT_FALSE(batch.empty());
+    batch.Put(Family::kMeta, std::string(kUsagePrefix) + "?", AsBytes("?"));
+    ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+  };
+  const auto newer = [](Bytes& record) { record[0] = std::byte{99}; };
+  const auto cut = [](Bytes& record) { record.pop_back(); };
+  int version = 60;
+  for (const std::function<void(Bytes&)>& change : {std::function<void(Bytes&)>(newer), {cut}}) {
+    for (const std::string_view prefix : {kUsagePrefix, kUsageTotalsKey}) {
+      SCOPED_TRACE(prefix);
+      const std::string report = ReportText();
+      spoil(prefix, change);
+      EXPECT_EQ(ReportText(), report);
+      EXPECT_EQ(Remove(catalog(), "base", true, job_).status().code(), StatusCode::kHasDependents);
+      PushOptions options;
+      options.name = "other";
+      options.update = true;
+      MustPush(WriteModel("other", SmallModel(7)), options);
+      MustPush(WriteModel("ft2", FinetunedModel(SmallModel(1), version++)));
+      ASSERT_OK(Remove(catalog(), "ft2", false, job_).status());
+      ASSERT_OK(PruneAll().status());
+      ExpectUsageIsRight();
+    }
+  }
+}
+
+TEST_F(UsageTest, ModelsWithLostOrDamagedTensorsCanBeRemoved) {
+  MustPush(WriteModel("lost", SmallModel(1)));
+  MustPush(WriteModel("damaged", SmallModel(40)));
+  for (const std::string name : {"lost", "damaged"}) {
+    const Result<ModelRecord> model = catalog().FindModel(name);
+    ASSERT_OK(model.status());
+    const Result<StoredValue> value = catalog().store().Get(Family::kFiles, FileKey(model->files[0].sha256));
+    ASSERT_OK(value.status());
+    const Result<FileRecord> file = ParseFileRecord(value->bytes());
+    ASSERT_OK(file.status());
+    WriteBatch batch;
+    for (const Extent& extent : file->extents) {
+      if (extent.kind == Extent::Kind::kLiteral) continue;
+      if (name == "lost") batch.Delete(Family::kTensors, TensorKey(extent.tensor));
+      if (name == "damaged") batch.Put(Family::kTensors, TensorKey(extent.tensor), AsBytes("?"));
+    }
+    ASSERT_FALSE(batch.empty());
+    ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+    EXPECT_OK(Remove(catalog(), name, false, job_).status());
+  }
+  EXPECT_TRUE(ModelNames().empty());
+  EXPECT_EQ(CountKeys(Family::kSketches), 0u);
+}
+
 TEST_F(UsageTest, TotalsOfAnOlderBuildsPushAreNotTrusted) {
   MustPush(WriteModel("base", SmallModel(1)));
   // What such a build leaves: the model and a larger next model, no usage record.

@@ -1,0 +1,98 @@
+#include "catalog/write/model_loss.h"
+
+#include <utility>
+
+namespace modelstore {
+
+ModelLoss LossOf(const StoreUsage& usage, uint32_t leaving) {
+  ModelLoss loss;
+  loss.own.resize(usage.tensor_costs().size());
+  loss.still_needed.resize(usage.tensor_costs().size());
+  std::vector<char> own_files(usage.files().size());
+  const auto for_files = [&](uint32_t m, const auto& visit) {
+    for (const uint32_t file : usage.models()[m].files) {
+      if (file != StoreUsage::kMissing) visit(file, usage.files()[file]);
+    }
+  };
+  for_files(leaving, [&](uint32_t index, const StoreUsage::File& file) {
+    own_files[index] = true;
+    for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) loss.own[held.tensor] = true;
+  });
+  for (uint32_t m = 0; m < usage.models().size(); ++m) {
+    if (m == leaving) continue;
+    for_files(m, [&](uint32_t index, const StoreUsage::File& file) {
+      own_files[index] = false;
+      for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) {
+        loss.own[held.tensor] = false;
+        loss.still_needed[held.tensor] = true;
+      }
+    });
+  }
+  for (uint32_t m = 0; m < usage.models().size(); ++m) {
+    if (m == leaving) continue;
+    for_files(m, [&](uint32_t, const StoreUsage::File& file) {
+      for (const uint32_t base : usage.BasesOf(file)) {
+        loss.still_needed[base] = true;
+        if (loss.own[base]) loss.dependents.insert(usage.models()[m].record.name);
+      }
+    });
+  }
+  loss.freed_bytes = usage.models()[leaving].cost_bytes;
+  std::vector<char> counted(usage.tensor_costs().size());
+  const auto count = [&](uint32_t tensor) {
+    if (!loss.still_needed[tensor] && !std::exchange(counted[tensor], true))
+      loss.freed_bytes += usage.tensor_costs()[tensor];
+  };
+  for_files(leaving, [&](uint32_t index, const StoreUsage::File& file) {
+    if (std::exchange(own_files[index], false)) loss.freed_bytes += file.cost_bytes;
+    for (const StoreUsage::HeldTensor& held : usage.TensorsOf(file)) count(held.tensor);
+    for (const uint32_t base : usage.BasesOf(file)) count(base);
+  });
+  return loss;
+}
+
+void KeepForFile(const StoreUsage& usage, const UsageRecord& file, ModelLoss* loss) {
+  const auto keep = [&](uint64_t id) {
+    if (const uint32_t index = usage.FindShortId(id); index != StoreUsage::kMissing) loss->still_needed[index] = true;
+  };
+  for (const UsageRecord::Tensor& tensor : file.tensors) keep(tensor.id);
+  for (const UsageRecord::Base& base : file.bases) keep(base.id);
+}
+
+Status RetireSketches(const KvStore& store, const StoreUsage& usage, const ModelRecord& model, const ModelLoss& loss,
+                      WriteBatch* batch) {
+  // In a damaged store some of the records may be missing or malformed: models can be removed all the same.
+  const auto is_lost = [](const Status& status) { return status.code() == StatusCode::kNotFound || IsDamage(status); };
+  std::set<TensorId> retired;
+  std::vector<TensorId> pending;
+  const auto retire = [&](const TensorId& id) {
+    const uint32_t index = usage.FindTensor(id);
+    if (index == StoreUsage::kMissing || loss.still_needed[index] || !retired.insert(id).second) return;
+    pending.push_back(id);
+    batch->Delete(Family::kSketches, TensorKey(id));
+  };
+  for (const ModelFile& file : model.files) {
+    const Result<StoredValue> value = store.Get(Family::kFiles, FileKey(file.sha256));
+    const Result<FileRecord> record = value.ok() ? ParseFileRecord(value->bytes()) : value.status();
+    if (is_lost(record.status())) continue;
+    RETURN_IF_ERROR(record.status());
+    for (const Extent& extent : record->extents) {
+      if (extent.kind != Extent::Kind::kLiteral) retire(extent.tensor);
+    }
+  }
+  // Bases that no model lists any more.
+  while (!pending.empty()) {
+    const TensorId id = pending.back();
+    pending.pop_back();
+    const Result<StoredValue> value = store.Get(Family::kTensors, TensorKey(id));
+    const Result<TensorRecord> record = value.ok() ? ParseTensorRecord(value->bytes()) : value.status();
+    if (is_lost(record.status())) continue;
+    RETURN_IF_ERROR(record.status());
+    for (const ViewSegment& segment : record->view) {
+      if (segment.kind == ViewSegment::Kind::kIdentity) retire(segment.base);
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace modelstore
