@@ -119,6 +119,7 @@ void ClientConnection::Cancel() {
   state_.pushes.WakeAll();
   state_.exports.WakeAll();
   state_.documents.WakeAll();
+  state_.parses.WakeAll();
 }
 
 Result<std::string> ClientConnection::Serve() {
@@ -146,6 +147,8 @@ Result<std::string> ClientConnection::Serve() {
 Result<ClientRequest> ClientConnection::ReceiveRequest() {
   ASSIGN_OR_RETURN(const std::string text,
                    ReceiveJson(socket_, FrameLimits{}, kRequestTimeoutMs, kRequestTimeoutMs, nullptr));
+  // For everyone alike: nobody keeps this place by what he does not send or take.
+  ASSIGN_OR_RETURN(const Gate::Place place, state_.parses.Enter(job_, std::nullopt));
   return ParseClientRequest(text);
 }
 

@@ -29,6 +29,8 @@ inline constexpr unsigned kConcurrentPushes = 4;
 inline constexpr unsigned kConcurrentExports = 4;
 // How many build a document of models at once: of a large store it takes many times its text.
 inline constexpr unsigned kConcurrentDocuments = 4;
+// How many requests are parsed at once, before anyone's rights are known.
+inline constexpr unsigned kConcurrentParses = 4;
 // Of a thread that serves a client. Handlers keep what is large on the heap.
 inline constexpr size_t kThreadStackBytes = 512u << 10;
 
@@ -47,7 +49,8 @@ struct ServerState {
 
   JobTable jobs;
   ServerCounters counters;
-  Gate pushes{kConcurrentPushes}, exports{kConcurrentExports}, documents{kConcurrentDocuments};
+  Gate pushes{kConcurrentPushes}, exports{kConcurrentExports}, documents{kConcurrentDocuments},
+      parses{kConcurrentParses};
   DescriptorBudget descriptors;
 };
 

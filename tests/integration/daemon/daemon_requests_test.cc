@@ -68,6 +68,20 @@ TEST_F(DaemonTest, ExportsAsFramesInOrder) {
   EXPECT_EQ(client.Answer().At("/result/files"), "1");
 }
 
+TEST_F(DaemonTest, VerifiesANameOnceHoweverOftenItIsGiven) {
+  StartDaemon();
+  ASSERT_EQ(Push("m", WriteFile("a.bin", 1000)).Code(), "");
+  const auto verify = [&](size_t names) {
+    std::string list = "\"m\"";
+    for (size_t i = 1; i < names; ++i) list += ",\"m\"";
+    return Call("verify", "{\"names\": [" + list + "]}");
+  };
+  const Reply once = verify(1), often = verify(10'000);
+  EXPECT_NE(once.At("/result/checked"), "");
+  EXPECT_EQ(often.json(), once.json());
+  EXPECT_EQ(verify(10'001).Code(), "invalid_argument");
+}
+
 TEST_F(DaemonTest, StatusSaysWhatGoesOn) {
   StartDaemon({.config = "memory_budget_bytes = \"256M\""});
   const Reply status = Call("status");
