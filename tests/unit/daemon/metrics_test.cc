@@ -3,7 +3,9 @@
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/sockios.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -159,6 +161,9 @@ TEST_F(MetricsServerTest, AClientThatDripsItsRequestDoesNotHoldUpTheEnd) {
     drips.push_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     ASSERT_EQ(connect(drips.back(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
   }
+  // One is being served when its first byte is taken.
+  ASSERT_EQ(send(drips[0], "G", 1, MSG_NOSIGNAL), 1);
+  for (int waiting = 1; waiting > 0; std::this_thread::yield()) ASSERT_EQ(ioctl(drips[0], SIOCOUTQ, &waiting), 0);
   std::atomic<bool> ended{false};
   std::thread dripping([&] {
     while (!ended) {
@@ -166,7 +171,7 @@ TEST_F(MetricsServerTest, AClientThatDripsItsRequestDoesNotHoldUpTheEnd) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   });
-  (*server).reset();  // for ever, if it waited
+  (*server).reset();  // never, if each byte had a time of its own
   ended = true;
   dripping.join();
   for (const int fd : drips) close(fd);
