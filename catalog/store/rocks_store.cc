@@ -144,8 +144,11 @@ rocksdb::ColumnFamilyOptions MakeFamilyOptions(Family family, const MemoryPlan& 
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   table.format_version = 5;
   cf.compression = rocksdb::kZSTD;
-  // Sampled values do not compress.
-  if (family == Family::kSketches) cf.compression = rocksdb::kNoCompression;
+  // Sampled values do not compress, and every push reads them all.
+  if (family == Family::kSketches) {
+    cf.compression = rocksdb::kNoCompression;
+    table.block_size = 64 << 10;
+  }
   // Every push flushes its records, whose keys are hashes: each compaction rewrites all of a family. After 4 pushes,
   // RocksDB's default, that would cost more than the pushes in a store of 1,000 models.
   cf.level0_file_num_compaction_trigger = 32;

@@ -68,6 +68,15 @@ constexpr size_t kSketchTailBytes = 1 + kSketchValues * sizeof(uint16_t);
 // Of opening a tensor: it is no base, but must not keep a push from mending it.
 bool IsLost(const Status& status) { return status.code() == StatusCode::kNotFound || IsDamage(status); }
 
+bool MayHaveSketch(const std::vector<uint64_t>& shape) {
+  uint64_t elems = 1;
+  for (const uint64_t dim : shape) {
+    // As many as fit 64 bits are many.
+    if (__builtin_mul_overflow(elems, dim, &elems)) return true;
+  }
+  return elems >= kSketchMinElems;
+}
+
 // How `shape` can see a base of `base_shape`: element by element, or its first rows when only the number of rows
 // differs (a resized vocabulary). 0: not at all.
 uint64_t CommonElems(const std::vector<uint64_t>& shape, const std::vector<uint64_t>& base_shape, uint64_t elems,
@@ -113,7 +122,10 @@ Result<std::unique_ptr<BaseChooser>> BaseChooser::Load(Catalog& catalog, const P
 
 Status BaseChooser::LoadSketches(const std::vector<std::vector<uint64_t>>& shapes) {
   if (models_.empty()) return OkStatus();
-  for (const auto& shape : shapes) sketches_.try_emplace(KeyOf(shape));
+  for (const auto& shape : shapes) {
+    if (MayHaveSketch(shape)) sketches_.try_emplace(KeyOf(shape));
+  }
+  if (sketches_.empty()) return OkStatus();
   std::set<TensorId> allowed;
   for (const auto& [shape, tensors] : by_shape_) {
     for (const NamedTensor& tensor : tensors) allowed.insert(tensor.id);
