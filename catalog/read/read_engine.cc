@@ -128,6 +128,7 @@ struct ReadEngine::Impl {
   mutable std::shared_mutex opens_mutex;  // held shared from reading a file's record until it is in `files`
   mutable std::mutex files_mutex;
   std::map<Sha256Digest, std::weak_ptr<OpenFile>> files;
+  std::vector<std::weak_ptr<OpenFile>> replaced;  // by ForgetFile
   size_t sweep_at = 64;
 
   std::mutex prefetch_mutex;
@@ -584,6 +585,17 @@ Result<FileRef> ReadEngine::OpenFileByHash(const Sha256Digest& sha256) {
   });
 }
 
+void ReadEngine::ForgetFile(const Sha256Digest& sha256) {
+  // Whoever read the old record meanwhile has its file in `files` then.
+  const std::unique_lock opens = HoldOpens();
+  const std::lock_guard lock(impl_->files_mutex);
+  std::erase_if(impl_->replaced, [](const auto& file) { return file.expired(); });
+  const auto it = impl_->files.find(sha256);
+  if (it == impl_->files.end()) return;
+  impl_->replaced.push_back(it->second);
+  impl_->files.erase(it);
+}
+
 Result<TensorRef> ReadEngine::OpenTensorById(const TensorId& id) {
   return Guarded([&] { return impl_->tensors.Get(id); });
 }
@@ -653,6 +665,9 @@ std::vector<TensorId> ReadEngine::PinnedTensors() const {
   {
     const std::lock_guard lock(impl_->files_mutex);
     for (const auto& [sha256, weak] : impl_->files) {
+      if (FileRef file = weak.lock()) open.push_back(std::move(file));
+    }
+    for (const std::weak_ptr<OpenFile>& weak : impl_->replaced) {
       if (FileRef file = weak.lock()) open.push_back(std::move(file));
     }
   }

@@ -68,6 +68,9 @@ class ReadEngine {
 
   // Errors: NotFound, Corruption, Unsupported, Io.
   Result<FileRef> OpenFileByHash(const Sha256Digest& sha256);
+  // Call when the file's record was replaced by one of the same bytes (a push mended it): whoever opens it from now on
+  // reads by the new record; those who have it open keep, and pin, what they have.
+  void ForgetFile(const Sha256Digest& sha256);
   Result<TensorRef> OpenTensorById(const TensorId& id);
 
   // Copies up to out.size() bytes from `offset`; fewer only at the end of the file. Errors: Corruption, Io: `out` is

@@ -55,6 +55,9 @@ Result<PushReport> PushJob::Run() {
     RollBack();
     return ExplainNoSpace(status);
   }
+  for (const PlannedFile& file : files_) {
+    if (file.mends) catalog_.reader().ForgetFile(file.sha256);
+  }
   // The published batch is in the synced log already; this takes it out of the log's reach.
   if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
     job_.Warn("'" + options_.name + "' is stored, but the store could not flush its records: " + flushed.ToString());

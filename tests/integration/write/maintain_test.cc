@@ -268,6 +268,38 @@ TEST_F(MaintainTest, PushingAgainMendsDamage) {
   EXPECT_TRUE(Verify(catalog(), {"base", "base-again"}, job_)->failed.empty());
 }
 
+TEST_F(MaintainTest, AMendedFileIsReadableWhileTheDamagedOneIsOpen) {
+  PushPair();
+  DamageLargestBlock(catalog(), "base");
+  Reopen();
+  const Result<ModelRecord> model = catalog().FindModel("base");
+  ASSERT_OK(model.status());
+  const auto file = std::find_if(model->files.begin(), model->files.end(),
+                                 [](const ModelFile& f) { return f.path == "model.safetensors"; });
+  const auto read = [&](const FileRef& open) {
+    Bytes out(open->bytes());
+    return catalog().reader().Read(open, 0, out).status();
+  };
+  Result<FileRef> damaged = catalog().reader().OpenFileByHash(file->sha256);
+  ASSERT_OK(damaged.status());
+  EXPECT_EQ(read(*damaged).code(), StatusCode::kCorruption);
+  MustPush(base_folder_, {"again", PushOptions::Base::kAuto, ""});
+  Result<FileRef> mended = catalog().reader().OpenFileByHash(file->sha256);
+  ASSERT_OK(mended.status());
+  EXPECT_OK(read(*mended));
+  ExpectStored("base", base_folder_);
+  // What the damaged one needs is still pinned.
+  const std::vector<TensorId> pinned = catalog().reader().PinnedTensors();
+  for (const FileRef& open : {*damaged, *mended}) {
+    for (const Extent& extent : open->record().extents) {
+      if (extent.kind == Extent::Kind::kLiteral) continue;
+      EXPECT_TRUE(std::find(pinned.begin(), pinned.end(), extent.tensor) != pinned.end());
+    }
+  }
+  mended = damaged = Result<FileRef>(FileRef());
+  EXPECT_TRUE(catalog().reader().PinnedTensors().empty());
+}
+
 TEST_F(MaintainTest, VerifyReadsTheStoreNotTheCache) {
   PushPair();
   ExpectStored("base", base_folder_);
