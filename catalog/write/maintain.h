@@ -21,12 +21,14 @@ struct RemoveReport {
 };
 // Asked about the model before any waiting and in the moment of changing it. Null: everything is allowed.
 using ModelCheck = std::function<Status(const ModelRecord& model)>;
+// Which models may be named to the user. Null: all.
+using ModelFilter = std::function<bool(const ModelRecord& model)>;
 
 // Waits for pushes and verifications that are running (phase "waiting for N running jobs").
-// Errors: NotFound; HasDependents listing the models that need what only this one holds; what `may_change` answers;
-// Cancelled.
+// Errors: NotFound; HasDependents listing the models that need what only this one holds (those that `may_see` hides are
+// counted); what `may_change` answers; Cancelled.
 Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run, JobControl& job,
-                            const ModelCheck& may_change = nullptr);
+                            const ModelCheck& may_change = nullptr, const ModelFilter& may_see = nullptr);
 
 // Errors: NotFound, AlreadyExists (also `a` against `a/b`), InvalidArgument; what `may_change` answers.
 Status Rename(Catalog& catalog, const std::string& from, const std::string& to, JobControl& job,

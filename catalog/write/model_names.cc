@@ -18,7 +18,8 @@ Status CheckNameIsFree(const KvStore& store, const std::string& name, const std:
   }
   return store.ScanKeys(Family::kModels, name + "/", [&](std::string_view key) {
     if (key == leaving) return OkStatus();
-    return AlreadyExists("the model '" + std::string(key) + "' lies below '" + name + "'; choose another name");
+    // Which one, not everybody may know.
+    return AlreadyExists("'" + name + "' is a folder of other models; choose another name");
   });
 }
 

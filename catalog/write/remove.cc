@@ -10,17 +10,24 @@ namespace {
 constexpr size_t kMaxNamedDependents = 20;
 constexpr Family kModelFamilies[] = {Family::kModels, Family::kSketches, Family::kMeta};
 
-Status RefuseFor(const std::string& name, const std::set<std::string>& dependents) {
+Status RefuseFor(const std::string& name, const StoreUsage& usage, const std::set<std::string>& dependents,
+                 const ModelFilter& may_see) {
   std::string list;
-  size_t named = 0;
+  size_t named = 0, hidden = 0;
   for (const std::string& dependent : dependents) {
-    if (named++ == kMaxNamedDependents) break;
-    list += (list.empty() ? "" : ", ") + dependent;
+    if (may_see && !may_see(usage.models()[usage.FindModel(dependent)].record)) {
+      ++hidden;
+    } else if (named++ < kMaxNamedDependents) {
+      list += (list.empty() ? "" : ", ") + dependent;
+    }
   }
-  if (dependents.size() > kMaxNamedDependents)
-    list += " and " + std::to_string(dependents.size() - kMaxNamedDependents) + " more";
+  if (named > kMaxNamedDependents) list += " and " + std::to_string(named - kMaxNamedDependents) + " more";
+  if (hidden != 0)
+    list += (list.empty() ? "" : " and ") + std::to_string(hidden) + (hidden == 1 ? " model" : " models") +
+            " that you may not see";
   return HasDependents("'" + name + "' is the base of " + list + ": remove " +
-                       (dependents.size() == 1 ? "it" : "them") + " first");
+                       (dependents.size() == 1 ? "it" : "them") + " first" +
+                       (hidden != 0 ? " (root and their owners can)" : ""));
 }
 
 // The change is in the synced log and visible already, so a failing flush does not undo it.
@@ -32,7 +39,7 @@ void LeaveTheLog(KvStore& store, std::string_view what, JobControl& job) {
 }  // namespace
 
 Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run, JobControl& job,
-                            const ModelCheck& may_change) {
+                            const ModelCheck& may_change, const ModelFilter& may_see) {
   RemoveReport report;
   {
     const auto check = [&]() -> Status {
@@ -47,7 +54,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     const uint32_t index = usage.FindModel(name);
     if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
     const ModelLoss loss = LossOf(usage, index);
-    if (!loss.dependents.empty()) return RefuseFor(name, loss.dependents);
+    if (!loss.dependents.empty()) return RefuseFor(name, usage, loss.dependents, may_see);
 
     const ModelRecord& model = usage.models()[index].record;
     report.models = {name};

@@ -27,7 +27,8 @@ Result<std::string> HandleRm(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const std::string name, parameters.String("name"));
   ASSIGN_OR_RETURN(const bool dry_run, parameters.Bool("dry_run", false));
   const auto may_change = [&](const ModelRecord& model) { return request.caller->CheckMayChange(model); };
-  ASSIGN_OR_RETURN(const RemoveReport report, Remove(catalog, name, dry_run, *request.job, may_change));
+  const auto may_see = [&](const ModelRecord& model) { return request.caller->MaySee(model); };
+  ASSIGN_OR_RETURN(const RemoveReport report, Remove(catalog, name, dry_run, *request.job, may_change, may_see));
   return Dump({{"models", report.models}, {"freed_bytes", report.freed_bytes}, {"dry_run", dry_run}});
 }
 

@@ -45,6 +45,23 @@ class MaintainTest : public ModelTest {
   PushReport base_report_, finetune_report_;
 };
 
+TEST_F(MaintainTest, RefusalsDoNotNameWhatTheUserMayNotSee) {
+  PushPair();
+  MustPush(finetune_folder_, {"team/secret", PushOptions::Base::kAuto, ""});
+  const auto refusal = [&](const std::set<std::string>& hidden) {
+    const auto may_see = [&](const ModelRecord& model) { return !hidden.contains(model.name); };
+    return std::string(Remove(catalog(), "base", true, job_, nullptr, may_see).status().message());
+  };
+  EXPECT_EQ(refusal({}), "'base' is the base of ft, team/secret: remove them first");
+  EXPECT_EQ(refusal({"team/secret"}),
+            "'base' is the base of ft and 1 model that you may not see: remove them first (root and their owners can)");
+  EXPECT_EQ(refusal({"ft", "team/secret"}),
+            "'base' is the base of 2 models that you may not see: remove them first (root and their owners can)");
+  const Status taken = Rename(catalog(), "ft", "team", job_);
+  EXPECT_EQ(taken.code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(taken.message().find("secret"), std::string::npos) << taken.message();
+}
+
 TEST_F(MaintainTest, BaseWithDependentsIsRefusedByName) {
   PushPair();
   const Result<RemoveReport> refused = Remove(catalog(), "base", false, job_);
