@@ -233,6 +233,9 @@ TEST_F(FrameTest, DescriptorsInTheMiddleAreRefused) {
 }
 
 TEST_F(FrameTest, MoreDescriptorsThanTheProcessMayHaveOpen) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "UndefinedBehaviorSanitizer looks at memory through pipes, which fail when no descriptor is left";
+#endif
   ASSERT_TRUE(SendFrame(theirs(), FrameKind::kJson, AsBytes("{}"), std::vector<int>(200, some_fd()), kPatienceMs).ok());
   const int before = OpenDescriptors();
   rlimit limit{};
