@@ -155,12 +155,16 @@ def touch(path, distance):
         os.close(descriptor)
 
 
+def files_of(path):
+    """A file alone, or all files below a folder."""
+    if not os.path.isdir(path):
+        return [path]
+    return [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files]
+
+
 def drop_pages(path):
     """Takes a file or folder out of the page cache: written back first, since dirty pages stay."""
-    names = [path]
-    if os.path.isdir(path):
-        names = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files]
-    for name in names:
+    for name in files_of(path):
         descriptor = os.open(name, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -171,10 +175,7 @@ def drop_pages(path):
 
 def fill_pages(path):
     """Reads a file or folder, so that it lies in the page cache."""
-    names = [path]
-    if os.path.isdir(path):
-        names = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files]
-    for name in names:
+    for name in files_of(path):
         with open(name, "rb", buffering=0) as stream:
             buffer = bytearray(1 << 20)
             while stream.readinto(buffer):
