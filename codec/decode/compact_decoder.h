@@ -1,0 +1,52 @@
+// Rebuilding blocks of compact tensors (layer: codec/decode). Pure functions, thread-safe, same bits on every CPU
+// target.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "codec/decode/compact_frame.h"
+#include "codec/decode/frame.h"
+#include "codec/support/bytes.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+// Elements [begin, begin + elems) of a segment: at most one block's share of it. What of each tensor its rebuilding
+// needs; ranges of no elements where it needs nothing.
+struct CompactPiece {
+  struct Range {
+    uint64_t begin = 0, count = 0;
+  };
+  const CompactSegment* segment = nullptr;
+  uint64_t begin = 0, elems = 0;  // within the segment
+  uint64_t block_begin = 0;       // its first element within the block
+  Range right, left;              // tokens of `factors`: v, and u of the rows that the piece touches
+  Range residual;                 // tokens of `residual`
+  Range scales;                   // of the low-rank part
+  Range steps;                    // scales of the residual's groups that the piece touches
+};
+
+// The pieces that tile block `index`. Precondition: frame.encoding is kCompact, index < frame.BlockCount().
+std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index);
+
+// The ranges' content: tokens are patterns of U16, scales and steps of BF16; in the machine's byte order, unaligned.
+struct CompactInputs {
+  ByteSpan right, left, residual, scales, steps;
+};
+
+// Memory that RebuildPiece uses; keep it for the next piece.
+struct CompactScratch {
+  std::vector<float> floats;
+  std::vector<int8_t> levels;
+};
+
+// The most bytes that the inputs of one piece and its scratch take together.
+uint64_t MaxPieceBytes(const Frame& frame);
+
+// `prediction`: the piece's elements of the base view in frame.coded_dtype (= dtype); `out`: the piece's elements; no
+// overlap. Errors: Corruption when a span has another size than its range, or a token stands for no levels.
+Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const CompactInputs& inputs, ByteSpan prediction,
+                    CompactScratch& scratch, MutableByteSpan out);
+
+}  // namespace modelstore
