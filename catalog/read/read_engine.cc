@@ -600,6 +600,14 @@ Result<TensorRef> ReadEngine::OpenTensorById(const TensorId& id) {
   return Guarded([&] { return impl_->tensors.Get(id); });
 }
 
+Result<TensorRef> ReadEngine::OpenUnpublished(const TensorId& id, TensorRecord record) {
+  return Guarded([&] { return impl_->tensors.Open(id, std::move(record)); });
+}
+
+void ReadEngine::Introduce(TensorRef tensor) { impl_->tensors.Introduce(std::move(tensor)); }
+
+void ReadEngine::Withdraw(const TensorId& id) { impl_->tensors.Withdraw(id); }
+
 Result<size_t> ReadEngine::Read(const FileRef& file, uint64_t offset, MutableByteSpan out) {
   return Guarded([&] { return impl_->Read(file, offset, out); });
 }

@@ -72,6 +72,13 @@ class ReadEngine {
   // reads by the new record; those who have it open keep, and pin, what they have.
   void ForgetFile(const Sha256Digest& sha256);
   Result<TensorRef> OpenTensorById(const TensorId& id);
+  // A tensor that was written but is not published, from its record, checked like those of the store. `id` need not be
+  // its own before it is introduced. Errors: Corruption, Unsupported, Io.
+  Result<TensorRef> OpenUnpublished(const TensorId& id, TensorRecord record);
+  // Makes it known to OpenTensorById and to what names it as its base, until it is withdrawn: for the push that wrote
+  // it (nobody else knows the id of unpublished content).
+  void Introduce(TensorRef tensor);
+  void Withdraw(const TensorId& id);
 
   // Copies up to out.size() bytes from `offset`; fewer only at the end of the file. Errors: Corruption, Io: `out` is
   // then undefined and no byte of it may be used.

@@ -66,6 +66,8 @@ Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
     if (const auto it = slots_.find(id); it != slots_.end()) {
       recent_.splice(recent_.begin(), recent_, it->second);
       tensor = it->second->tensor;
+    } else if (const auto introduced = introduced_.find(id); introduced != introduced_.end()) {
+      tensor = introduced->second;
     }
   }
   if (tensor == nullptr) return Load(id, max_depth, generation);
@@ -83,10 +85,10 @@ Result<TensorRef> TensorTable::GetReferenced(const TensorId& id, uint8_t max_dep
   return tensor;
 }
 
-Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint64_t generation) {
+Result<TensorRef> TensorTable::Open(const TensorId& id, TensorRecord record, uint8_t max_depth) {
   auto tensor = std::make_shared<OpenTensor>();
   tensor->id = id;
-  ASSIGN_OR_RETURN(tensor->record, LoadTensorRecord(store_, id));
+  tensor->record = std::move(record);
   // Before its bases are loaded: each is allowed less, so that hostile records cannot recurse without end.
   if (tensor->record.depth > max_depth) {
     return Corruption(TensorName(id) + ": depth " + Number(tensor->record.depth) + " where at most " +
@@ -99,11 +101,27 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint6
   const auto decoding_bytes = CheckView(*tensor);
   if (!decoding_bytes.ok()) return decoding_bytes.status().WithContext(TensorName(id));
   tensor->peak_bytes = *decoding_bytes;
+  return TensorRef(std::move(tensor));
+}
 
+void TensorTable::Introduce(TensorRef tensor) {
+  const std::lock_guard lock(mutex_);
+  const TensorId id = tensor->id;
+  introduced_.insert_or_assign(id, std::move(tensor));
+}
+
+void TensorTable::Withdraw(const TensorId& id) {
+  const std::lock_guard lock(mutex_);
+  introduced_.erase(id);
+}
+
+Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint64_t generation) {
+  ASSIGN_OR_RETURN(TensorRecord record, LoadTensorRecord(store_, id));
+  ASSIGN_OR_RETURN(TensorRef tensor, Open(id, std::move(record), max_depth));
   const uint64_t bytes = CostBytes(*tensor);
   const std::lock_guard lock(mutex_);
   if (const auto it = slots_.find(id); it != slots_.end()) return it->second->tensor;
-  if (generation != generation_ || bytes > capacity_bytes_) return TensorRef(tensor);
+  if (generation != generation_ || bytes > capacity_bytes_) return tensor;
   while (bytes_ + bytes > capacity_bytes_) {
     bytes_ -= recent_.back().bytes;
     slots_.erase(recent_.back().tensor->id);
@@ -113,7 +131,7 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint6
   slots_.emplace(id, recent_.begin());
   bytes_ += bytes;
   peak_bytes_ = std::max(peak_bytes_, bytes_);
-  return TensorRef(tensor);
+  return tensor;
 }
 
 Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {

@@ -34,7 +34,12 @@ class TensorTable {
   // Checks the view against the bases. The result: OpenTensor::peak_bytes.
   Result<uint64_t> CheckView(const OpenTensor& tensor);
   uint64_t peak_bytes() const;
-  // Forgets all; what is being read from the store meanwhile is not kept either, as its record may be gone.
+  // A tensor from a record that is not in the store, checked like those that are. Errors: as Get.
+  Result<TensorRef> Open(const TensorId& id, TensorRecord record) { return Open(id, std::move(record), kMaxDepth); }
+  // Makes such a tensor known until it is withdrawn.
+  void Introduce(TensorRef tensor);
+  void Withdraw(const TensorId& id);
+  // Forgets all that is published; what is being read from the store meanwhile is not kept either, as its record may be gone.
   void Clear();
 
  private:
@@ -48,6 +53,7 @@ class TensorTable {
 
   Result<TensorRef> Get(const TensorId& id, uint8_t max_depth);
   Result<TensorRef> GetReferenced(const TensorId& id, uint8_t max_depth);
+  Result<TensorRef> Open(const TensorId& id, TensorRecord record, uint8_t max_depth);
   Result<TensorRef> Load(const TensorId& id, uint8_t max_depth, uint64_t generation);
 
   const KvStore& store_;
@@ -55,6 +61,7 @@ class TensorTable {
   mutable std::mutex mutex_;
   std::unordered_map<TensorId, std::list<Slot>::iterator, IdHash> slots_;
   std::list<Slot> recent_;
+  std::unordered_map<TensorId, TensorRef, IdHash> introduced_;
   uint64_t bytes_ = 0, peak_bytes_ = 0;
   uint64_t generation_ = 0;  // counts Clear
 };
