@@ -12,13 +12,13 @@ Status CheckCatalog(const KvStore& store, CatalogMeta* meta) {
   } else if (value.status().code() != StatusCode::kNotFound) {
     return value.status();
   }
-  // This build knows no feature, so every one named is unknown.
-  if (!expected.features.empty()) {
-    std::string names;
-    for (const std::string& feature : expected.features) names += (names.empty() ? "\"" : ", \"") + feature + "\"";
-    return Unsupported("the store uses the feature " + names +
-                       ", which this build does not know; use a newer modelstore");
+  std::string unknown;
+  for (const std::string& feature : expected.features) {
+    if (!FeatureIsKnown(feature)) unknown += (unknown.empty() ? "\"" : ", \"") + feature + "\"";
   }
+  if (!unknown.empty())
+    return Unsupported("the store uses the feature " + unknown +
+                       ", which this build does not know; use a newer modelstore");
   uint64_t count = 0;
   uint64_t digest = 0;
   RETURN_IF_ERROR(store.Scan(Family::kModels, "", [&](std::string_view key, ByteSpan bytes) -> Status {

@@ -1,12 +1,18 @@
 #include "catalog/schema/records.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <limits>
+
+#include "codec/support/packed.h"
 
 namespace modelstore {
 namespace {
 
 constexpr uint8_t kRecordVersion = 1;  // first byte of every record
+constexpr uint8_t kPackedVersion = 2;  // of tensors and files: the body is packed
+constexpr std::byte kCompactEncoding{4};
 constexpr size_t kMaxFeatures = 256;
 
 void PutTensorId(ByteWriter& out, const TensorId& id) {
@@ -165,34 +171,44 @@ TensorId TensorIdAt(std::string_view key, size_t at) {
 
 }  // namespace
 
-Bytes Serialize(const TensorRecord& record) {
+namespace {
+
+// The record of version 2 around the body that it shares with version 1.
+Bytes Packed(ByteSpan body) {
   ByteWriter out;
-  out.U8(kRecordVersion);
-  out.U8(static_cast<uint8_t>(record.dtype));
-  PutShape(out, record.shape);
-  out.Varint(record.bytes);
-  out.Varint(record.coded_bytes);
-  out.Varint(record.push);
-  out.Varint(record.first_block);
-  out.Varint(record.block_count);
-  out.U8(record.depth);
-  out.LengthPrefixed(record.frame);
-  out.Varint(record.view.size());
-  for (const ViewSegment& segment : record.view) {
+  out.U8(kPackedVersion);
+  AppendPacked(body, out);
+  return out.Release();
+}
+
+void PutView(ByteWriter& out, const std::vector<ViewSegment>& view) {
+  out.Varint(view.size());
+  for (const ViewSegment& segment : view) {
     out.U8(static_cast<uint8_t>(segment.kind));
     out.Varint(segment.elems);
     if (segment.kind != ViewSegment::Kind::kIdentity) continue;
     PutTensorId(out, segment.base);
     out.Varint(segment.base_offset_elems);
   }
-  return out.Release();
 }
 
-Result<TensorRecord> ParseTensorRecord(ByteSpan bytes) {
+Status TakeView(ByteReader& in, std::vector<ViewSegment>* view, uint64_t* elems) {
+  const uint64_t segments = in.Varint();
+  if (!Fits(in, segments, 2)) return Malformed("tensor", std::to_string(segments) + " view segments do not fit");
+  view->reserve(segments);
+  *elems = 0;
+  for (uint64_t i = 0; i < segments && in.ok(); ++i) {
+    ViewSegment& segment = view->emplace_back();
+    RETURN_IF_ERROR(ParseViewSegment(in, &segment));
+    if (AddOverflows(*elems, segment.elems)) return Malformed("tensor", "view out of range");
+    *elems += segment.elems;
+  }
+  return OkStatus();
+}
+
+Result<TensorRecord> ParseTensorBody(ByteReader& in, bool is_packed) {
   constexpr std::string_view kWhat = "tensor";
-  ByteReader in(bytes);
   TensorRecord record;
-  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
   RETURN_IF_ERROR(TakeDType(in, kWhat, &record.dtype));
   RETURN_IF_ERROR(TakeShape(in, kWhat, &record.shape));
   record.bytes = in.Varint();
@@ -208,17 +224,17 @@ Result<TensorRecord> ParseTensorRecord(ByteSpan bytes) {
   record.depth = in.U8();
   const ByteSpan frame = in.LengthPrefixed();
   record.frame.assign(frame.begin(), frame.end());
-  const uint64_t segments = in.Varint();
-  if (!Fits(in, segments, 2)) return Malformed(kWhat, std::to_string(segments) + " view segments do not fit");
-  record.view.reserve(segments);
-  uint64_t view_elems = 0;
-  for (uint64_t i = 0; i < segments && in.ok(); ++i) {
-    ViewSegment& segment = record.view.emplace_back();
-    RETURN_IF_ERROR(ParseViewSegment(in, &segment));
-    if (AddOverflows(view_elems, segment.elems)) return Malformed(kWhat, "view out of range");
-    view_elems += segment.elems;
+  uint64_t view_elems = 0, part_elems = 0;
+  RETURN_IF_ERROR(TakeView(in, &record.view, &view_elems));
+  if (is_packed) {
+    for (auto* part : {&record.factors, &record.residual, &record.scales})
+      RETURN_IF_ERROR(TakeView(in, part, &part_elems));
   }
   RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  if (record.is_compact() != is_packed)
+    return Malformed(kWhat, is_packed ? "version 2, but not compact" : "compact, but not of version 2");
+  if (is_packed && (record.first_block != 0 || record.block_count != 0 || record.coded_bytes != 0))
+    return Malformed(kWhat, "compact, but has blocks");
   // An opaque type's shape is text of its container; only its bytes are known here.
   uint64_t shape_bytes = 0;
   if (record.dtype != DType::kOpaque &&
@@ -230,9 +246,86 @@ Result<TensorRecord> ParseTensorRecord(ByteSpan bytes) {
   return record;
 }
 
-Bytes Serialize(const FileRecord& record) {
+// `parse_body` reads a body from the reader it is given and checks that nothing is left.
+template <typename ParseBodyFn>
+auto ParsePackable(ByteSpan bytes, std::string_view what, const ParseBodyFn& parse_body)
+    -> decltype(parse_body(std::declval<ByteReader&>(), false)) {
+  ByteReader in(bytes);
+  ASSIGN_OR_RETURN(const uint8_t version, TakeVersion(in, what, kPackedVersion));
+  if (version != kPackedVersion) return parse_body(in, false);
+  const Result<Bytes> body = TakePacked(in);
+  if (!body.ok()) return Malformed(what, body.status().message());
+  ByteReader body_in(*body);
+  return parse_body(body_in, true);
+}
+
+}  // namespace
+
+bool TensorRecord::is_compact() const { return !frame.empty() && frame[0] == kCompactEncoding; }
+
+Bytes Serialize(const TensorRecord& record) {
+  const bool is_packed = record.is_compact();
   ByteWriter out;
-  out.U8(kRecordVersion);
+  if (!is_packed) out.U8(kRecordVersion);
+  out.U8(static_cast<uint8_t>(record.dtype));
+  PutShape(out, record.shape);
+  out.Varint(record.bytes);
+  out.Varint(record.coded_bytes);
+  out.Varint(record.push);
+  out.Varint(record.first_block);
+  out.Varint(record.block_count);
+  out.U8(record.depth);
+  out.LengthPrefixed(record.frame);
+  PutView(out, record.view);
+  if (!is_packed) return out.Release();
+  for (const auto* part : {&record.factors, &record.residual, &record.scales}) PutView(out, *part);
+  return Packed(out.view());
+}
+
+Result<TensorRecord> ParseTensorRecord(ByteSpan bytes) { return ParsePackable(bytes, "tensor", ParseTensorBody); }
+
+namespace {
+
+bool HasParts(const FileRecord& record) {
+  return std::any_of(record.extents.begin(), record.extents.end(),
+                     [](const Extent& extent) { return extent.kind == Extent::Kind::kTensorPart; });
+}
+
+Result<FileRecord> ParseFileBody(ByteReader& in, bool is_packed) {
+  constexpr std::string_view kWhat = "file";
+  FileRecord record;
+  const uint8_t kind = in.U8();
+  if (in.ok() && kind > static_cast<uint8_t>(FileKind::kSafetensors))
+    return Unsupported("file record: kind " + std::to_string(kind) +
+                       " is unknown to this build; use a newer modelstore");
+  record.kind = static_cast<FileKind>(kind);
+  record.bytes = in.Varint();
+  const uint64_t extents = in.Varint();
+  if (!Fits(in, extents, 3)) return Malformed(kWhat, std::to_string(extents) + " extents do not fit");
+  // Grown by push_back: an extent in memory is larger than its smallest encoding.
+  uint64_t covered = 0;
+  for (uint64_t i = 0; i < extents && in.ok(); ++i) {
+    Extent extent;
+    RETURN_IF_ERROR(ParseExtent(in, &extent));
+    if (AddOverflows(covered, extent.bytes)) return Malformed(kWhat, "extents out of range");
+    covered += extent.bytes;
+    record.extents.push_back(std::move(extent));
+  }
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
+  if (HasParts(record) != is_packed)
+    return Malformed(kWhat, is_packed ? "version 2, but no part of a tensor" : "parts of tensors, but not version 2");
+  if (covered != record.bytes)
+    return Malformed(kWhat,
+                     "its extents cover " + std::to_string(covered) + " bytes of " + std::to_string(record.bytes));
+  return record;
+}
+
+}  // namespace
+
+Bytes Serialize(const FileRecord& record) {
+  const bool is_packed = HasParts(record);
+  ByteWriter out;
+  if (!is_packed) out.U8(kRecordVersion);
   out.U8(static_cast<uint8_t>(record.kind));
   out.Varint(record.bytes);
   out.Varint(record.extents.size());
@@ -253,55 +346,59 @@ Bytes Serialize(const FileRecord& record) {
         break;
     }
   }
-  return out.Release();
+  return is_packed ? Packed(out.view()) : out.Release();
 }
 
-Result<FileRecord> ParseFileRecord(ByteSpan bytes) {
-  constexpr std::string_view kWhat = "file";
-  ByteReader in(bytes);
-  FileRecord record;
-  RETURN_IF_ERROR(TakeVersion(in, kWhat).status());
-  const uint8_t kind = in.U8();
-  if (in.ok() && kind > static_cast<uint8_t>(FileKind::kSafetensors))
-    return Unsupported("file record: kind " + std::to_string(kind) +
-                       " is unknown to this build; use a newer modelstore");
-  record.kind = static_cast<FileKind>(kind);
-  record.bytes = in.Varint();
-  const uint64_t extents = in.Varint();
-  if (!Fits(in, extents, 3)) return Malformed(kWhat, std::to_string(extents) + " extents do not fit");
-  // Grown by push_back: an extent in memory is larger than its smallest encoding.
-  uint64_t covered = 0;
-  for (uint64_t i = 0; i < extents && in.ok(); ++i) {
-    Extent extent;
-    RETURN_IF_ERROR(ParseExtent(in, &extent));
-    if (AddOverflows(covered, extent.bytes)) return Malformed(kWhat, "extents out of range");
-    covered += extent.bytes;
-    record.extents.push_back(std::move(extent));
-  }
-  RETURN_IF_ERROR(CheckEnd(in, kWhat));
-  if (covered != record.bytes)
-    return Malformed(kWhat,
-                     "its extents cover " + std::to_string(covered) + " bytes of " + std::to_string(record.bytes));
-  return record;
-}
+Result<FileRecord> ParseFileRecord(ByteSpan bytes) { return ParsePackable(bytes, "file", ParseFileBody); }
 
 namespace {
 
 // Version 2 adds owner and groups. A record that has none to say is written as version 1, as builds before them did, so
 // that each record has one serialization and ModelDigest stays what it was.
 constexpr uint8_t kOwnedModelVersion = 2;
+// Version 3 adds what compact models have; owner and groups may then be 0.
+constexpr uint8_t kCompactModelVersion = 3;
 
 bool HasOwner(const ModelRecord& record) {
   return record.owner_uid != 0 ||
          std::any_of(record.files.begin(), record.files.end(), [](const ModelFile& file) { return file.gid != 0; });
 }
 
+uint8_t VersionOf(const ModelRecord& record) {
+  if (record.fidelity == Fidelity::kCompact || record.allow_compact) return kCompactModelVersion;
+  return HasOwner(record) ? kOwnedModelVersion : kRecordVersion;
+}
+
+Status TakeDrift(ByteReader& in, ModelRecord* record) {
+  constexpr std::string_view kWhat = "model";
+  const uint8_t flags = in.U8();
+  const uint8_t kind = in.U8();
+  record->drift = std::bit_cast<double>(in.U64());
+  record->method = in.String();
+  if (!in.ok()) return OkStatus();  // the caller's CheckEnd tells
+  if (flags > 1) return Unsupported("model record: flags " + std::to_string(flags) + "; use a newer modelstore");
+  if (kind > static_cast<uint8_t>(DriftKind::kMoments))
+    return Unsupported("model record: drift of kind " + std::to_string(kind) +
+                       " is unknown to this build; use a newer modelstore");
+  record->allow_compact = flags != 0;
+  record->drift_kind = static_cast<DriftKind>(kind);
+  if (!std::isfinite(record->drift) || std::signbit(record->drift)) return Malformed(kWhat, "its drift is no number");
+  if (record->method.size() > kMaxMethodBytes)
+    return Malformed(kWhat, "a method of " + std::to_string(record->method.size()) + " bytes");
+  const bool is_compact = record->fidelity == Fidelity::kCompact;
+  if (is_compact != (record->drift_kind != DriftKind::kNone) ||
+      (!is_compact && (record->drift != 0 || !record->method.empty())))
+    return Malformed(kWhat, is_compact ? "compact without a drift" : "a drift, but it is exact");
+  return OkStatus();
+}
+
 }  // namespace
 
 Bytes Serialize(const ModelRecord& record) {
   ByteWriter out;
-  const bool owned = HasOwner(record);
-  out.U8(owned ? kOwnedModelVersion : kRecordVersion);
+  const uint8_t version = VersionOf(record);
+  const bool owned = version >= kOwnedModelVersion;
+  out.U8(version);
   out.Varint(record.id);
   out.String(record.name);
   out.U8(static_cast<uint8_t>(record.fidelity));
@@ -320,6 +417,12 @@ Bytes Serialize(const ModelRecord& record) {
     if (owned) out.Varint(file.gid);
   }
   if (owned) out.Varint(record.owner_uid);
+  if (version >= kCompactModelVersion) {
+    out.U8(record.allow_compact ? 1 : 0);
+    out.U8(static_cast<uint8_t>(record.drift_kind));
+    out.U64(std::bit_cast<uint64_t>(record.drift));
+    out.String(record.method);
+  }
   return out.Release();
 }
 
@@ -328,7 +431,7 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
   constexpr uint32_t kModeBits = 0444;
   ByteReader in(bytes);
   ModelRecord record;
-  ASSIGN_OR_RETURN(const uint8_t version, TakeVersion(in, kWhat, kOwnedModelVersion));
+  ASSIGN_OR_RETURN(const uint8_t version, TakeVersion(in, kWhat, kCompactModelVersion));
   const bool owned = version >= kOwnedModelVersion;
   record.id = in.Varint();
   record.name = in.String();
@@ -366,12 +469,22 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
     record.files.push_back(std::move(file));
   }
   const uint64_t owner = owned ? in.Varint() : 0;
+  if (version >= kCompactModelVersion) RETURN_IF_ERROR(TakeDrift(in, &record));
   RETURN_IF_ERROR(CheckEnd(in, kWhat));
   if (owner > UINT32_MAX) return Malformed(kWhat, "owner " + std::to_string(owner));
   record.owner_uid = static_cast<uint32_t>(owner);
-  if (owned && !HasOwner(record)) return Malformed(kWhat, "version 2 without owner and groups");
+  if (version != VersionOf(record))
+    return Malformed(kWhat, "version " + std::to_string(version) + " of what version " +
+                                std::to_string(VersionOf(record)) + " says");
   if (const Status status = CheckModelName(record.name); !status.ok()) return Malformed(kWhat, status.message());
   return record;
+}
+
+bool FeatureIsKnown(std::string_view feature) { return feature == kCompactFeature; }
+
+void AddFeature(CatalogMeta* meta, std::string_view feature) {
+  std::vector<std::string>& features = meta->features;
+  if (std::find(features.begin(), features.end(), feature) == features.end()) features.emplace_back(feature);
 }
 
 Bytes Serialize(const CatalogMeta& record) {
@@ -552,6 +665,7 @@ uint64_t ShortTensorId(const TensorId& id) { return id.hash.low ^ id.ordinal * 0
 uint64_t TensorCost(const TensorRecord& record, size_t record_bytes) {
   constexpr uint64_t kBlockKeyBytes = 12;
   uint64_t cost = kTensorKeyBytes + record_bytes + record.coded_bytes + kBlockKeyBytes * record.block_count;
+  if (record.is_compact()) return cost;
   for (auto segment = record.view.begin(); segment != record.view.end(); ++segment) {
     if (segment->kind != ViewSegment::Kind::kIdentity) continue;
     const bool is_new = std::none_of(record.view.begin(), segment, [&](const ViewSegment& earlier) {

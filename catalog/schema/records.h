@@ -56,8 +56,36 @@ struct TensorRecord {
   uint32_t block_count = 0;
   uint8_t depth = 0;              // 0: no base; 1: its base has depth 0; …
   Bytes frame;                    // codec/decode/frame.h
-  std::vector<ViewSegment> view;  // empty unless the frame is a delta
+  std::vector<ViewSegment> view;  // empty unless the frame is a delta or compact
+  // Of a compact tensor (docs/format.md, "Compact tensors"): which U16 tensors its factors' and residual's tokens are,
+  // and which BF16 tensor its scales. Empty in others.
+  std::vector<ViewSegment> factors, residual, scales;
+
+  // Decided by the frame's first byte, its encoding.
+  bool is_compact() const;
 };
+
+// Calls visit(id) for each tensor that predicts `record`, as often as its view names it.
+template <typename VisitFn>
+void ForEachBase(const TensorRecord& record, const VisitFn& visit) {
+  for (const ViewSegment& segment : record.view)
+    if (segment.kind == ViewSegment::Kind::kIdentity) visit(segment.base);
+}
+
+// … for each tensor that a compact `record` consists of besides.
+template <typename VisitFn>
+void ForEachPart(const TensorRecord& record, const VisitFn& visit) {
+  for (const auto* view : {&record.factors, &record.residual, &record.scales})
+    for (const ViewSegment& segment : *view)
+      if (segment.kind == ViewSegment::Kind::kIdentity) visit(segment.base);
+}
+
+// … for each tensor that must exist as long as `record` does: both.
+template <typename VisitFn>
+void ForEachReference(const TensorRecord& record, const VisitFn& visit) {
+  ForEachBase(record, visit);
+  ForEachPart(record, visit);
+}
 
 // A file is the concatenation of its extents.
 struct Extent {
@@ -93,6 +121,10 @@ struct ModelFile {
 
 enum class Fidelity : uint8_t { kExact = 0, kCompact = 1 };
 
+// What a compact model's drift was measured with: nothing, or the moments of its inputs.
+enum class DriftKind : uint8_t { kNone = 0, kPlain = 1, kMoments = 2 };
+inline constexpr size_t kMaxMethodBytes = 255;
+
 // family models, key = name
 struct ModelRecord {
   ModelId id = 0;
@@ -105,6 +137,12 @@ struct ModelRecord {
   ModelId base = 0;                  // the model that gives most base bytes; 0: none
   uint32_t owner_uid = 0;            // who pushed it (records of version 1, written before there were owners: root)
   std::vector<ModelFile> files;      // sorted by path
+  bool allow_compact = false;        // the daemon's policy may make it compact
+  // Of a compact model: the error that it was stored with, relative to its delta's energy, and how it was made, for
+  // people (at most kMaxMethodBytes).
+  DriftKind drift_kind = DriftKind::kNone;
+  double drift = 0;
+  std::string method;
 };
 
 // family meta, key "catalog"
@@ -117,6 +155,11 @@ struct CatalogMeta {
   uint64_t model_digest = 0;  // XOR over models of ModelDigest(record): notices a vanished model
 };
 inline constexpr std::string_view kCatalogMetaKey = "catalog";
+inline constexpr std::string_view kCompactFeature = "compact";  // some tensor is compact
+
+bool FeatureIsKnown(std::string_view feature);
+// Unless the store has it already.
+void AddFeature(CatalogMeta* meta, std::string_view feature);
 
 // A sampled fingerprint of a tensor of at least kSketchMinElems elements (family sketches, key TensorKey(id)): `values`
 // are the bfloat16 bit patterns (truncated) of elements at fixed fractional positions, so that a finetune's sketch is
@@ -136,7 +179,7 @@ struct UsageRecord {
   struct Tensor {
     uint64_t id = 0;  // ShortTensorId
     uint64_t cost_bytes = 0;
-    uint64_t bytes = 0;     // of its first extent in the file
+    uint64_t bytes = 0;     // of its first extent in the file; of a tensor in parts, of all of them
     uint8_t encoding = 0;   // of its frame (codec/decode/frame.h)
     bool is_named = false;  // its first extent has a name
     bool operator==(const Tensor&) const = default;
@@ -150,7 +193,7 @@ struct UsageRecord {
   uint64_t cost_bytes = 0;      // key and value of the file's record
   uint64_t literal_bytes = 0;   // of the file's content: literals
   uint64_t repeated_bytes = 0;  // … and extents of tensors that came earlier in the file
-  std::vector<Tensor> tensors;  // each once, in file order
+  std::vector<Tensor> tensors;  // each once, in file order; then the parts of the compact ones, of no bytes
   std::vector<Base> bases;      // what those need besides, directly or through other bases; by id, none twice
   bool operator==(const UsageRecord&) const = default;
 };
@@ -195,7 +238,8 @@ Result<TensorId> ParseEdgeDependent(std::string_view key);
 uint64_t ShortTensorId(const TensorId& id);
 
 // Keys and values that a tensor adds to the store: its record (`record_bytes` long), blocks, edges, and the sketch that
-// a tensor of its type and size has. A function of the record alone: a sketch that was taken away counts too.
+// a tensor of its type and size has; a compact one has a record alone. A function of the record alone: a sketch that
+// was taken away counts too.
 uint64_t TensorCost(const TensorRecord& record, size_t record_bytes);
 // Of a file's record.
 uint64_t FileCost(size_t record_bytes);
