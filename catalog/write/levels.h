@@ -36,6 +36,8 @@ inline std::string_view EncodingName(Encoding encoding) {
       return "self";
     case Encoding::kDelta:
       return "delta";
+    case Encoding::kCompact:
+      return "compact";
   }
   return "unknown";
 }

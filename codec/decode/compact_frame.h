@@ -25,8 +25,9 @@ namespace modelstore {
 // Limits of what a frame may ask for.
 inline constexpr uint32_t kMaxCompactRank = 1024;
 inline constexpr uint64_t kMaxRightFactorLevels = 1 << 24;  // rank * columns of a segment
-inline constexpr unsigned kFactorTokenLevels = 2;           // levels in a token of factors, each in [-127, 127]
-inline constexpr unsigned kResidualTokenLevels = 4;         // … of a residual, each in [-7, 7]
+inline constexpr uint64_t kMaxCompactSegments = 1 << 20;
+inline constexpr unsigned kFactorTokenLevels = 2;    // levels in a token of factors, each in [-127, 127]
+inline constexpr unsigned kResidualTokenLevels = 4;  // … of a residual, each in [-7, 7]
 inline constexpr float kBiasUnit = 1.0f / 64;
 
 struct CompactSegment {
@@ -59,7 +60,8 @@ struct CompactFrame {
   // Derived: lengths of the three tensors.
   uint64_t factor_tokens = 0, residual_tokens = 0, scales = 0;
 
-  // Sets all that is derived. Errors: Corruption when sizes overflow, contradict `elems` or exceed the limits.
+  // Sets all that is derived. Errors: Corruption when sizes overflow, contradict `elems` or each other, or exceed the
+  // limits.
   Status FinishLayout(uint64_t elems);
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <utility>
 
 namespace modelstore {
 namespace {
@@ -126,9 +127,10 @@ Bytes SerializeFrame(const Frame& frame) {
   ByteWriter out;
   out.U8(static_cast<uint8_t>(frame.encoding));
   out.U8(static_cast<uint8_t>(frame.dtype));
-  out.U8(static_cast<uint8_t>(frame.coded_dtype));
+  if (frame.encoding != Encoding::kCompact) out.U8(static_cast<uint8_t>(frame.coded_dtype));
   out.Varint(frame.elems);
   out.Varint(frame.block_elems);
+  if (frame.encoding == Encoding::kCompact) SerializeCompact(*frame.compact, out);
   if (IsEntropyCoded(frame.encoding)) SerializeModel(frame, out);
   return out.Release();
 }
@@ -138,11 +140,11 @@ Result<Frame> ParseFrame(ByteSpan bytes) {
   Frame frame;
   const uint8_t encoding = in.U8();
   const uint8_t dtype = in.U8();
-  const uint8_t coded_dtype = in.U8();
+  const uint8_t coded_dtype = encoding == static_cast<uint8_t>(Encoding::kCompact) ? dtype : in.U8();
   frame.elems = in.Varint();
   const uint64_t block_elems = in.Varint();
   if (!in.ok()) return Corruption("frame: cut short after " + std::to_string(bytes.size()) + " bytes");
-  if (encoding > static_cast<uint8_t>(Encoding::kDelta))
+  if (encoding > static_cast<uint8_t>(Encoding::kCompact))
     return Unsupported("frame: encoding " + std::to_string(encoding) + " is not known to this version");
   if (!DTypeIsKnown(dtype) || !DTypeIsKnown(coded_dtype))
     return Unsupported("frame: dtype " + std::to_string(dtype) + "/" + std::to_string(coded_dtype) +
@@ -156,13 +158,22 @@ Result<Frame> ParseFrame(ByteSpan bytes) {
   if (frame.elems > std::numeric_limits<uint64_t>::max() / 16 ||
       (frame.elems + block_elems - 1) / block_elems > std::numeric_limits<uint32_t>::max())
     return Corruption("frame: " + std::to_string(frame.elems) + " elements are too many for its blocks");
+  if (frame.encoding == Encoding::kCompact) {
+    if (!DTypeIsFloat(frame.dtype))
+      return Corruption("frame: a compact tensor of dtype " + std::string(DTypeName(frame.dtype)));
+    ASSIGN_OR_RETURN(CompactFrame compact, ParseCompact(in, frame.elems));
+    if (!in.AtEnd()) return Corruption("frame: bytes after its end");
+    frame.compact = std::make_shared<const CompactFrame>(std::move(compact));
+    return frame;
+  }
   if (!IsEntropyCoded(frame.encoding)) {
     if (frame.coded_dtype != frame.dtype) return Corruption("frame: a plain frame with a coded dtype of its own");
     if (!in.AtEnd()) return Corruption("frame: bytes after its end");
     return frame;
   }
   const bool narrowed = frame.dtype == DType::kF32 && frame.coded_dtype == DType::kBF16;
-  if (!DTypeIsFloat(frame.coded_dtype) || (frame.coded_dtype != frame.dtype && !narrowed))
+  const bool tokens = frame.dtype == DType::kU16 && frame.encoding == Encoding::kSelf;
+  if ((!DTypeIsFloat(frame.coded_dtype) && !tokens) || (frame.coded_dtype != frame.dtype && !narrowed))
     return Corruption("frame: dtype " + std::string(DTypeName(frame.dtype)) + " coded as " +
                       std::string(DTypeName(frame.coded_dtype)));
   RETURN_IF_ERROR(ParseModel(in, frame));

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "codec/decode/compact_frame.h"
 #include "codec/kernels/rans_decode.h"
 #include "codec/kernels/rans_tables.h"
 #include "codec/support/bytes.h"
@@ -21,6 +22,8 @@ enum class Encoding : uint8_t {
   kZstd = 1,   // each block a zstd frame
   kSelf = 2,   // entropy-coded by itself
   kDelta = 3,  // entropy-coded difference to a prediction made from the base
+  // Rebuilt from the base and from other tensors: a block has no bytes of its own, compact_decoder.h makes it.
+  kCompact = 4,
 };
 
 inline constexpr uint32_t kBlockBytes = 256 * 1024;  // of a block in the tensor's dtype, as written by this build
@@ -34,8 +37,9 @@ struct Frame {
   DType coded_dtype = DType::kOpaque;
   uint64_t elems = 0;
   uint32_t block_elems = 0;
-  RansModel model;                             // kSelf and kDelta
-  std::shared_ptr<const DecodeTables> tables;  // made from `model` by ParseFrame or PrepareTables
+  RansModel model;                              // kSelf and kDelta
+  std::shared_ptr<const DecodeTables> tables;   // made from `model` by ParseFrame or PrepareTables
+  std::shared_ptr<const CompactFrame> compact;  // kCompact; coded_dtype = dtype
 
   uint32_t BlockCount() const;
   // Elements of block `index` (< BlockCount()).

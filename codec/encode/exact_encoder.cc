@@ -403,6 +403,8 @@ Status BlockEncoder::Encode(uint32_t index, ByteSpan source, ByteSpan prediction
   switch (frame.encoding) {
     case Encoding::kRaw:
       break;
+    case Encoding::kCompact:
+      return Internal("Encode: a compact tensor has no coded blocks");
     case Encoding::kZstd: {
       out->resize(source.size() - 1);
       const size_t n = ZSTD_compress(out->data(), out->size(), source.data(), source.size(), kZstdLevel);

@@ -18,7 +18,7 @@ struct FloatLayout {
   uint32_t exponent_mask = 0;   // after shifting
 };
 
-// Precondition: DTypeIsFloat(dtype).
+// Precondition: DTypeIsFloat(dtype), or kU16 (tokens, which are self-coded: only the width counts).
 constexpr FloatLayout FloatLayoutOf(DType dtype) {
   switch (dtype) {
     case DType::kF8E4M3:
@@ -29,6 +29,8 @@ constexpr FloatLayout FloatLayoutOf(DType dtype) {
       return {16, 10, 0x1f};
     case DType::kBF16:
       return {16, 7, 0xff};
+    case DType::kU16:
+      return {16, 0, 0};
     case DType::kF32:
       return {32, 23, 0xff};
     case DType::kF64:
