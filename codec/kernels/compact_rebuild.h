@@ -1,0 +1,41 @@
+// The loops that rebuild elements of a compact tensor (layer: codec/kernels). docs/format.md, "Compact tensors".
+//
+// Every product of the formula is exact in float32 (8 bits of a scale, 7 of each level), so contracting it with the
+// addition that follows changes nothing; the additions' order is the format's. One source for every CPU target
+// (compact_rebuild_loops.h), the same bits from each. Thread-safe; nothing allocates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/tensor/dtype.h"
+
+namespace modelstore {
+
+// Right factors are worked through in blocks of kPanelColumns columns, laid out in strips: level (k, j) of a block lies
+// at [(j / kStripColumns * rank + k) * kStripColumns + j % kStripColumns].
+inline constexpr size_t kPanelColumns = 512;
+inline constexpr size_t kStripColumns = 32;
+// Rows that share what is loaded of the right factors.
+inline constexpr size_t kPanelRows = 8;
+
+struct CompactKernels {
+  // sums[r * kPanelColumns + j] = sum over k, ascending from 0, of weights[r * rank + k] * level(k, j), for r < rows
+  // (at most kPanelRows) and j < strips * kStripColumns.
+  void (*accumulate)(const float* weights, size_t rows, size_t rank, const int8_t* right, size_t strips, float* sums);
+  // sums[i] += sign(q) * (|q| - biases[min(|q|, 3) - 1]) * step, q = levels[i], where that is not 0.
+  void (*add_residual)(const int8_t* levels, size_t n, const float* biases, float step, float* sums);
+  // BF16: out[i] = prediction[i] + sums[i], rounded by the dither of elements low + i (which does not pass 2^32) under
+  // `key`. No alignment.
+  void (*round_bf16)(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key,
+                     std::byte* out);
+};
+
+// Those of the CPU target in force.
+const CompactKernels& CurrentCompactKernels();
+
+// prediction[i] + sums[i] in `dtype` (floating-point), rounded by the dither of elements first + i. No alignment.
+void RoundCompact(DType dtype, const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
+                  std::byte* out);
+
+}  // namespace modelstore

@@ -1,0 +1,386 @@
+// Rebuilding compact tensors: against a reference written straight from docs/format.md, on every CPU target.
+#include "codec/decode/compact_decoder.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "codec/kernels/compact_rebuild.h"
+#include "codec/kernels/level_tokens.h"
+#include "codec/kernels/value_map.h"
+#include "tests/unit/codec/codec_fixture.h"
+
+namespace modelstore::test {
+namespace {
+
+// A compact tensor with its levels as they were before they became tokens.
+struct Model {
+  Frame frame;
+  struct Levels {
+    std::vector<int8_t> right, left, residual;
+    std::vector<uint16_t> scales, steps;
+  };
+  std::vector<Levels> levels;
+  Bytes base;
+  std::vector<uint16_t> factors, residual, scales;  // the three tensors
+};
+
+uint16_t Bf16(float v) { return static_cast<uint16_t>(std::bit_cast<uint32_t>(v) >> 16); }
+
+void AppendTokens(std::vector<int8_t> levels, unsigned group, std::vector<uint16_t>& out) {
+  levels.resize((levels.size() + group - 1) / group * group);
+  const size_t tokens = levels.size() / group;
+  const size_t at = out.size();
+  out.resize(at + tokens);
+  if (tokens > 0) LevelsToTokens(levels.data(), tokens, group, out.data() + at);
+}
+
+std::vector<int8_t> RandomLevels(size_t n, int max, double sigma, std::mt19937_64& rng) {
+  std::normal_distribution<double> normal(0, sigma);
+  std::vector<int8_t> levels(n);
+  for (int8_t& level : levels)
+    level = static_cast<int8_t>(std::clamp(std::lround(normal(rng)), -static_cast<long>(max), static_cast<long>(max)));
+  return levels;
+}
+
+// Values of the base's size around 1/16, with every special pattern of the type strewn in.
+Bytes Base(DType dtype, size_t elems, std::mt19937_64& rng) {
+  Bytes base = NormalTensor(dtype, elems, 0.06, static_cast<uint32_t>(rng()));
+  const uint32_t width = DTypeBytes(dtype);
+  for (size_t i = 0; i < elems; i += 1 + rng() % 40) {
+    const uint64_t special = rng() % 5;
+    uint64_t pattern = rng();
+    if (special == 0) pattern = 0;
+    if (special == 1) pattern = uint64_t{1} << (width * 8 - 1);            // -0
+    if (special == 2) pattern = NarrowFromF64(dtype, 0x7ff0000000000000);  // infinity, or the largest
+    if (special == 3) pattern &= 0xf;                                      // subnormal
+    std::memcpy(base.data() + i * width, &pattern, width);
+  }
+  return base;
+}
+
+Model MakeModel(DType dtype, std::vector<CompactSegment> segments, uint32_t block_elems, uint32_t seed,
+                float scale = 1e-4f) {
+  std::mt19937_64 rng(seed);
+  Model m;
+  CompactFrame compact;
+  compact.seed = static_cast<uint32_t>(rng());
+  uint64_t elems = 0;
+  for (CompactSegment& s : segments) {
+    elems += s.elems();
+    Model::Levels l;
+    l.right = RandomLevels(s.rank * s.columns, kMaxPairLevel, 3, rng);
+    l.left = RandomLevels(s.factor_rows() * s.rank, kMaxPairLevel, 40, rng);
+    if (s.has_residual) l.residual = RandomLevels(s.elems(), s.wide_residual ? kMaxPairLevel : kMaxQuadLevel, 1.5, rng);
+    std::uniform_real_distribution<float> uniform(-scale, scale);
+    for (uint32_t k = 0; k < s.rank; ++k) l.scales.push_back(Bf16(uniform(rng)));
+    for (uint64_t g = 0; g < s.groups(); ++g) l.steps.push_back(Bf16(50 * uniform(rng)));
+    AppendTokens(l.right, kFactorTokenLevels, m.factors);
+    AppendTokens(l.left, kFactorTokenLevels, m.factors);
+    AppendTokens(l.residual, s.residual_token_levels(), m.residual);
+    m.scales.insert(m.scales.end(), l.scales.begin(), l.scales.end());
+    m.scales.insert(m.scales.end(), l.steps.begin(), l.steps.end());
+    m.levels.push_back(std::move(l));
+  }
+  compact.segments = std::move(segments);
+  EXPECT_TRUE(compact.FinishLayout(elems).ok());
+  EXPECT_EQ(compact.factor_tokens, m.factors.size());
+  EXPECT_EQ(compact.residual_tokens, m.residual.size());
+  EXPECT_EQ(compact.scales, m.scales.size());
+  m.frame.encoding = Encoding::kCompact;
+  m.frame.dtype = m.frame.coded_dtype = dtype;
+  m.frame.elems = elems;
+  m.frame.block_elems = block_elems;
+  m.frame.compact = std::make_shared<const CompactFrame>(std::move(compact));
+  m.base = Base(dtype, elems, rng);
+  return m;
+}
+
+// --- The reference: element by element, rounding on the numbers' values in long arithmetic.
+
+double ValueOf(DType dtype, uint64_t pattern) { return std::bit_cast<double>(WidenToF64(dtype, pattern)); }
+
+uint64_t LargestFinite(DType dtype) {
+  switch (dtype) {
+    case DType::kF8E4M3:
+      return 0x7e;
+    case DType::kF8E5M2:
+      return 0x7b;
+    case DType::kF16:
+      return 0x7bff;
+    case DType::kBF16:
+      return 0x7f7f;
+    case DType::kF32:
+      return 0x7f7fffff;
+    default:
+      return 0x7fefffffffffffff;
+  }
+}
+
+uint32_t ReferenceDither(uint64_t e, uint32_t seed) {
+  uint32_t x = static_cast<uint32_t>(e) ^ (static_cast<uint32_t>(e >> 32) * 0x85ebca6bu) ^ seed;
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x >> 16;
+}
+
+uint64_t ReferenceRound(DType dtype, uint64_t p, float a, uint64_t e, uint32_t seed) {
+  const uint64_t sign_bit = uint64_t{1} << (DTypeBytes(dtype) * 8 - 1);
+  const double value = ValueOf(dtype, p);
+  if (!std::isfinite(value)) return p;
+  if (dtype == DType::kF64) return std::bit_cast<uint64_t>(value + static_cast<double>(a));
+  const float y = static_cast<float>(value) + a;
+  const uint64_t sign = std::signbit(y) ? sign_bit : 0;
+  if (std::isinf(y)) return sign | LargestFinite(dtype);
+  if (dtype == DType::kF32) return std::bit_cast<uint32_t>(y);
+  if (y == 0) return sign;
+  // |y| = m 2^t, m of 24 bits (fewer where y is subnormal).
+  int exponent = 0;
+  std::frexp(std::fabs(y), &exponent);
+  const int t = std::max(exponent - 24, -149);
+  const uint64_t m = static_cast<uint64_t>(std::ldexp(static_cast<double>(std::fabs(y)), -t));
+  // The dtype's unit in the last place at y.
+  const FloatLayout layout = FloatLayoutOf(dtype);
+  const int least = 1 - static_cast<int>(layout.exponent_mask >> 1) - static_cast<int>(layout.exponent_shift);
+  const int unit = std::max(exponent - 1 - static_cast<int>(layout.exponent_shift), least);
+  const int d = unit - t;
+  if (d >= 40) return sign;
+  const uint64_t r =
+      static_cast<uint64_t>(std::floor(std::ldexp(static_cast<double>(ReferenceDither(e, seed)), d - 16)));
+  const double result = std::ldexp(static_cast<double>((m + r) >> d), t + d);
+  const double largest = ValueOf(dtype, LargestFinite(dtype));
+  if (result >= largest) return sign | LargestFinite(dtype);
+  return sign | NarrowFromF64(dtype, std::bit_cast<uint64_t>(result));
+}
+
+Bytes Reference(const Model& m) {
+  Bytes out;
+  const uint32_t width = DTypeBytes(m.frame.dtype);
+  for (size_t i = 0; i < m.levels.size(); ++i) {
+    const CompactSegment& s = m.frame.compact->segments[i];
+    const Model::Levels& l = m.levels[i];
+    const auto wide = [](uint16_t pattern) { return std::bit_cast<float>(uint32_t{pattern} << 16); };
+    uint64_t factor_row = 0;
+    for (uint64_t row = 0; row < s.rows; ++row) {
+      const bool has = s.row_mask.empty() || (s.row_mask[row / 64] >> (row % 64) & 1) != 0;
+      for (uint64_t column = 0; column < s.columns; ++column) {
+        volatile float a = 0;  // each operation rounded by itself
+        for (uint32_t k = 0; has && k < s.rank; ++k) {
+          const volatile float w = wide(l.scales[k]) * l.left[factor_row * s.rank + k];
+          const volatile float product = w * l.right[k * s.columns + column];
+          a = a + product;
+        }
+        const uint64_t in_segment = row * s.columns + column;
+        const int q = s.has_residual ? l.residual[in_segment] : 0;
+        if (q != 0) {
+          const float magnitude =
+              static_cast<float>(std::abs(q)) - static_cast<float>(s.biases[std::min(std::abs(q), 3) - 1]) / 64;
+          const float step = wide(l.steps[s.group_elems == 0 ? 0 : in_segment / s.group_elems]);
+          const volatile float product = (q < 0 ? -magnitude : magnitude) * step;
+          a = a + product;
+        }
+        const uint64_t e = s.first_elem + in_segment;
+        uint64_t p = 0;
+        std::memcpy(&p, m.base.data() + e * width, width);
+        PutPattern(out, ReferenceRound(m.frame.dtype, p, a, e, m.frame.compact->seed), width);
+      }
+      factor_row += has ? 1 : 0;
+    }
+  }
+  return out;
+}
+
+ByteSpan Part(const std::vector<uint16_t>& all, const CompactPiece::Range& range) {
+  return std::as_bytes(std::span(all).subspan(range.begin, range.count));
+}
+
+CompactInputs InputsOf(const Model& m, const CompactPiece& piece) {
+  return {Part(m.factors, piece.right), Part(m.factors, piece.left), Part(m.residual, piece.residual),
+          Part(m.scales, piece.scales), Part(m.scales, piece.steps)};
+}
+
+uint64_t InputBytes(const CompactInputs& in) {
+  return in.right.size() + in.left.size() + in.residual.size() + in.scales.size() + in.steps.size();
+}
+
+Result<Bytes> Rebuild(const Model& m) {
+  const uint32_t width = DTypeBytes(m.frame.dtype);
+  Bytes out(m.frame.elems * width);
+  uint64_t next = 0;
+  for (uint32_t b = 0; b < m.frame.BlockCount(); ++b) {
+    uint64_t in_block = 0;
+    for (const CompactPiece& piece : CompactPieces(m.frame, b)) {
+      EXPECT_EQ(piece.block_begin, in_block);
+      EXPECT_EQ(piece.segment->first_elem + piece.begin, next);
+      CompactScratch scratch;
+      const CompactInputs inputs = InputsOf(m, piece);
+      const size_t at = next * width, bytes = piece.elems * width;
+      RETURN_IF_ERROR(RebuildPiece(m.frame, piece, inputs, ByteSpan(m.base).subspan(at, bytes), scratch,
+                                   MutableByteSpan(out).subspan(at, bytes)));
+      EXPECT_LE(InputBytes(inputs) + scratch.levels.capacity() + scratch.floats.capacity() * sizeof(float),
+                MaxPieceBytes(m.frame));
+      in_block += piece.elems;
+      next += piece.elems;
+    }
+    EXPECT_EQ(in_block, m.frame.BlockElems(b));
+  }
+  EXPECT_EQ(next, m.frame.elems);
+  return out;
+}
+
+void ExpectReference(const Model& m) {
+  const Bytes expected = Reference(m);
+  OnEveryTarget([&] {
+    const Result<Bytes> out = Rebuild(m);
+    ASSERT_TRUE(out.ok()) << out.status().ToString();
+    const size_t at =
+        static_cast<size_t>(std::mismatch(out->begin(), out->end(), expected.begin()).first - out->begin());
+    EXPECT_EQ(at, expected.size()) << "the first byte that differs";
+  });
+}
+
+CompactSegment Plain(uint64_t rows, uint64_t columns, uint32_t rank) {
+  CompactSegment s;
+  s.rows = rows;
+  s.columns = columns;
+  s.rank = rank;
+  return s;
+}
+
+CompactSegment WithResidual(CompactSegment s, uint64_t group_elems, bool wide = false) {
+  s.has_residual = true;
+  s.group_elems = group_elems;
+  s.wide_residual = wide;
+  s.biases = {11, 5, 2};
+  return s;
+}
+
+CompactSegment WithMask(CompactSegment s, uint32_t seed, unsigned one_in) {
+  std::mt19937_64 rng(seed);
+  s.row_mask.assign((s.rows + 63) / 64, 0);
+  for (uint64_t row = 0; row < s.rows; ++row)
+    if (rng() % one_in == 0) s.row_mask[row / 64] |= uint64_t{1} << (row % 64);
+  return s;
+}
+
+class EveryFloatCompact : public testing::TestWithParam<DType> {};
+
+TEST_P(EveryFloatCompact, OddShapesAndBlockEdges) {
+  const std::vector<CompactSegment> segments = {
+      Plain(3, 5, 2),
+      WithResidual(Plain(17, 33, 7), 10),
+      WithMask(Plain(131, 70, 5), 1, 3),
+      Plain(1, 1, 0),
+      WithResidual(WithMask(Plain(40, 513, 4), 2, 2), 0, true),
+      WithResidual(Plain(9, 1030, 0), 1000),
+      Plain(2, 1601, 19),
+      WithMask(Plain(70, 3, 3), 3, 1000),
+      Plain(1, 2100, 1),
+  };
+  for (const uint32_t block_elems : {97u, 1000u, 4096u, 1u << 17})
+    ExpectReference(MakeModel(GetParam(), segments, block_elems, block_elems));
+}
+
+TEST_P(EveryFloatCompact, LargeAndTinyScales) {
+  const std::vector<CompactSegment> segments = {WithResidual(Plain(20, 50, 3), 7), Plain(8, 64, 8)};
+  for (const float scale : {0x1p-130f, 1e-9f, 1.0f, 1e6f, 0x1p57f})
+    ExpectReference(MakeModel(GetParam(), segments, 777, 5, scale));
+}
+
+INSTANTIATE_TEST_SUITE_P(Compact, EveryFloatCompact, testing::ValuesIn(kFloats),
+                         [](const auto& of) { return std::string(DTypeName(of.param)); });
+
+TEST(CompactDecoder, NoDeltaGivesTheBase) {
+  Model m = MakeModel(DType::kBF16, {Plain(50, 300, 0)}, 4096, 1);
+  const Result<Bytes> out = Rebuild(m);
+  ASSERT_TRUE(out.ok());
+  for (size_t i = 0; i < m.base.size(); i += 2) {
+    uint16_t before, after;
+    std::memcpy(&before, m.base.data() + i, 2);
+    std::memcpy(&after, out->data() + i, 2);
+    ASSERT_EQ(before == 0x8000 ? 0 : before, after);  // -0 + 0 = 0
+  }
+}
+
+// The mean of many dithered roundings is the value that was rounded.
+TEST(CompactDecoder, ChangesBelowTheLastPlaceSurviveOnAverage) {
+  constexpr size_t kN = 1 << 16;
+  Bytes base;
+  for (size_t i = 0; i < kN; ++i) PutPattern(base, 0x3f80, 2);  // 1.0: steps of 2^-7
+  const std::vector<float> sums(kN, 0.125f / 128);
+  Bytes out(kN * 2);
+  RoundCompact(DType::kBF16, base.data(), sums.data(), kN, 0, 42, out.data());
+  double mean = 0;
+  for (size_t i = 0; i < kN; ++i) {
+    uint16_t pattern;
+    std::memcpy(&pattern, out.data() + i * 2, 2);
+    mean += (ValueOf(DType::kBF16, pattern) - 1) * 128 / kN;
+  }
+  EXPECT_NEAR(mean, 0.125, 0.006);
+}
+
+TEST(CompactDecoder, DitherGoesOnAcross2To32) {
+  constexpr uint64_t kFirst = (uint64_t{1} << 32) - 21;
+  std::mt19937_64 rng(1);
+  const Bytes base = NormalTensor(DType::kBF16, 60, 0.1, 3);
+  const std::vector<float> sums(60, 1e-4f);
+  OnEveryTarget([&] {
+    Bytes out(120);
+    RoundCompact(DType::kBF16, base.data(), sums.data(), 60, kFirst, 9, out.data());
+    for (size_t i = 0; i < 60; ++i) {
+      uint16_t p, r;
+      std::memcpy(&p, base.data() + i * 2, 2);
+      std::memcpy(&r, out.data() + i * 2, 2);
+      ASSERT_EQ(r, ReferenceRound(DType::kBF16, p, 1e-4f, kFirst + i, 9)) << i;
+    }
+  });
+}
+
+TEST(CompactDecoder, RefusesBadTokensScalesAndSizes) {
+  const Model good = MakeModel(DType::kBF16, {WithResidual(Plain(10, 20, 3), 50)}, 4096, 1);
+  const auto code = [](const Model& m) { return Rebuild(m).status().code(); };
+  ASSERT_EQ(code(good), StatusCode::kOk);
+  const uint16_t no_token = FromSelfValue(uint16_t{0xffff}, false);
+  Model bad = good;
+  bad.factors[0] = no_token;
+  EXPECT_EQ(code(bad), StatusCode::kCorruption);
+  bad = good;
+  bad.factors.back() = no_token;
+  EXPECT_EQ(code(bad), StatusCode::kCorruption);
+  bad = good;
+  bad.residual[20] = no_token;
+  EXPECT_EQ(code(bad), StatusCode::kCorruption);
+  for (const size_t scale : {0, 6}) {  // of a rank, of a group
+    for (const uint16_t pattern : {0x7f80, 0xffff, 0x5f80}) {
+      bad = good;
+      bad.scales[scale] = pattern;
+      EXPECT_EQ(code(bad), StatusCode::kCorruption);
+    }
+    bad.scales[scale] = 0x5f7f;
+    EXPECT_EQ(code(bad), StatusCode::kOk);
+  }
+  const CompactPiece piece = CompactPieces(good.frame, 0)[0];
+  CompactScratch scratch;
+  Bytes out(400);
+  CompactInputs inputs = InputsOf(good, piece);
+  inputs.left = inputs.left.first(inputs.left.size() - 2);
+  EXPECT_EQ(RebuildPiece(good.frame, piece, inputs, good.base, scratch, out).code(), StatusCode::kCorruption);
+  EXPECT_EQ(RebuildPiece(good.frame, piece, InputsOf(good, piece), ByteSpan(good.base).first(398), scratch, out).code(),
+            StatusCode::kInternal);
+}
+
+TEST(CompactDecoder, AsksForNothingWhereNothingIsKept) {
+  const Model m = MakeModel(DType::kBF16, {WithMask(Plain(64, 64, 4), 1, 100000)}, 4096, 1);
+  for (const CompactPiece& piece : CompactPieces(m.frame, 0)) {
+    EXPECT_EQ(piece.right.count + piece.left.count + piece.residual.count + piece.scales.count + piece.steps.count, 0u);
+  }
+}
+
+}  // namespace
+}  // namespace modelstore::test
