@@ -39,7 +39,8 @@ class TensorTable {
   // Makes such a tensor known until it is withdrawn.
   void Introduce(TensorRef tensor);
   void Withdraw(const TensorId& id);
-  // Forgets all that is published; what is being read from the store meanwhile is not kept either, as its record may be gone.
+  // Forgets all that is published; what is being read from the store meanwhile is not kept either, as its record may be
+  // gone.
   void Clear();
 
  private:

@@ -114,6 +114,9 @@ Result<std::unique_ptr<BaseChooser>> BaseChooser::Load(Catalog& catalog, const P
       if (allowed.code() == StatusCode::kNotFound) return missing();
       RETURN_IF_ERROR(allowed);
     }
+    if (named->fidelity == Fidelity::kCompact)
+      return InvalidArgument("the base '" + options.base_name +
+                             "' is a compact model, which is nobody's base: name an exact one");
     RETURN_IF_ERROR(chooser->IndexModel(*named));
   }
   RETURN_IF_ERROR(chooser->LoadSketches(shapes));
@@ -179,6 +182,7 @@ Status BaseChooser::AddCandidate(const SourceExtent& extent, const TensorId& id,
   if (IsLost(opened.status())) return OkStatus();
   RETURN_IF_ERROR(opened.status());
   TensorRef base = *std::move(opened);
+  if (base->record.is_compact()) return OkStatus();  // nobody's base
   if (base->record.depth > 0) {
     // One hop only: what the nearest is stored against is nearly as near. A copy: `base` is what holds the view.
     const ViewSegment first = base->record.view.empty() ? ViewSegment{} : base->record.view[0];
@@ -317,6 +321,7 @@ Result<const ModelRecord*> BaseChooser::HolderOf(const std::map<TensorId, uint64
   uint64_t best_bytes = 0;
   std::vector<uint32_t> counted_for(bytes_of.size(), StoreUsage::kMissing);
   for (uint32_t m = 0; m < usage_->models().size(); ++m) {
+    if (usage_->models()[m].record.fidelity == Fidelity::kCompact) continue;
     uint64_t bytes = 0;
     for (const uint32_t file : usage_->models()[m].files) {
       if (file == StoreUsage::kMissing) continue;
@@ -346,6 +351,7 @@ Status BaseChooser::Elect(const std::vector<const SourceExtent*>& tensors) {
     for (const SourceExtent* tensor : tensors) named.emplace(tensor->name, tensor->elems());
     size_t most = 0;
     for (const ModelRecord& model : models_) {
+      if (model.fidelity == Fidelity::kCompact) continue;
       size_t matches = 0;
       for (const ModelFile& file : model.files) {
         ASSIGN_OR_RETURN(const FileRecord record, FileOf(file));

@@ -4,8 +4,8 @@
 // Large tensors find their base by content: sketches (sampled values) of all stored tensors of their shape. What has no
 // sketch, or no near one, looks into one model, the one that gives the large tensors most base bytes, by name and shape
 // first and by position among its tensors of that shape second. Names are only hints: every candidate is compared by
-// its estimated coded size. ByContent, ByModel, Choose, Vote and CountBase may be called from several threads; Load and
-// Elect not beside them.
+// its estimated coded size. Compact models and their tensors are nobody's base. ByContent, ByModel, Choose, Vote and
+// CountBase may be called from several threads; Load and Elect not beside them.
 #pragma once
 
 #include <map>
@@ -46,7 +46,8 @@ struct SketchSigns {
 
 class BaseChooser {
  public:
-  // Reads the sketches of stored tensors that have one of `shapes`. Errors: NotFound (--base names no model).
+  // Reads the sketches of stored tensors that have one of `shapes`. Errors: NotFound (--base names no model),
+  // InvalidArgument (it names a compact one).
   static Result<std::unique_ptr<BaseChooser>> Load(Catalog& catalog, const PushOptions& options,
                                                    const std::vector<std::vector<uint64_t>>& shapes);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 
 #include "catalog/write/parallel.h"
 #include "catalog/write/tensor_data.h"
@@ -64,12 +65,17 @@ class ExtentHasher {
   std::optional<Hasher128> hasher_;
 };
 
-// The next bytes of a file, for one task: a block of a tensor, or a literal.
+// The next bytes of a file: (a part of) a block of a tensor, or a literal.
 struct Piece {
   const Extent* extent = nullptr;
   TensorRef tensor;  // null: a literal
   uint32_t block = 0;
+  uint64_t begin = 0;              // in the block
   uint64_t offset = 0, bytes = 0;  // in the window
+
+  bool SameBlock(const Piece& other) const {
+    return tensor != nullptr && tensor == other.tensor && block == other.block;
+  }
 };
 
 // Cuts a file's extents into pieces, from front to back.
@@ -82,32 +88,51 @@ class PieceCursor {
     pieces->clear();
     for (uint64_t filled = 0; next_ < record_.extents.size() && pieces->size() < kMaxPieces;) {
       const Extent& extent = record_.extents[next_];
-      if (extent.kind == Extent::Kind::kTensor && tensor_ == nullptr) {
-        ASSIGN_OR_RETURN(tensor_, Opened(reader_.OpenTensorById(extent.tensor)));
-        if (tensor_->record.bytes != extent.bytes)
-          return Corruption("tensor '" + extent.name + "' has " + std::to_string(tensor_->record.bytes) +
-                            " bytes, expected " + std::to_string(extent.bytes));
-      }
-      if (tensor_ == nullptr ? block_ > 0 : block_ >= tensor_->record.block_count) {
+      if (done_ == extent.bytes) {
         ++next_;
-        block_ = 0;
-        tensor_ = nullptr;
+        done_ = 0;
         continue;
       }
-      const uint64_t bytes = tensor_ == nullptr ? extent.bytes : BlockBytes(tensor_->frame, block_);
-      if (!pieces->empty() && bytes > window_bytes - filled) break;
-      pieces->push_back({&extent, tensor_, block_++, filled, bytes});
-      filled += bytes;
+      Piece piece;
+      piece.extent = &extent;
+      piece.offset = filled;
+      piece.bytes = extent.bytes;
+      if (extent.kind != Extent::Kind::kLiteral) RETURN_IF_ERROR(FindBlock(extent, &piece));
+      if (!pieces->empty() && piece.bytes > window_bytes - std::min(window_bytes, filled)) break;
+      done_ += piece.bytes;
+      filled += piece.bytes;
+      pieces->push_back(std::move(piece));
     }
     return OkStatus();
   }
 
  private:
+  // The block of byte done_ of the extent.
+  Status FindBlock(const Extent& extent, Piece* piece) {
+    if (tensor_ == nullptr || tensor_->id != extent.tensor) {
+      ASSIGN_OR_RETURN(tensor_, Opened(reader_.OpenTensorById(extent.tensor)));
+    }
+    const uint64_t tensor_bytes = tensor_->record.bytes;
+    if (extent.kind == Extent::Kind::kTensor
+            ? extent.bytes != tensor_bytes
+            : extent.offset_bytes > tensor_bytes || extent.bytes > tensor_bytes - extent.offset_bytes)
+      return Corruption("tensor '" + extent.name + "' has " + std::to_string(tensor_bytes) + " bytes, expected " +
+                        std::to_string(extent.bytes) + " at " + std::to_string(extent.offset_bytes));
+    const Frame& frame = tensor_->frame;
+    const uint64_t block_bytes = uint64_t{frame.block_elems} * DTypeBytes(frame.dtype);
+    const uint64_t at = extent.offset_bytes + done_;
+    piece->tensor = tensor_;
+    piece->block = static_cast<uint32_t>(at / block_bytes);
+    piece->begin = at % block_bytes;
+    piece->bytes = std::min(extent.bytes - done_, BlockBytes(frame, piece->block) - piece->begin);
+    return OkStatus();
+  }
+
   ReadEngine& reader_;
   const FileRecord& record_;
-  size_t next_ = 0;     // extent
-  uint32_t block_ = 0;  // of it; a literal is one
-  TensorRef tensor_;    // of it
+  size_t next_ = 0;    // extent
+  uint64_t done_ = 0;  // bytes of it
+  TensorRef tensor_;   // of the last extent that had one
 };
 
 // Of all windows of one file. Several files may be read at once, one a thread.
@@ -128,6 +153,7 @@ Status ReadWholeFile(Catalog& catalog, const Sha256Digest& sha256, JobControl& j
   ExtentHasher extents(reader, file->record());
   PieceCursor cursor(reader, file->record());
   std::vector<Piece> pieces;
+  std::vector<size_t> starts;  // of each task
   Buffer windows[2];
   ByteSpan previous;
   // One round more than there are windows: each decodes its window and consumes the one before.
@@ -137,26 +163,32 @@ Status ReadWholeFile(Catalog& catalog, const Sha256Digest& sha256, JobControl& j
     if (pieces.empty() && previous.empty()) break;
     const MutableByteSpan window =
         windows[round % 2].Resize(pieces.empty() ? 0 : pieces.back().offset + pieces.back().bytes);
+    // Neighbours in one block are one task.
+    starts.clear();
+    for (size_t i = 0; i < pieces.size(); ++i)
+      if (i == 0 || !pieces[i].SameBlock(pieces[i - 1])) starts.push_back(i);
     const auto work = [&](size_t task) -> Status {
       if (task == 0) {
         sha.Update(previous);
         RETURN_IF_ERROR(extents.Update(previous));
         return consume(previous);
       }
-      const Piece& piece = pieces[task - 1];
+      const Piece& first = pieces[starts[task - 1]];
       BlockRef block;
-      ByteSpan bytes = piece.extent->literal;
-      if (piece.tensor != nullptr) {
-        ASSIGN_OR_RETURN(block, reader.ReadBlock(piece.tensor, piece.block, /*keep=*/false));
-        bytes = block.bytes();
+      if (first.tensor != nullptr) {
+        ASSIGN_OR_RETURN(block, reader.ReadBlock(first.tensor, first.block, /*keep=*/false));
       }
-      if (bytes.size() != piece.bytes)
-        return Corruption("a piece of " + std::to_string(bytes.size()) + " bytes, expected " +
-                          std::to_string(piece.bytes));
-      std::copy(bytes.begin(), bytes.end(), window.begin() + piece.offset);
+      const size_t end = task < starts.size() ? starts[task] : pieces.size();
+      for (const Piece& piece : std::span(pieces).subspan(starts[task - 1], end - starts[task - 1])) {
+        const ByteSpan bytes = piece.tensor == nullptr ? ByteSpan(piece.extent->literal) : block.bytes();
+        if (piece.bytes > bytes.size() - std::min<uint64_t>(piece.begin, bytes.size()))
+          return Corruption("a piece of " + std::to_string(bytes.size()) + " bytes, expected " +
+                            std::to_string(piece.begin + piece.bytes));
+        std::copy_n(bytes.begin() + piece.begin, piece.bytes, window.begin() + piece.offset);
+      }
       return OkStatus();
     };
-    RETURN_IF_ERROR(ParallelRun(catalog.pool(), pieces.size() + 1, work));
+    RETURN_IF_ERROR(ParallelRun(catalog.pool(), starts.size() + 1, work));
     job.Advance(previous.size());
     previous = window;
   }

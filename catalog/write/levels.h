@@ -21,6 +21,8 @@ inline uint64_t& LevelOf(LevelBytes& levels, Encoding encoding, bool is_named) {
       return levels.delta;
     case Encoding::kRaw:
       return levels.raw;
+    case Encoding::kCompact:
+      return levels.compact;
     default:
       return levels.self;
   }

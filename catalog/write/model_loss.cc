@@ -80,7 +80,7 @@ Status RetireSketches(const KvStore& store, const StoreUsage& usage, const Model
       if (extent.kind != Extent::Kind::kLiteral) retire(extent.tensor);
     }
   }
-  // Bases that no model lists any more.
+  // Bases that no model lists any more, and parts of compact tensors, which none lists.
   while (!pending.empty()) {
     const TensorId id = pending.back();
     pending.pop_back();
@@ -88,9 +88,7 @@ Status RetireSketches(const KvStore& store, const StoreUsage& usage, const Model
     const Result<TensorRecord> record = value.ok() ? ParseTensorRecord(value->bytes()) : value.status();
     if (is_lost(record.status())) continue;
     RETURN_IF_ERROR(record.status());
-    for (const ViewSegment& segment : record->view) {
-      if (segment.kind == ViewSegment::Kind::kIdentity) retire(segment.base);
-    }
+    ForEachReference(*record, retire);
   }
   return OkStatus();
 }

@@ -86,7 +86,8 @@ Status SweepTensors(const StoreWalk& walk, const StoreWalk::Reachable& live, Swe
     sweeper.Free(tensor.cost);
     if (tensor.has_sketch) sweeper.batch().Delete(Family::kSketches, key);
     for (const uint32_t base : tensor.bases) {
-      if (base != StoreWalk::kMissing)
+      // Compact tensors have no edges.
+      if (base != StoreWalk::kMissing && tensor.encoding != Encoding::kCompact)
         sweeper.batch().Delete(Family::kEdges, EdgeKey(walk.tensors()[base].id, tensor.id));
     }
     if (tensor.block_count > 0) {

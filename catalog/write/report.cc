@@ -1,7 +1,9 @@
 #include "catalog/write/report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <set>
 #include <unordered_map>
@@ -21,6 +23,18 @@ void Add(LevelBytes& sum, const LevelBytes& more) {
   sum.raw += more.raw;
   sum.content += more.content;
   sum.compact += more.compact;
+}
+
+std::string_view DriftKindName(DriftKind kind) {
+  switch (kind) {
+    case DriftKind::kNone:
+      return "";
+    case DriftKind::kPlain:
+      return "plain";
+    case DriftKind::kMoments:
+      return "moments";
+  }
+  return "unknown";
 }
 
 constexpr uint32_t kNobody = UINT32_MAX;
@@ -70,6 +84,10 @@ class UsageCounter {
     ModelUsage& usage = usages_[m];
     usage.name = model.record.name;
     usage.fidelity = model.record.fidelity == Fidelity::kExact ? "exact" : "compact";
+    usage.drift = model.record.drift;
+    usage.drift_kind = DriftKindName(model.record.drift_kind);
+    usage.method = model.record.method;
+    usage.allow_compact = model.record.allow_compact;
     usage.logical_bytes = model.record.logical_bytes;
     usage.created_ns = model.record.created_ns;
     usage.files = model.record.files.size();
@@ -171,6 +189,86 @@ Status NameTensors(const KvStore& store, const StoreUsage& usage, const std::str
   return OkStatus();
 }
 
+// A tensor that a file's extents name, with what it costs.
+struct StoredTensor {
+  TensorRecord record;
+  uint64_t cost = 0;
+  // Of a compact one only.
+  std::shared_ptr<const CompactFrame> frame;
+  uint64_t factors_cost = 0, residual_cost = 0, scales_cost = 0;
+
+  uint64_t TotalCost() const { return cost + factors_cost + residual_cost + scales_cost; }
+};
+
+// Adds what the tensors of `view` cost to `cost`, of those that `counted` does not hold yet.
+Status CountParts(const KvStore& store, const std::vector<ViewSegment>& view, std::set<TensorId>* counted,
+                  uint64_t* cost) {
+  for (const ViewSegment& segment : view) {
+    if (segment.kind != ViewSegment::Kind::kIdentity || !counted->insert(segment.base).second) continue;
+    ASSIGN_OR_RETURN(const StoredValue stored, store.Get(Family::kTensors, TensorKey(segment.base)));
+    ASSIGN_OR_RETURN(const TensorRecord part, ParseTensorRecord(stored.bytes()));
+    *cost += TensorCost(part, stored.bytes().size());
+  }
+  return OkStatus();
+}
+
+Result<StoredTensor> LoadTensor(const KvStore& store, const TensorId& id, std::set<TensorId>* counted) {
+  StoredTensor tensor;
+  ASSIGN_OR_RETURN(const StoredValue stored, store.Get(Family::kTensors, TensorKey(id)));
+  ASSIGN_OR_RETURN(tensor.record, ParseTensorRecord(stored.bytes()));
+  tensor.cost = TensorCost(tensor.record, stored.bytes().size());
+  counted->insert(id);
+  if (!tensor.record.is_compact()) return tensor;
+  ASSIGN_OR_RETURN(const Frame frame, ParseFrame(tensor.record.frame));
+  tensor.frame = frame.compact;
+  RETURN_IF_ERROR(CountParts(store, tensor.record.factors, counted, &tensor.factors_cost));
+  RETURN_IF_ERROR(CountParts(store, tensor.record.residual, counted, &tensor.residual_cost));
+  RETURN_IF_ERROR(CountParts(store, tensor.record.scales, counted, &tensor.scales_cost));
+  return tensor;
+}
+
+// `share` of `whole` of `cost`.
+double Share(uint64_t cost, uint64_t share, uint64_t whole) {
+  return whole == 0 ? 0 : static_cast<double>(cost) * static_cast<double>(share) / static_cast<double>(whole);
+}
+
+// The segment that holds element `elem`; nullptr past the end.
+const CompactSegment* SegmentAt(const CompactFrame& frame, uint64_t elem) {
+  auto after = std::upper_bound(frame.segments.begin(), frame.segments.end(), elem,
+                                [](uint64_t e, const CompactSegment& segment) { return e < segment.first_elem; });
+  if (after == frame.segments.begin()) return nullptr;
+  const CompactSegment& segment = *--after;
+  return elem - segment.first_elem < segment.elems() ? &segment : nullptr;
+}
+
+void DescribeSegment(const StoredTensor& tensor, const CompactSegment& segment, TensorUsage* detail) {
+  const CompactFrame& frame = *tensor.frame;
+  detail->shape = {segment.rows, segment.columns};
+  if (segment.rows == 1) detail->shape.erase(detail->shape.begin());
+  detail->rank = segment.rank;
+  detail->has_residual = segment.has_residual;
+  detail->drift = DriftFromCode(segment.drift_code);
+  const CompactSegment* next = &segment == &frame.segments.back() ? nullptr : &segment + 1;
+  const auto share = [&](uint64_t cost, uint64_t begin, uint64_t next_begin, uint64_t whole) {
+    return Share(cost, (next == nullptr ? whole : next_begin) - begin, whole);
+  };
+  const CompactSegment& end = next == nullptr ? segment : *next;
+  detail->stored_bytes = static_cast<uint64_t>(std::llround(
+      Share(tensor.cost, 1, frame.segments.size()) +
+      share(tensor.factors_cost, segment.first_factor_token, end.first_factor_token, frame.factor_tokens) +
+      share(tensor.residual_cost, segment.first_residual_token, end.first_residual_token, frame.residual_tokens) +
+      share(tensor.scales_cost, segment.first_scale, end.first_scale, frame.scales)));
+}
+
+// The base of element `elem`, or null.
+const ViewSegment* BaseOf(const TensorRecord& tensor, uint64_t elem) {
+  for (const ViewSegment& segment : tensor.view) {
+    if (elem < segment.elems) return segment.kind == ViewSegment::Kind::kIdentity ? &segment : nullptr;
+    elem -= segment.elems;
+  }
+  return nullptr;
+}
+
 Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std::map<TensorId, BaseName>* bases,
                                std::vector<std::pair<size_t, TensorId>>* based_tensors) {
   ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kFiles, FileKey(file.sha256)));
@@ -182,25 +280,43 @@ Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std:
   usage.logical_bytes = file.bytes;
   usage.stored_bytes = FileCost(value.bytes().size());
   std::set<TensorId> counted;
+  std::map<TensorId, StoredTensor> in_parts;  // looked up once, however many parts there are
   for (const Extent& extent : record.extents) {
     if (extent.kind == Extent::Kind::kLiteral) continue;
-    ASSIGN_OR_RETURN(const StoredValue stored, store.Get(Family::kTensors, TensorKey(extent.tensor)));
-    ASSIGN_OR_RETURN(const TensorRecord tensor, ParseTensorRecord(stored.bytes()));
-    const uint64_t cost = TensorCost(tensor, stored.bytes().size());
-    if (counted.insert(extent.tensor).second) usage.stored_bytes += cost;
+    const bool is_part = extent.kind == Extent::Kind::kTensorPart;
+    const bool is_new = !counted.contains(extent.tensor);
+    StoredTensor whole;
+    const StoredTensor* tensor = &whole;
+    if (const auto known = in_parts.find(extent.tensor); known != in_parts.end()) {
+      tensor = &known->second;
+    } else {
+      ASSIGN_OR_RETURN(whole, LoadTensor(store, extent.tensor, &counted));
+      if (is_part) tensor = &in_parts.emplace(extent.tensor, std::move(whole)).first->second;
+    }
+    if (is_new) usage.stored_bytes += tensor->TotalCost();
     if (extent.name.empty()) continue;
+    const uint32_t width = DTypeBytes(tensor->record.dtype);
+    const uint64_t first_elem = extent.offset_bytes / width;
     TensorUsage& detail = usage.tensors.emplace_back();
     detail.name = extent.name;
-    detail.dtype = DTypeName(tensor.dtype);
-    detail.encoding = EncodingName(EncodingOf(tensor));
-    detail.shape = tensor.shape;
+    detail.dtype = DTypeName(tensor->record.dtype);
+    detail.encoding = EncodingName(EncodingOf(tensor->record));
     detail.logical_bytes = extent.bytes;
-    detail.stored_bytes = cost;
-    const auto segment = std::find_if(tensor.view.begin(), tensor.view.end(),
-                                      [](const ViewSegment& s) { return s.kind == ViewSegment::Kind::kIdentity; });
-    if (segment == tensor.view.end()) continue;
-    (*bases)[segment->base];
-    based_tensors->emplace_back(usage.tensors.size() - 1, segment->base);
+    const CompactSegment* segment = tensor->frame == nullptr ? nullptr : SegmentAt(*tensor->frame, first_elem);
+    if (segment != nullptr) {
+      DescribeSegment(*tensor, *segment, &detail);
+    } else if (is_part) {
+      detail.shape = {extent.bytes / width};
+      detail.stored_bytes =
+          static_cast<uint64_t>(std::llround(Share(tensor->TotalCost(), extent.bytes, tensor->record.bytes)));
+    } else {
+      detail.shape = tensor->record.shape;
+      detail.stored_bytes = tensor->cost;
+    }
+    const ViewSegment* base = BaseOf(tensor->record, first_elem);
+    if (base == nullptr) continue;
+    (*bases)[base->base];
+    based_tensors->emplace_back(usage.tensors.size() - 1, base->base);
   }
   return usage;
 }

@@ -19,8 +19,13 @@ struct ModelUsage {
   std::string name;
   std::string
       kind;  // "base" (others name it as their base), "finetune" (has a base), "files" (no tensors), else "model"
-  std::string fidelity;  // "exact"
-  std::string base;      // as it was at the push; "" for none, or when that model was removed
+  std::string fidelity;  // "exact", "compact"
+  // Of a compact model: its error relative to its delta's energy, what that was measured with ("plain", "moments"), and
+  // how it was made. 0 and "" for an exact one.
+  double drift = 0;
+  std::string drift_kind, method;
+  bool allow_compact = false;  // the daemon's policy may make it compact
+  std::string base;            // as it was at the push; "" for none, or when that model was removed
   uint64_t logical_bytes = 0;
   uint64_t stored_bytes = 0;  // its exclusive share: its record, and files and tensors that no other model holds
   uint64_t shared_bytes = 0;  // coded bytes of content that other models hold too
@@ -42,8 +47,13 @@ Result<StoreReport> MakeReport(Catalog& catalog);
 
 struct TensorUsage {
   std::string name, dtype, encoding, base_model, base_tensor;
-  std::vector<uint64_t> shape;
-  uint64_t logical_bytes = 0, stored_bytes = 0;
+  std::vector<uint64_t> shape;  // of a part of a compact tensor: rows and columns; of another part: its elements
+  uint64_t logical_bytes = 0;
+  uint64_t stored_bytes = 0;  // of a part: its share of what is stored for the whole
+  // Encoding "compact" only: what is kept of its delta, and the drift that leaves.
+  uint32_t rank = 0;
+  bool has_residual = false;
+  double drift = 0;
 };
 struct FileUsage {
   std::string path, sha256, kind;  // "safetensors", "content"

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <mutex>
-#include <set>
 #include <tuple>
 #include <unordered_map>
 
@@ -47,7 +46,7 @@ class TensorFacts {
   struct Facts {
     uint64_t cost_bytes = 0;
     uint8_t encoding = 0;
-    std::vector<TensorId> bases;
+    std::vector<TensorId> bases, parts;
   };
 
   explicit TensorFacts(const KvStore& store) : store_(store) {}
@@ -57,9 +56,8 @@ class TensorFacts {
     Facts& facts = known_[id].emplace();
     facts.cost_bytes = TensorCost(record, value.size());
     facts.encoding = static_cast<uint8_t>(EncodingOf(record));
-    for (const ViewSegment& segment : record.view) {
-      if (segment.kind == ViewSegment::Kind::kIdentity) facts.bases.push_back(segment.base);
-    }
+    ForEachBase(record, [&](const TensorId& base) { facts.bases.push_back(base); });
+    ForEachPart(record, [&](const TensorId& part) { facts.parts.push_back(part); });
     return OkStatus();
   }
 
@@ -89,8 +87,14 @@ Result<UsageRecord> MakeUsage(const FileRecord& file, size_t record_bytes, Tenso
   UsageRecord usage;
   usage.kind = file.kind;
   usage.cost_bytes = FileCost(record_bytes);
-  std::set<TensorId> seen;
-  std::vector<TensorId> pending;
+  std::map<TensorId, size_t> seen;  // where in usage.tensors
+  std::vector<const TensorFacts::Facts*> held;
+  const auto hold = [&](const TensorId& id, const TensorFacts::Facts& facts, uint64_t bytes, bool is_named) {
+    if (!seen.emplace(id, held.size()).second) return false;
+    usage.tensors.push_back({ShortTensorId(id), facts.cost_bytes, bytes, facts.encoding, is_named});
+    held.push_back(&facts);
+    return true;
+  };
   for (const Extent& extent : file.extents) {
     const TensorFacts::Facts* facts = nullptr;
     if (extent.kind != Extent::Kind::kLiteral) {
@@ -98,18 +102,23 @@ Result<UsageRecord> MakeUsage(const FileRecord& file, size_t record_bytes, Tenso
     }
     if (facts == nullptr) {
       usage.literal_bytes += extent.bytes;
-    } else if (!seen.insert(extent.tensor).second) {
-      usage.repeated_bytes += extent.bytes;
-    } else {
-      usage.tensors.push_back(
-          {ShortTensorId(extent.tensor), facts->cost_bytes, extent.bytes, facts->encoding, !extent.name.empty()});
-      pending.insert(pending.end(), facts->bases.begin(), facts->bases.end());
+    } else if (!hold(extent.tensor, *facts, extent.bytes, !extent.name.empty())) {
+      const bool is_part = extent.kind == Extent::Kind::kTensorPart;
+      (is_part ? usage.tensors[seen[extent.tensor]].bytes : usage.repeated_bytes) += extent.bytes;
     }
   }
+  for (size_t i = 0; i < held.size(); ++i) {
+    for (const TensorId& part : held[i]->parts) {
+      ASSIGN_OR_RETURN(const TensorFacts::Facts* facts, tensors.Find(part));
+      if (facts != nullptr) hold(part, *facts, 0, false);
+    }
+  }
+  std::vector<TensorId> pending;
+  for (const TensorFacts::Facts* facts : held) pending.insert(pending.end(), facts->bases.begin(), facts->bases.end());
   while (!pending.empty()) {
     const TensorId base = pending.back();
     pending.pop_back();
-    if (!seen.insert(base).second) continue;
+    if (!seen.emplace(base, 0).second) continue;
     ASSIGN_OR_RETURN(const TensorFacts::Facts* facts, tensors.Find(base));
     if (facts == nullptr) continue;
     usage.bases.push_back({ShortTensorId(base), facts->cost_bytes});

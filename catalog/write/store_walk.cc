@@ -33,7 +33,7 @@ Status StoreWalk::LoadModels(const KvStore& store) {
 }
 
 Status StoreWalk::LoadTensors(const KvStore& store) {
-  std::vector<std::pair<uint32_t, TensorId>> bases;
+  std::vector<std::pair<uint32_t, TensorId>> bases, parts;
   RETURN_IF_ERROR(store.Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
     Tensor tensor;
     ASSIGN_OR_RETURN(tensor.id, ParseTensorKey(key));
@@ -47,18 +47,18 @@ Status StoreWalk::LoadTensors(const KvStore& store) {
     tensor.first_block = record.first_block;
     tensor.block_count = record.block_count;
     tensor.cost = TensorCost(record, value.size());
-    for (const ViewSegment& segment : record.view) {
-      if (segment.kind == ViewSegment::Kind::kIdentity) bases.emplace_back(index, segment.base);
-    }
+    ForEachBase(record, [&](const TensorId& base) { bases.emplace_back(index, base); });
+    ForEachPart(record, [&](const TensorId& part) { parts.emplace_back(index, part); });
     tensor_index_.emplace(tensor.id, index);
     tensors_.push_back(std::move(tensor));
     return OkStatus();
   }));
-  for (const auto& [dependent, base_id] : bases) {
-    std::vector<uint32_t>& known = tensors_[dependent].bases;
-    const uint32_t base = FindTensor(base_id);
-    if (std::find(known.begin(), known.end(), base) == known.end()) known.push_back(base);
-  }
+  const auto link = [&](const TensorId& id, std::vector<uint32_t>& known) {
+    const uint32_t index = FindTensor(id);
+    if (std::find(known.begin(), known.end(), index) == known.end()) known.push_back(index);
+  };
+  for (const auto& [dependent, base] : bases) link(base, tensors_[dependent].bases);
+  for (const auto& [whole, part] : parts) link(part, tensors_[whole].parts);
   return store.ScanKeys(Family::kSketches, "", [&](std::string_view key) -> Status {
     ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
     if (const uint32_t index = FindTensor(id); index != kMissing) tensors_[index].has_sketch = true;
@@ -79,8 +79,8 @@ Status StoreWalk::LoadFiles(const KvStore& store) {
     file.extents.reserve(record.extents.size());
     for (const Extent& extent : record.extents) {
       const bool is_literal = extent.kind == Extent::Kind::kLiteral;
-      file.extents.push_back(
-          {is_literal ? kMissing : FindTensor(extent.tensor), is_literal, !extent.name.empty(), extent.bytes});
+      file.extents.push_back({is_literal ? kMissing : FindTensor(extent.tensor), is_literal,
+                              extent.kind == Extent::Kind::kTensorPart, !extent.name.empty(), extent.bytes});
     }
     file_index_.emplace(file.sha256, static_cast<uint32_t>(files_.size()));
     files_.push_back(std::move(file));
@@ -92,25 +92,34 @@ UsageRecord StoreWalk::UsageOf(const File& file) const {
   UsageRecord usage;
   usage.kind = file.kind;
   usage.cost_bytes = file.cost;
-  std::unordered_set<uint32_t> seen;
-  std::vector<uint32_t> pending;
+  std::unordered_map<uint32_t, size_t> seen;  // where in usage.tensors
+  std::vector<uint32_t> held;
+  const auto hold = [&](uint32_t index, uint64_t bytes, bool is_named) {
+    if (!seen.emplace(index, held.size()).second) return false;
+    const Tensor& tensor = tensors_[index];
+    usage.tensors.push_back(
+        {ShortTensorId(tensor.id), tensor.cost, bytes, static_cast<uint8_t>(tensor.encoding), is_named});
+    held.push_back(index);
+    return true;
+  };
   for (const FileExtent& extent : file.extents) {
     if (extent.tensor == kMissing) {
       usage.literal_bytes += extent.bytes;
-    } else if (!seen.insert(extent.tensor).second) {
-      usage.repeated_bytes += extent.bytes;
-    } else {
-      const Tensor& tensor = tensors_[extent.tensor];
-      usage.tensors.push_back({ShortTensorId(tensor.id), tensor.cost, extent.bytes,
-                               static_cast<uint8_t>(tensor.encoding), extent.is_named});
-      pending.push_back(extent.tensor);
+    } else if (!hold(extent.tensor, extent.bytes, extent.is_named)) {
+      (extent.is_part ? usage.tensors[seen[extent.tensor]].bytes : usage.repeated_bytes) += extent.bytes;
     }
   }
+  for (size_t i = 0; i < held.size(); ++i) {
+    for (const uint32_t part : tensors_[held[i]].parts)
+      if (part != kMissing) hold(part, 0, false);
+  }
+  std::unordered_set<uint32_t> needed(held.begin(), held.end());
+  std::vector<uint32_t> pending = held;
   while (!pending.empty()) {
     const std::vector<uint32_t>& bases = tensors_[pending.back()].bases;
     pending.pop_back();
     for (const uint32_t base : bases) {
-      if (base == kMissing || !seen.insert(base).second) continue;
+      if (base == kMissing || !needed.insert(base).second) continue;
       usage.bases.push_back({ShortTensorId(tensors_[base].id), tensors_[base].cost});
       pending.push_back(base);
     }
@@ -154,6 +163,7 @@ StoreWalk::Reachable StoreWalk::Mark(uint32_t without, const std::vector<TensorI
     const uint32_t tensor = pending.back();
     pending.pop_back();
     for (const uint32_t base : tensors_[tensor].bases) reach(base);
+    for (const uint32_t part : tensors_[tensor].parts) reach(part);
   }
   return reachable;
 }

@@ -25,14 +25,16 @@ class StoreWalk {
     uint64_t coded_bytes = 0;
     uint64_t cost = 0;  // TensorCost
     PushId push = 0;
-    uint8_t depth = 0;  // larger than that of each of its bases
+    uint8_t depth = 0;  // larger than that of each of its bases and parts
     uint32_t first_block = 0, block_count = 0;
     bool has_sketch = false;
     std::vector<uint32_t> bases;  // distinct
+    std::vector<uint32_t> parts;  // of a compact tensor: what it consists of, distinct
   };
   struct FileExtent {
     uint32_t tensor = kMissing;  // also for literals
     bool is_literal = false;
+    bool is_part = false;  // of the tensor
     bool is_named = false;
     uint64_t bytes = 0;
   };

@@ -76,10 +76,9 @@ class Verification {
       const TensorRecord* record = Record(id);
       if (record == nullptr) continue;
       if (!listed_.contains(id)) AddOther(id, record->bytes).files.insert(sha256);
-      for (const ViewSegment& segment : record->view) {
-        if (segment.kind != ViewSegment::Kind::kIdentity) continue;
-        if (seen.emplace(segment.base, sha256).second) pending.emplace_back(segment.base, sha256);
-      }
+      ForEachReference(*record, [&, file = sha256](const TensorId& needed) {
+        if (seen.emplace(needed, file).second) pending.emplace_back(needed, file);
+      });
     }
     return OkStatus();
   }
@@ -119,9 +118,7 @@ class Verification {
       tensors.insert(*id);
       if (!listed_.contains(*id)) AddOther(*id, record.ok() ? record->bytes : 0);
       if (!record.ok()) return OkStatus();
-      for (const ViewSegment& segment : record->view) {
-        if (segment.kind == ViewSegment::Kind::kIdentity) edges.emplace(segment.base, *id);
-      }
+      if (!record->is_compact()) ForEachBase(*record, [&](const TensorId& base) { edges.emplace(base, *id); });
       return OkStatus();
     }));
     RETURN_IF_ERROR(store_.ScanKeys(Family::kEdges, "", [&](std::string_view key) -> Status {
@@ -200,7 +197,7 @@ class Verification {
       for (const ModelRecord& model : models_) {
         for (const ModelFile& file : model.files) {
           if (other.files.contains(file.sha256))
-            Fail(model.name, file.path, other.status.WithContext("its base, " + NameOf(id)));
+            Fail(model.name, file.path, other.status.WithContext("what it needs, " + NameOf(id)));
         }
       }
     }
@@ -211,7 +208,7 @@ class Verification {
     ReadEngine& reader = catalog_.reader();
     ASSIGN_OR_RETURN(const TensorRef tensor, reader.OpenTensorById(id));
     Hasher128 hasher = StartTensorHash(tensor->record.dtype, tensor->record.shape);
-    for (uint32_t i = 0; i < tensor->record.block_count; ++i) {
+    for (uint32_t i = 0; i < tensor->frame.BlockCount(); ++i) {
       RETURN_IF_ERROR(job_.Check());
       ASSIGN_OR_RETURN(const BlockRef block, reader.ReadBlock(tensor, i, /*keep=*/false));
       hasher.Update(block.bytes());
