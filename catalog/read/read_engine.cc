@@ -15,6 +15,7 @@
 #include "catalog/read/block_cache.h"
 #include "catalog/read/tensor_table.h"
 #include "codec/decode/block_decoder.h"
+#include "codec/decode/compact_decoder.h"
 
 namespace modelstore {
 namespace {
@@ -153,6 +154,7 @@ struct ReadEngine::Impl {
 
   Result<BlockPtr> DecodeNow(const OpenTensor& tensor, uint32_t index) {
     const Frame& frame = tensor.frame;
+    if (frame.encoding == Encoding::kCompact) return RebuildNow(tensor, index);
     const uint32_t out_bytes = BlockBytes(frame, index);
     auto stored = store.Get(Family::kBlocks, BlockKey(tensor.record.push, tensor.record.first_block + index));
     if (!stored.ok()) {
@@ -164,26 +166,74 @@ struct ReadEngine::Impl {
       return Corruption("it is stored in " + std::to_string(coded.size()) + " bytes, decoded it has only " +
                         std::to_string(out_bytes));
     }
-    BlockPtr base_block;  // holds what `prediction` points to
-    std::unique_ptr<std::byte[]> buffer;
-    ByteSpan prediction;
-    if (frame.encoding == Encoding::kDelta && coded.size() != out_bytes) {
-      const uint64_t begin = frame.BlockBegin(index);
-      const uint32_t elems = frame.BlockElems(index);
-      ASSIGN_OR_RETURN(prediction, PredictionInPlace(tensor, begin, elems, &base_block));
-      if (prediction.empty()) {
-        const size_t bytes = size_t{elems} * DTypeBytes(frame.coded_dtype);
-        buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
-        const MutableByteSpan assembled(buffer.get(), bytes);
-        RETURN_IF_ERROR(Assemble(tensor.record.view, frame.coded_dtype, begin, assembled,
-                                 [&](const OpenTensor& base, uint32_t i) { return BaseBlockHeld(base, i); }));
-        prediction = assembled;
-      }
-    }
+    HeldPrediction prediction;
+    if (frame.encoding == Encoding::kDelta && coded.size() != out_bytes)
+      RETURN_IF_ERROR(PredictHeld(tensor, frame.BlockBegin(index), frame.BlockElems(index), &prediction));
     BlockPtr block = Block::Create(cache.ledger(), out_bytes);
     if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
-    RETURN_IF_ERROR(DecodeBlock(frame, index, coded, prediction, block->mutable_bytes()));
+    RETURN_IF_ERROR(DecodeBlock(frame, index, coded, prediction.bytes, block->mutable_bytes()));
     return block;
+  }
+
+  // A block of a compact tensor, piece by piece (docs/format.md, "Compact tensors"). What a piece needs of the other
+  // tensors is copied: their blocks are in the cache, because the pieces of several blocks are in one of theirs.
+  Result<BlockPtr> RebuildNow(const OpenTensor& tensor, uint32_t index) {
+    const Frame& frame = tensor.frame;
+    const TensorRecord& record = tensor.record;
+    const size_t width = DTypeBytes(frame.dtype);
+    BlockPtr block = Block::Create(cache.ledger(), BlockBytes(frame, index));
+    if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
+    CompactScratch scratch;
+    Bytes buffer;
+    for (const CompactPiece& piece : CompactPieces(frame, index)) {
+      HeldPrediction prediction;
+      RETURN_IF_ERROR(PredictHeld(tensor, piece.segment->first_elem + piece.begin, piece.elems, &prediction));
+      struct Input {
+        const std::vector<ViewSegment>& view;
+        DType dtype;
+        CompactPiece::Range range;
+        ByteSpan CompactInputs::*span;
+      };
+      const Input inputs[] = {{record.factors, DType::kU16, piece.right, &CompactInputs::right},
+                              {record.factors, DType::kU16, piece.left, &CompactInputs::left},
+                              {record.residual, DType::kU16, piece.residual, &CompactInputs::residual},
+                              {record.scales, DType::kBF16, piece.scales, &CompactInputs::scales},
+                              {record.scales, DType::kBF16, piece.steps, &CompactInputs::steps}};
+      uint64_t bytes = 0;
+      for (const Input& input : inputs) bytes += input.range.count * DTypeBytes(input.dtype);
+      buffer.resize(bytes);
+      MutableByteSpan rest = buffer;
+      CompactInputs spans;
+      for (const Input& input : inputs) {
+        const MutableByteSpan part = rest.first(input.range.count * DTypeBytes(input.dtype));
+        rest = rest.subspan(part.size());
+        RETURN_IF_ERROR(Assemble(input.view, input.dtype, input.range.begin, part,
+                                 [&](const OpenTensor& base, uint32_t i) { return BaseBlockHeld(base, i); }));
+        spans.*input.span = part;
+      }
+      RETURN_IF_ERROR(RebuildPiece(frame, piece, spans, prediction.bytes, scratch,
+                                   block->mutable_bytes().subspan(piece.block_begin * width, piece.elems * width)));
+    }
+    return block;
+  }
+
+  struct HeldPrediction {
+    ByteSpan bytes;
+    BlockPtr base_block;                  // holds them,
+    std::unique_ptr<std::byte[]> buffer;  // or this does
+  };
+
+  // Elements [begin, begin + elems) of the tensor's view in its frame's coded dtype.
+  Status PredictHeld(const OpenTensor& tensor, uint64_t begin, uint64_t elems, HeldPrediction* prediction) {
+    const DType dtype = tensor.frame.coded_dtype;
+    ASSIGN_OR_RETURN(prediction->bytes, PredictionInPlace(tensor, begin, elems, &prediction->base_block));
+    if (!prediction->bytes.empty()) return OkStatus();
+    const size_t bytes = elems * DTypeBytes(dtype);
+    prediction->buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    const MutableByteSpan assembled(prediction->buffer.get(), bytes);
+    prediction->bytes = assembled;
+    return Assemble(tensor.record.view, dtype, begin, assembled,
+                    [&](const OpenTensor& base, uint32_t i) { return BaseBlockHeld(base, i); });
   }
 
   // The prediction as part of one decoded base block, without a copy; empty when it is not that simple.
@@ -695,9 +745,7 @@ std::vector<TensorId> ReadEngine::PinnedTensors() const {
     // A record that cannot be read names no bases; its tensor cannot be read either.
     const Result<TensorRecord> record = LoadTensorRecord(impl_->store, id);
     if (!record.ok()) continue;
-    for (const ViewSegment& segment : record->view) {
-      if (segment.kind == ViewSegment::Kind::kIdentity) pin(segment.base);
-    }
+    ForEachReference(*record, pin);
   }
   return {pinned.begin(), pinned.end()};
 }

@@ -1,10 +1,10 @@
 #include "catalog/read/tensor_table.h"
 
 #include <algorithm>
-#include <map>
 
 #include "catalog/read/block_memory.h"
 #include "codec/decode/block_decoder.h"
+#include "codec/decode/compact_decoder.h"
 
 namespace modelstore {
 namespace {
@@ -16,8 +16,15 @@ uint64_t CostBytes(const OpenTensor& tensor) {
   uint64_t symbols = 0;
   for (const RansContext& context : tensor.frame.model.contexts) symbols += context.size();
   const uint64_t tables = tensor.frame.tables == nullptr ? 0 : 4096;
-  return sizeof(OpenTensor) + 128 + tensor.record.shape.size() * sizeof(uint64_t) + tensor.record.frame.size() +
-         tensor.record.view.size() * sizeof(ViewSegment) + symbols * sizeof(RansSymbol) + tables;
+  uint64_t compact = 0;
+  if (tensor.frame.compact != nullptr) {
+    for (const CompactSegment& segment : tensor.frame.compact->segments)
+      compact += sizeof(segment) + (segment.row_mask.size() + segment.rows_before.size()) * sizeof(uint64_t);
+  }
+  const TensorRecord& record = tensor.record;
+  const uint64_t segments = record.view.size() + record.factors.size() + record.residual.size() + record.scales.size();
+  return sizeof(OpenTensor) + 128 + record.shape.size() * sizeof(uint64_t) + record.frame.size() +
+         segments * sizeof(ViewSegment) + symbols * sizeof(RansSymbol) + tables + compact;
 }
 
 // What the tensor's largest block in `dtype` takes.
@@ -34,8 +41,10 @@ Status CheckFrame(const OpenTensor& tensor) {
   if (frame.elems * DTypeBytes(frame.dtype) != record.bytes)
     return Corruption("its frame holds " + Number(frame.elems) + " elements, its record says " + Number(record.bytes) +
                       " bytes");
-  if (frame.BlockCount() != record.block_count)
-    return Corruption("its frame has " + Number(frame.BlockCount()) + " blocks, its record says " +
+  // A compact tensor has no blocks of its own.
+  const uint32_t stored_blocks = frame.encoding == Encoding::kCompact ? 0 : frame.BlockCount();
+  if (stored_blocks != record.block_count)
+    return Corruption("its frame has " + Number(stored_blocks) + " blocks, its record says " +
                       Number(record.block_count));
   if (record.block_count > UINT32_MAX - record.first_block) return Corruption("its block numbers overflow");
   return OkStatus();
@@ -134,53 +143,76 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint6
   return tensor;
 }
 
-Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
-  const TensorRecord& record = tensor.record;
-  const uint64_t out_bytes = BlockHeldBytes(tensor.frame, tensor.frame.dtype);
-  const uint64_t coded_bytes = out_bytes + kBlockHeaderBytes;
-  if (tensor.frame.encoding != Encoding::kDelta) {
-    if (!record.view.empty()) return Corruption("it has a view of a base, but is not a delta");
-    if (record.depth != 0) return Corruption("it has depth " + Number(record.depth) + ", but is not a delta");
-    return coded_bytes + out_bytes;
-  }
-  // What is needed of a base, looked up once however often a view names it.
-  struct Base {
-    uint64_t elems, block_bytes, peak_bytes;
-    DType dtype;
-  };
-  std::map<TensorId, Base> bases;
-  const uint64_t prediction_bytes = BlockHeldBytes(tensor.frame, tensor.frame.coded_dtype);
-  uint64_t rest_bytes = prediction_bytes + out_bytes;
-  uint64_t elems = 0;
-  for (size_t i = 0; i < record.view.size(); ++i) {
-    const ViewSegment& segment = record.view[i];
-    const std::string name = "view segment " + Number(i);
-    if (segment.elems > tensor.frame.elems - elems) return Corruption(name + ": ends past the tensor");
-    elems += segment.elems;
+Status TensorTable::CheckSegments(const TensorRecord& record, const std::vector<ViewSegment>& view,
+                                  std::string_view what, uint64_t elems, DType dtype, bool of_that_dtype,
+                                  Bases* bases) {
+  uint64_t covered = 0;
+  for (size_t i = 0; i < view.size(); ++i) {
+    const ViewSegment& segment = view[i];
+    const std::string name = std::string(what) + " segment " + Number(i);
+    if (segment.elems > elems - covered) return Corruption(name + ": ends past the tensor");
+    covered += segment.elems;
     if (segment.kind == ViewSegment::Kind::kNone) continue;
     if (record.depth == 0) return Corruption(name + ": names a base, but the tensor's depth is 0");
-    auto it = bases.find(segment.base);
-    if (it == bases.end()) {
+    auto it = bases->find(segment.base);
+    if (it == bases->end()) {
       auto found = GetReferenced(segment.base, static_cast<uint8_t>(record.depth - 1));
       if (!found.ok()) return found.status().WithContext(name);
       const Frame& frame = (*found)->frame;
+      if (frame.encoding == Encoding::kCompact) return Corruption(name + ": a compact tensor is nobody's base");
       it = bases
-               .emplace(segment.base, Base{.elems = frame.elems,
-                                           .block_bytes = BlockHeldBytes(frame, frame.dtype),
-                                           .peak_bytes = (*found)->peak_bytes,
-                                           .dtype = frame.dtype})
+               ->emplace(segment.base, Base{.elems = frame.elems,
+                                            .block_bytes = BlockHeldBytes(frame, frame.dtype),
+                                            .peak_bytes = (*found)->peak_bytes,
+                                            .dtype = frame.dtype})
                .first;
     }
     const Base& base = it->second;
     if (segment.base_offset_elems > base.elems || segment.elems > base.elems - segment.base_offset_elems)
       return Corruption(name + ": reaches past its base's " + Number(base.elems) + " elements");
-    if (!CanPredict(base.dtype, tensor.frame.coded_dtype))
-      return Corruption(name + ": elements of " + std::string(DTypeName(base.dtype)) + " cannot predict " +
-                        std::string(DTypeName(tensor.frame.coded_dtype)));
-    rest_bytes = std::max({rest_bytes, prediction_bytes + base.peak_bytes, base.block_bytes + out_bytes});
+    if (of_that_dtype ? base.dtype != dtype : !CanPredict(base.dtype, dtype))
+      return Corruption(name + ": elements of " + std::string(DTypeName(base.dtype)) + " cannot " +
+                        (of_that_dtype ? "be " : "predict ") + std::string(DTypeName(dtype)));
   }
-  if (elems != tensor.frame.elems)
-    return Corruption("its view covers " + Number(elems) + " of " + Number(tensor.frame.elems) + " elements");
+  if (covered != elems)
+    return Corruption("its " + std::string(what) + " covers " + Number(covered) + " of " + Number(elems) + " elements");
+  return OkStatus();
+}
+
+Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
+  const TensorRecord& record = tensor.record;
+  const Frame& frame = tensor.frame;
+  const uint64_t out_bytes = BlockHeldBytes(frame, frame.dtype);
+  const uint64_t coded_bytes = out_bytes + kBlockHeaderBytes;
+  const bool is_compact = frame.encoding == Encoding::kCompact;
+  if (frame.encoding != Encoding::kDelta && !is_compact) {
+    if (!record.view.empty()) return Corruption("it has a view of a base, but is not a delta");
+    if (record.depth != 0) return Corruption("it has depth " + Number(record.depth) + ", but is not a delta");
+    return coded_bytes + out_bytes;
+  }
+  Bases bases;
+  RETURN_IF_ERROR(
+      CheckSegments(record, record.view, "view", frame.elems, frame.coded_dtype, /*of_that_dtype=*/false, &bases));
+  const uint64_t prediction_bytes = BlockHeldBytes(frame, frame.coded_dtype);
+  if (is_compact) {
+    const CompactFrame& compact = *frame.compact;
+    RETURN_IF_ERROR(
+        CheckSegments(record, record.factors, "view of factors", compact.factor_tokens, DType::kU16, true, &bases));
+    RETURN_IF_ERROR(
+        CheckSegments(record, record.residual, "view of residual", compact.residual_tokens, DType::kU16, true, &bases));
+    RETURN_IF_ERROR(CheckSegments(record, record.scales, "view of scales", compact.scales, DType::kBF16, true, &bases));
+    // Held while each of them is decoded: the block, its prediction (or the base's block that it is a part of), and the
+    // inputs of one piece (ReadEngine::Impl::RebuildNow).
+    uint64_t held_prediction = prediction_bytes, peak_bytes = 0;
+    for (const auto& [id, base] : bases) {
+      held_prediction = std::max(held_prediction, base.block_bytes);
+      peak_bytes = std::max(peak_bytes, base.peak_bytes);
+    }
+    return out_bytes + held_prediction + MaxPieceBytes(frame) + peak_bytes;
+  }
+  uint64_t rest_bytes = prediction_bytes + out_bytes;
+  for (const auto& [id, base] : bases)
+    rest_bytes = std::max({rest_bytes, prediction_bytes + base.peak_bytes, base.block_bytes + out_bytes});
   return coded_bytes + rest_bytes;
 }
 

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <list>
+#include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 
 #include "catalog/read/read_engine.h"
@@ -31,7 +33,7 @@ class TensorTable {
   Result<TensorRef> Get(const TensorId& id) { return Get(id, kMaxDepth); }
   // A tensor that another record refers to: NotFound becomes Corruption.
   Result<TensorRef> GetReferenced(const TensorId& id) { return GetReferenced(id, kMaxDepth); }
-  // Checks the view against the bases. The result: OpenTensor::peak_bytes.
+  // Checks the views against what they name. The result: OpenTensor::peak_bytes.
   Result<uint64_t> CheckView(const OpenTensor& tensor);
   uint64_t peak_bytes() const;
   // A tensor from a record that is not in the store, checked like those that are. Errors: as Get.
@@ -56,6 +58,18 @@ class TensorTable {
   Result<TensorRef> GetReferenced(const TensorId& id, uint8_t max_depth);
   Result<TensorRef> Open(const TensorId& id, TensorRecord record, uint8_t max_depth);
   Result<TensorRef> Load(const TensorId& id, uint8_t max_depth, uint64_t generation);
+
+  // What a tensor needs of one that its views name.
+  struct Base {
+    uint64_t elems = 0, block_bytes = 0, peak_bytes = 0;
+    DType dtype = DType::kOpaque;
+  };
+  // Of all that one tensor names, each looked up once however often a view names it.
+  using Bases = std::map<TensorId, Base>;
+  // Checks that `view` tiles `elems` elements with (parts of) existing tensors, none of them compact, that can predict
+  // `dtype` (of_that_dtype: have it).
+  Status CheckSegments(const TensorRecord& record, const std::vector<ViewSegment>& view, std::string_view name,
+                       uint64_t elems, DType dtype, bool of_that_dtype, Bases* bases);
 
   const KvStore& store_;
   const uint64_t capacity_bytes_;
