@@ -63,10 +63,14 @@ class Histogram {
   Histogram(bool delta, DType coded_dtype)
       : layout_(FloatLayoutOf(coded_dtype)),
         width_(layout_.width_bits),
+        coded_dtype_(coded_dtype),
         contexts_(delta ? layout_.exponent_mask + 1 : kSelfClasses),
-        cells_(delta ? DeltaCellCount(width_) : SelfCellCount(width_)) {}
+        cells_(delta          ? DeltaCellCount(width_)
+               : are_tokens() ? kTokenCellCount
+                              : SelfCellCount(width_)) {}
 
   unsigned width_bits() const { return width_; }
+  bool are_tokens() const { return coded_dtype_ == DType::kU16; }
   std::span<const uint64_t> Cells(uint32_t context) const {
     if (counts_.empty()) return {};
     return std::span(counts_).subspan(size_t{context} * cells_, cells_);
@@ -115,8 +119,13 @@ class Histogram {
         const size_t count = std::min<size_t>(kSelfChunkElems, n - at);
         const std::byte* chunk = patterns.data() + at * sizeof(U);
         SelfValues<U>(chunk, count, low_bit, values.data());
-        uint64_t* counts = &counts_[size_t{ClassOfMean(MeanMagnitude<U>(chunk, count), thresholds)} * cells_];
-        for (size_t i = 0; i < count; ++i) ++counts[values[i] >> shift];
+        const uint8_t c = ClassOfMeasure(ChunkMeasure<U>(coded_dtype_, chunk, count), thresholds);
+        uint64_t* counts = &counts_[size_t{c} * cells_];
+        if (are_tokens()) {
+          for (size_t i = 0; i < count; ++i) ++counts[TokenCell(static_cast<uint16_t>(values[i]))];
+        } else {
+          for (size_t i = 0; i < count; ++i) ++counts[values[i] >> shift];
+        }
       }
     });
   }
@@ -128,6 +137,7 @@ class Histogram {
 
   FloatLayout layout_;
   unsigned width_;
+  DType coded_dtype_;
   uint32_t contexts_;
   uint32_t cells_;
   std::vector<uint64_t> counts_;
@@ -187,6 +197,14 @@ FittedModel FitDelta(const Histogram& histogram) {
   return fit;
 }
 
+void AddSelfContext(FittedModel& fit, const Histogram& histogram, std::span<const uint64_t> cells) {
+  const unsigned width = histogram.width_bits();
+  RansContext context = histogram.are_tokens() ? FitTokenContext(cells) : FitSelfContext(cells, width);
+  fit.value_bits += histogram.are_tokens() ? TokenContextBits(context, cells) : SelfContextBits(context, cells, width);
+  AddTableCost(fit, context);
+  fit.model.contexts.push_back(std::move(context));
+}
+
 // One table for all classes, or one a class where that pays for the tables and the class map.
 FittedModel FitSelf(const Histogram& histogram, bool low_bit, bool allow_classes) {
   FittedModel joint;
@@ -196,20 +214,13 @@ FittedModel FitSelf(const Histogram& histogram, bool low_bit, bool allow_classes
     const auto cells = histogram.Cells(c);
     for (size_t i = 0; i < cells.size(); ++i) all[i] += cells[i];
   }
-  joint.model.contexts.push_back(FitSelfContext(all, histogram.width_bits()));
-  joint.value_bits = SelfContextBits(joint.model.contexts[0], all, histogram.width_bits());
-  AddTableCost(joint, joint.model.contexts[0]);
+  AddSelfContext(joint, histogram, all);
   if (!allow_classes) return joint;
 
   FittedModel classes;
   classes.model.low_bit = low_bit;
   classes.value_bits = kClassBits * static_cast<double>(Total(all));
-  for (uint32_t c = 0; c < kSelfClasses; ++c) {
-    RansContext context = FitSelfContext(histogram.Cells(c), histogram.width_bits());
-    classes.value_bits += SelfContextBits(context, histogram.Cells(c), histogram.width_bits());
-    AddTableCost(classes, context);
-    classes.model.contexts.push_back(std::move(context));
-  }
+  for (uint32_t c = 0; c < kSelfClasses; ++c) AddSelfContext(classes, histogram, histogram.Cells(c));
   return classes.value_bits + classes.table_bits < joint.value_bits + joint.table_bits ? classes : joint;
 }
 
@@ -221,7 +232,7 @@ uint64_t ScaledBytes(const FittedModel& fit, uint64_t elems, uint64_t sample_ele
   return static_cast<uint64_t>((fit.value_bits * scale + bias + fit.table_bits + streams) / 8) + 16;
 }
 
-// Thresholds that cut the windows' mean magnitudes into classes (k-means in one dimension, from quantiles).
+// Thresholds that cut the windows' measures into classes (k-means in one dimension, from quantiles).
 ClassThresholds FitThresholds(DType coded_dtype, ByteSpan sample) {
   ClassThresholds thresholds;
   thresholds.fill(0xffffffff);
@@ -230,7 +241,7 @@ ClassThresholds FitThresholds(DType coded_dtype, ByteSpan sample) {
     std::vector<uint32_t> means;
     const size_t n = sample.size() / sizeof(U);
     for (size_t at = 0; at + kSampleWindow <= n; at += kSampleWindow)
-      means.push_back(MeanMagnitude<U>(sample.data() + at * sizeof(U), kSampleWindow));
+      means.push_back(ChunkMeasure<U>(coded_dtype, sample.data() + at * sizeof(U), kSampleWindow));
     if (means.size() < 4 * kSelfClasses) return thresholds;
     std::sort(means.begin(), means.end());
     std::array<double, kSelfClasses> centre;
@@ -315,6 +326,22 @@ EncodePlan PlanTensor(DType dtype, uint64_t elems, ByteSpan sample, DType base_d
   return plan;
 }
 
+EncodePlan TokenPlan(uint64_t elems, ByteSpan sample) {
+  EncodePlan plan;
+  plan.encoding = Encoding::kSelf;
+  plan.dtype = plan.coded_dtype = DType::kU16;
+  plan.elems = elems;
+  plan.class_thresholds = FitThresholds(DType::kU16, sample);
+  plan.estimated_bytes = RawBytes(plan.dtype, elems) + 8;
+  const uint64_t sample_elems = sample.size() / DTypeBytes(plan.dtype);
+  if (sample_elems == 0) return plan;
+  Histogram histogram(false, plan.coded_dtype);
+  histogram.AddSelf(sample, false, plan.class_thresholds);
+  plan.estimated_bytes =
+      std::min(plan.estimated_bytes, ScaledBytes(FitSelf(histogram, false, true), elems, sample_elems));
+  return plan;
+}
+
 EncodePlan WithoutNarrowing(EncodePlan plan) {
   plan.coded_dtype = plan.dtype;
   plan.class_thresholds.fill(0xffffffff);
@@ -362,7 +389,9 @@ Result<bool> EncodePatterns(const Frame& frame, const EncodeTables& tables, cons
     for (size_t at = 0, chunk = 0; at < n; at += kSelfChunkElems, ++chunk) {
       const size_t count = std::min<size_t>(kSelfChunkElems, n - at);
       const uint8_t c =
-          classes ? ClassOfMean(MeanMagnitude<U>(patterns.data() + at * sizeof(U), count), thresholds) : uint8_t{0};
+          classes
+              ? ClassOfMeasure(ChunkMeasure<U>(frame.coded_dtype, patterns.data() + at * sizeof(U), count), thresholds)
+              : uint8_t{0};
       std::fill_n(contexts.data() + at, count, c);
       if (classes) (*out)[chunk / 4] |= static_cast<std::byte>(c << (chunk % 4 * 2));
     }

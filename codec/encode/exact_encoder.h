@@ -47,6 +47,10 @@ struct EncodePlan {
 // self). Integers, bool and opaque types are zstd (the encoder stores raw what does not shrink).
 EncodePlan PlanTensor(DType dtype, uint64_t elems, ByteSpan sample, DType base_dtype, ByteSpan base_sample);
 
+// The plan of a tensor of tokens (kU16, codec/kernels/level_tokens.h): self-coded with symbols of single ranks.
+// `sample` as above.
+EncodePlan TokenPlan(uint64_t elems, ByteSpan sample);
+
 class BlockEncoder {
  public:
   BlockEncoder(BlockEncoder&&) noexcept;

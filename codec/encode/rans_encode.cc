@@ -1,6 +1,7 @@
 #include "codec/encode/rans_encode.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <memory>
 
@@ -33,6 +34,11 @@ EncodeTables::EncodeTables(const RansModel& model, const DecodeTables& decode_ta
     : decode_tables_(&decode_tables), delta_(decode_tables.delta) {
   const unsigned width_bits = decode_tables.layout.width_bits;
   cell_shift_ = delta_ ? 0 : SelfCellShift(width_bits);
+  // Symbols of tokens begin anywhere: only the lowest values are then found by table.
+  for (const RansContext& context : model.contexts) {
+    for (const RansSymbol& s : context)
+      cell_shift_ = std::min(cell_shift_, static_cast<unsigned>(std::countr_zero(s.base)));
+  }
   lookup_size_ = delta_ ? kDeltaLookup : SelfCellCount(width_bits);
   symbols_.emplace_back();  // stands for what cannot be coded
   lookup_.reserve(lookup_size_ * decode_tables.contexts);

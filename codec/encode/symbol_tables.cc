@@ -241,6 +241,64 @@ RansContext FitSelfContext(std::span<const uint64_t> cells, unsigned width_bits)
   return CellTree(cells, width_bits).Fit(kSelfSymbols);
 }
 
+RansContext FitTokenContext(std::span<const uint64_t> cells) {
+  std::vector<uint64_t> before(cells.size() + 1, 0);  // tokens in cells below
+  for (size_t c = 0; c < cells.size(); ++c) before[c + 1] = before[c] + cells[c];
+  const uint64_t total = before.back();
+  if (total == 0) return {};
+  size_t end = cells.size();
+  while (cells[end - 1] == 0) --end;
+  const double log2_total = Log2(total);
+
+  // The cheapest way to each boundary between cells when a symbol costs `penalty` bits besides its own.
+  struct Step {
+    double bits = kInfinity;
+    uint16_t from = 0, symbols = 0;
+    uint8_t raw_bits = 0;
+  };
+  std::vector<Step> best;
+  const auto partition = [&](double penalty) {
+    best.assign(end + 1, {});
+    best[0].bits = 0;
+    for (size_t b = 0; b < end; ++b) {
+      if (best[b].bits == kInfinity) continue;
+      const uint32_t begin = TokenCellBegin(static_cast<uint32_t>(b));
+      for (unsigned r = 0; r <= 16; ++r) {
+        const uint32_t next = begin + (1u << r);
+        const bool covers = next >= TokenCellBegin(static_cast<uint32_t>(end));
+        const size_t to = covers ? end : TokenCell(static_cast<uint16_t>(next));
+        if (!covers && TokenCellBegin(static_cast<uint32_t>(to)) != next) continue;
+        const uint64_t count = before[to] - before[b];
+        const double each = r + (r > kFirstRawBits ? kSecondPhaseBits : 0);
+        const double bits =
+            best[b].bits + SymbolBits(count, total, log2_total) + static_cast<double>(count) * each + penalty;
+        if (bits < best[to].bits) {
+          best[to] = {bits, static_cast<uint16_t>(b), static_cast<uint16_t>(best[b].symbols + 1),
+                      static_cast<uint8_t>(r)};
+        }
+        if (covers) break;
+      }
+    }
+    return best[end].symbols;
+  };
+  double low = 0, high = kSymbolTableBits;
+  while (partition(high) > kSelfSymbols) {
+    low = high;
+    high *= 4;
+  }
+  for (int i = 0; i < 6 && low > 0; ++i) {
+    const double middle = std::sqrt(low * high);
+    (partition(middle) > kSelfSymbols ? low : high) = middle;
+  }
+  RansContext context(partition(high));
+  std::vector<uint64_t> counts(context.size());
+  for (size_t b = end, s = context.size(); s-- > 0; b = best[b].from) {
+    context[s].raw_bits = best[b].raw_bits;
+    counts[s] = before[b] - before[best[b].from];
+  }
+  return Finish(std::move(context), std::move(counts));
+}
+
 double ContextBits(const RansContext& context, std::span<const uint64_t> symbol_counts) {
   double bits = 0;
   for (size_t s = 0; s < context.size(); ++s) {
@@ -256,6 +314,17 @@ double DeltaContextBits(const RansContext& context, std::span<const uint64_t> ce
   for (uint32_t c = 0; c < cells.size(); ++c) {
     if (cells[c] == 0) continue;
     while (s + 1 < context.size() && DeltaCellBegin(c) >= context[s + 1].base) ++s;
+    counts[s] += cells[c];
+  }
+  return ContextBits(context, counts);
+}
+
+double TokenContextBits(const RansContext& context, std::span<const uint64_t> cells) {
+  std::array<uint64_t, kSelfSymbols> counts{};
+  size_t s = 0;
+  for (uint32_t c = 0; c < cells.size(); ++c) {
+    if (cells[c] == 0) continue;
+    while (s + 1 < context.size() && TokenCellBegin(c) >= context[s + 1].base) ++s;
     counts[s] += cells[c];
   }
   return ContextBits(context, counts);

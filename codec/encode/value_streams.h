@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -23,20 +24,23 @@ constexpr uint32_t CoarseMagnitude(U pattern) {
   return static_cast<uint32_t>(magnitude);
 }
 
+// What a chunk's class goes by: the mean of its magnitudes; of tokens (kU16), whose ranks grow with a power of the
+// levels' spread, that of the ranks' logarithms.
 template <typename U>
-uint32_t MeanMagnitude(const std::byte* patterns, size_t n) {
+uint32_t ChunkMeasure(DType coded_dtype, const std::byte* patterns, size_t n) {
   uint64_t sum = 0;
   for (size_t i = 0; i < n; ++i) {
     U p;
     std::memcpy(&p, patterns + i * sizeof(U), sizeof(U));
-    sum += CoarseMagnitude(p);
+    sum += coded_dtype == DType::kU16 ? static_cast<uint32_t>(std::bit_width(SelfValue(p, false))) << 8
+                                      : CoarseMagnitude(p);
   }
   return n == 0 ? 0 : static_cast<uint32_t>(sum / n);
 }
 
-inline uint8_t ClassOfMean(uint32_t mean, const ClassThresholds& thresholds) {
+inline uint8_t ClassOfMeasure(uint32_t measure, const ClassThresholds& thresholds) {
   uint8_t c = 0;
-  for (const uint32_t t : thresholds) c = static_cast<uint8_t>(c + (mean > t ? 1 : 0));
+  for (const uint32_t t : thresholds) c = static_cast<uint8_t>(c + (measure > t ? 1 : 0));
   return c;
 }
 

@@ -79,5 +79,37 @@ TEST(SymbolTables, SelfContextCoversWhatWasCounted) {
   }
 }
 
+TEST(SymbolTables, TokenCellsTileTheRanks) {
+  for (uint32_t c = 0; c < kTokenCellCount; ++c) {
+    EXPECT_EQ(TokenCell(static_cast<uint16_t>(TokenCellBegin(c))), c);
+    if (c > 0) {
+      EXPECT_EQ(TokenCell(static_cast<uint16_t>(TokenCellBegin(c) - 1)), c - 1);
+    }
+  }
+  EXPECT_EQ(TokenCell(0xffff), kTokenCellCount - 1);
+  EXPECT_EQ(TokenCellBegin(kTokenCellCount), 0x10000u);
+}
+
+TEST(SymbolTables, TokenContextCoversWhatWasCounted) {
+  std::mt19937_64 rng(1);
+  for (int round = 0; round < 100; ++round) {
+    std::vector<uint64_t> cells(kTokenCellCount);
+    const int used = 1 + static_cast<int>(rng() % 300);
+    for (int i = 0; i < used; ++i) cells[rng() % (1 + rng() % cells.size())] += 1 + rng() % 100000;
+    const RansContext context = FitTokenContext(cells);
+    ExpectSound(context, kSelfSymbols);
+    for (uint32_t c = 0; c < cells.size(); ++c) {
+      if (cells[c] == 0) continue;
+      for (const uint64_t v : {TokenCellBegin(c), TokenCellBegin(c + 1) - 1}) {
+        bool codable = false;
+        for (const RansSymbol& s : context)
+          codable |= s.freq > 0 && v >= s.base && v - s.base < (uint64_t{1} << s.raw_bits);
+        EXPECT_TRUE(codable) << v;
+      }
+    }
+  }
+  EXPECT_TRUE(FitTokenContext(std::vector<uint64_t>(kTokenCellCount)).empty());
+}
+
 }  // namespace
 }  // namespace modelstore
