@@ -225,13 +225,13 @@ class StoreBuilder {
   }
 
   TensorId AddCoded(const Frame& frame, Bytes bytes, const std::vector<Bytes>& coded, std::vector<ViewSegment> view,
-                    uint8_t depth) {
+                    uint8_t depth, const std::function<void(TensorRecord*)>& change = nullptr) {
     TensorRecord record;
     record.dtype = frame.dtype;
     record.shape = {frame.elems};
     record.bytes = bytes.size();
     record.push = 7;
-    record.first_block = next_block_;
+    record.first_block = coded.empty() ? 0 : next_block_;
     record.block_count = static_cast<uint32_t>(coded.size());
     record.depth = depth;
     record.frame = SerializeFrame(frame);
@@ -242,6 +242,7 @@ class StoreBuilder {
       record.coded_bytes += sealed.size();
       batch.Put(Family::kBlocks, BlockKey(record.push, next_block_++), sealed);
     }
+    if (change) change(&record);
     const TensorId id{Hash128{.low = known_.size() + 1, .high = 0xabcdef}, 0};
     batch.Put(Family::kTensors, TensorKey(id), Serialize(record));
     EXPECT_TRUE(store.Write(batch, Durability::kSync).ok());
