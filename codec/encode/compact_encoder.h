@@ -22,16 +22,15 @@
 
 namespace modelstore {
 
-// Second moments of a tensor's inputs, ready for use: damped, with its Cholesky factor and that of its inverse.
-// Immutable.
+// Second moments of a tensor's inputs, ready for use: damped and factored. Immutable.
 class InputMoments {
  public:
   // `h`: n x n, row-major, symmetric (float32, as the file of moments has it). Adds damping (1 % of the mean diagonal,
-  // more when it is singular). Errors: InvalidArgument (not finite, negative diagonal, not symmetric, not positive
-  // after damping).
-  static Result<std::shared_ptr<const InputMoments>> Prepare(std::span<const float> h, uint64_t n, bool for_residual);
-  // Bytes that preparing and keeping them takes at most.
-  static uint64_t MemoryBytes(uint64_t n, bool for_residual);
+  // more when it is singular). Errors: InvalidArgument (not n x n, not finite, negative diagonal, all zero, not
+  // symmetric, not positive after damping).
+  static Result<std::shared_ptr<const InputMoments>> Prepare(std::span<const float> h, uint64_t n);
+  // Bytes that preparing and keeping them takes at most, besides `h`.
+  static uint64_t MemoryBytes(uint64_t n);
   ~InputMoments();
   struct State;
   const State& state() const { return *state_; }
@@ -70,6 +69,7 @@ struct CompactTensor {
   std::vector<int8_t> residual;     // rows x columns levels, or empty
   std::vector<uint16_t> scales;     // BF16: `rank` of them, then the residual's steps
   double error = 0, energy = 0;     // tr(E H E^T) and tr(D H D^T), row-weighted; drift = error / energy
+  double bytes = 0;                 // entropy of all levels, scales and the row mask
 };
 
 // One rung: what a choice would cost and leave.

@@ -1,0 +1,239 @@
+#include "codec/encode/compact_encoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <string>
+
+#include "codec/encode/delta_math.h"
+#include "codec/encode/input_moments.h"
+#include "codec/encode/low_rank.h"
+#include "codec/encode/residual.h"
+
+namespace modelstore {
+namespace {
+
+// Larger differences would overflow float32 in products with the moments.
+constexpr float kLargestDelta = 1e30f;
+// Rows that an estimate of a residual looks at: at least so many, else a share of them.
+constexpr uint64_t kLeastSample = 96;
+constexpr uint64_t kSampleShare = 24;
+constexpr uint32_t kMaxPruneBits = 8;
+
+Status Check(const CompactInput& input) {
+  const std::string shape = std::to_string(input.rows) + " x " + std::to_string(input.columns);
+  if (input.rows == 0 || input.columns == 0 || input.delta.size() / input.rows != input.columns ||
+      input.delta.size() % input.rows != 0) {
+    return InvalidArgument("a delta of " + std::to_string(input.delta.size()) + " elements is not of shape " + shape);
+  }
+  if (input.moments != nullptr && input.moments->state().n != input.columns) {
+    return InvalidArgument("moments of " + std::to_string(input.moments->state().n) +
+                           " inputs do not fit a tensor of " + shape);
+  }
+  if (!input.row_weights.empty() && input.row_weights.size() != input.rows) {
+    return InvalidArgument(std::to_string(input.row_weights.size()) + " row weights do not fit a tensor of " + shape);
+  }
+  for (const float w : input.row_weights) {
+    if (!std::isfinite(w) || w < 0) return InvalidArgument("row weights must be finite and not negative");
+  }
+  for (const float d : input.delta) {
+    if (!(std::abs(d) <= kLargestDelta)) {
+      return InvalidArgument("the delta has values that are not finite, or larger than 1e30");
+    }
+  }
+  return OkStatus();
+}
+
+Status Check(const CompactChoice& choice) {
+  const auto positive = [](float x) { return std::isfinite(x) && x >= 0; };
+  if (choice.bits > kMaxPruneBits || !positive(choice.sparsity) || choice.sparsity > 1) {
+    return InvalidArgument("pruning to " + std::to_string(choice.bits) + " bits at a sparsity of " +
+                           std::to_string(choice.sparsity) + ": expected 1 to 8 bits and a share of 0 to 1");
+  }
+  if (choice.rank > kMaxCompactRank || !positive(choice.factor_step) || choice.factor_step == 0 ||
+      !positive(choice.residual_step) || !positive(choice.scale)) {
+    return InvalidArgument("a rank above " + std::to_string(kMaxCompactRank) + ", a step or a scale out of range");
+  }
+  return OkStatus();
+}
+
+double WeightOf(const CompactInput& input, uint64_t row) {
+  return input.row_weights.empty() ? 1 : static_cast<double>(input.row_weights[row]);
+}
+
+// tr(W E H E^T), E = delta - low rank - residual as stored. Without either: the delta's energy.
+double MeasureError(const CompactInput& input, const LowRankFit* low_rank, const ResidualCoder* coder,
+                    std::span<const int8_t> levels) {
+  std::optional<LowRankRows> lower;
+  if (low_rank != nullptr) lower.emplace(*low_rank, input.columns);
+  std::vector<float> panel, scratch;
+  std::vector<uint64_t> rows;
+  std::vector<double> energies(kPanelRows);
+  double error = 0;
+  for (uint64_t first = 0; first < input.rows; first += kPanelRows) {
+    const uint64_t count = std::min(kPanelRows, input.rows - first), begin = first * input.columns;
+    const auto values = input.delta.subspan(begin, count * input.columns);
+    panel.assign(values.begin(), values.end());
+    if (lower) {
+      rows.resize(count);
+      for (uint64_t i = 0; i < count; ++i) rows[i] = first + i;
+      lower->Subtract(rows, panel.data());
+    }
+    if (!levels.empty()) {
+      for (uint64_t e = 0; e < panel.size(); ++e) {
+        const int q = levels[begin + e];
+        if (q == 0) continue;
+        const float value = coder->values[static_cast<size_t>(std::abs(q))] * coder->steps[coder->GroupOf(begin + e)];
+        panel[e] -= q < 0 ? -value : value;
+      }
+    }
+    RowEnergies(input.moments, panel.data(), count, input.columns, scratch, energies.data());
+    for (uint64_t i = 0; i < count; ++i) error += WeightOf(input, first + i) * energies[i];
+  }
+  return error;
+}
+
+float Sigma(std::span<const float> delta) {
+  double sum = 0;
+  for (const float d : delta) sum += static_cast<double>(d) * d;
+  return static_cast<float>(std::sqrt(sum / static_cast<double>(delta.size())));
+}
+
+uint32_t RankFor(const CompactInput& input, uint32_t wanted) {
+  return static_cast<uint32_t>(
+      std::min<uint64_t>({wanted, input.rows, input.columns, kMaxRightFactorLevels / input.columns}));
+}
+
+// The factor on the whole delta. What is left out is orthogonal to what is kept (least squares), so what is kept has
+// 1 - drift of the energy: too short a step in the finetune's direction.
+float ScaleFor(const CompactChoice& choice, double drift) {
+  if (choice.scale > 0) return choice.scale;
+  constexpr double kMostScale = 1.25;
+  return static_cast<float>(std::min(kMostScale, 1 / std::sqrt(std::max(1e-3, 1 - drift))));
+}
+
+double ScaledError(double error, double energy, float scale) {
+  const double excess = static_cast<double>(scale) - 1;
+  return error + excess * excess * std::max(0.0, energy - error);
+}
+
+// What a residual of `coder` would cost and leave, by a sample of rows.
+void AddResidual(const CompactInput& input, const LowRankFit& low_rank, const ResidualCoder& coder,
+                 const RowSample& sample, double scale_bytes, double& bytes, double& error) {
+  const ResidualOutcome outcome = QuantizeResidual(input, low_rank, coder, sample, true, nullptr);
+  bytes += outcome.bits() / 8 + scale_bytes;
+  if (outcome.untouched > 0) error *= outcome.error / outcome.untouched;
+}
+
+}  // namespace
+
+uint64_t CompactMemoryBytes(uint64_t rows, uint64_t columns, bool has_moments, const CompactChoice& largest) {
+  const uint64_t elems = rows * columns;
+  const uint64_t panel = std::min(rows, kPanelRows) * (columns * 3 + 256) * sizeof(float);
+  uint64_t bytes = panel + rows * 64 + columns * 32;
+  if (largest.rank > 0) {
+    const auto rank = static_cast<uint32_t>(std::min<uint64_t>({largest.rank, rows, columns}));
+    bytes += LowRankBasis::MemoryBytes(rows, columns, rank) + (rows + columns) * rank * 4;
+  }
+  if (largest.residual_step > 0 || largest.bits > 0) bytes += elems;
+  if (largest.bits > 0) {
+    const uint64_t group = largest.group_elems == 0 ? elems : largest.group_elems;
+    bytes += std::min(group, elems) * sizeof(float) + elems / group * 8;
+  }
+  return bytes + (has_moments ? columns * 16 : 0);
+}
+
+Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const CompactChoice> ladder) {
+  RETURN_IF_ERROR(Check(input));
+  uint32_t rank = 0;
+  for (const CompactChoice& choice : ladder) {
+    RETURN_IF_ERROR(Check(choice));
+    if (choice.bits == 0) rank = std::max(rank, choice.rank);
+  }
+  CompactAnalysis analysis;
+  analysis.energy = MeasureError(input, nullptr, nullptr, {});
+  analysis.estimates.push_back({CompactChoice{}, 0, analysis.energy});
+  const LowRankBasis basis(input, analysis.energy > 0 ? RankFor(input, rank) : 0, analysis.energy);
+  const RowSample sample = SampleRows(input, std::max(kLeastSample, input.rows / kSampleShare));
+  const float sigma = Sigma(input.delta);
+  std::optional<LowRankFit> fit;
+  CompactChoice fitted;
+  for (const CompactChoice& choice : ladder) {
+    CompactEstimate estimate{choice, 0, analysis.energy};
+    if (analysis.energy > 0 && choice.bits > 0) {
+      const ResidualCoder coder = FitPruning(input, choice);
+      AddResidual(input, LowRankFit{}, coder, sample, 2 * static_cast<double>(coder.steps.size()), estimate.bytes,
+                  estimate.error);
+    } else if (analysis.energy > 0) {
+      if (!fit || fitted.rank != choice.rank || fitted.factor_step != choice.factor_step) {
+        fit = basis.Fit(input, choice.rank, choice.factor_step);
+        fitted = choice;
+      }
+      estimate.bytes = fit->bytes;
+      estimate.error = fit->error;
+      if (choice.residual_step > 0) {
+        AddResidual(input, *fit, FitDeadZone(input, *fit, choice.residual_step * sigma), sample, 2, estimate.bytes,
+                    estimate.error);
+      }
+      estimate.error = ScaledError(estimate.error, analysis.energy, ScaleFor(choice, estimate.error / analysis.energy));
+    }
+    analysis.estimates.push_back(estimate);
+  }
+  return analysis;
+}
+
+Result<CompactTensor> EncodeTensor(const CompactInput& input, const CompactChoice& choice) {
+  RETURN_IF_ERROR(Check(input));
+  RETURN_IF_ERROR(Check(choice));
+  CompactTensor tensor;
+  tensor.segment.rows = input.rows;
+  tensor.segment.columns = input.columns;
+  tensor.energy = tensor.error = MeasureError(input, nullptr, nullptr, {});
+  if (!(tensor.energy > 0)) return tensor;
+
+  LowRankFit low_rank;
+  low_rank.error = tensor.energy;
+  std::optional<ResidualCoder> coder;
+  if (choice.bits > 0) {
+    coder = FitPruning(input, choice);
+  } else {
+    if (const uint32_t rank = RankFor(input, choice.rank); rank > 0) {
+      low_rank = LowRankBasis(input, rank, tensor.energy).Fit(input, rank, choice.factor_step);
+    }
+    if (choice.residual_step > 0) coder = FitDeadZone(input, low_rank, choice.residual_step * Sigma(input.delta));
+  }
+  double error = low_rank.error;
+  if (coder) {
+    const RowSample all = SampleRows(input, input.rows);
+    error = QuantizeResidual(input, low_rank, *coder, all, false, &tensor.residual).error;
+    if (std::all_of(tensor.residual.begin(), tensor.residual.end(), [](int8_t q) { return q == 0; })) {
+      tensor.residual.clear();
+      coder.reset();
+    }
+  }
+  if (const float scale = choice.bits > 0 ? 1 : ScaleFor(choice, error / tensor.energy); scale != 1) {
+    for (float& s : low_rank.scales) s = FromBf16(ToBf16(s * scale));
+    if (coder) coder->steps[0] = FromBf16(ToBf16(coder->steps[0] * scale));
+  }
+  tensor.error = MeasureError(input, &low_rank, coder ? &*coder : nullptr, tensor.residual);
+  if (!std::isfinite(tensor.error)) return InvalidArgument("the delta is too large for its moments");
+
+  tensor.segment.rank = low_rank.rank;
+  tensor.segment.row_mask = std::move(low_rank.row_mask);
+  tensor.right = std::move(low_rank.right);
+  tensor.left = std::move(low_rank.left);
+  for (const float s : low_rank.scales) tensor.scales.push_back(ToBf16(s));
+  if (coder) {
+    tensor.segment.has_residual = true;
+    tensor.segment.wide_residual = coder->wide;
+    tensor.segment.group_elems = coder->group_elems;
+    tensor.segment.biases = coder->biases;
+    for (const float s : coder->steps) tensor.scales.push_back(ToBf16(s));
+  }
+  tensor.bytes =
+      low_rank.bytes + LevelBits(tensor.residual) / 8 + 2 * (coder ? static_cast<double>(coder->steps.size()) : 0);
+  tensor.segment.drift_code = DriftCode(tensor.error / tensor.energy);
+  return tensor;
+}
+
+}  // namespace modelstore

@@ -1,0 +1,59 @@
+#include "codec/encode/delta_math.h"
+
+#include <Eigen/Core>
+#include <array>
+#include <bit>
+#include <cmath>
+
+#include "codec/encode/input_moments.h"
+
+namespace modelstore {
+namespace {
+
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using ConstMap = Eigen::Map<const Matrix>;
+
+}  // namespace
+
+uint16_t ToBf16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  uint32_t pattern = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  if ((pattern & 0x7fff) == 0 && (bits & 0x7fffffff) != 0) ++pattern;
+  if ((pattern & 0x7f80) == 0x7f80) --pattern;
+  return static_cast<uint16_t>(pattern);
+}
+
+float FromBf16(uint16_t pattern) { return std::bit_cast<float>(static_cast<uint32_t>(pattern) << 16); }
+
+double EntropyBits(std::span<const double> counts) {
+  double total = 0, sum = 0;
+  for (const double n : counts) {
+    if (!(n > 0)) continue;
+    total += n;
+    sum += n * std::log2(n);
+  }
+  return total > 0 ? total * std::log2(total) - sum : 0;
+}
+
+double LevelBits(std::span<const int8_t> levels) {
+  std::array<double, 256> counts{};
+  for (const int8_t l : levels) ++counts[static_cast<uint8_t>(l)];
+  return EntropyBits(counts);
+}
+
+void RowEnergies(const InputMoments* moments, const float* e, uint64_t rows, uint64_t columns,
+                 std::vector<float>& scratch, double* energies) {
+  const auto m = static_cast<Eigen::Index>(rows), n = static_cast<Eigen::Index>(columns);
+  const ConstMap error(e, m, n);
+  if (moments == nullptr) {
+    for (Eigen::Index i = 0; i < m; ++i) energies[i] = error.row(i).cast<double>().squaredNorm();
+    return;
+  }
+  scratch.resize(rows * columns);
+  Eigen::Map<Matrix> product(scratch.data(), m, n);
+  const InputMoments::State& state = moments->state();
+  product.noalias() = error * ConstMap(state.root.data(), n, n).triangularView<Eigen::Upper>();
+  for (Eigen::Index i = 0; i < m; ++i) energies[i] = product.row(i).cast<double>().squaredNorm() * state.unit;
+}
+
+}  // namespace modelstore

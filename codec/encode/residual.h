@@ -1,0 +1,64 @@
+// The residual of a compact tensor (layer: codec/encode, internal): what the low-rank part leaves, quantized column by
+// column. The error of each column is fed back into those that follow (OBS as in GPTQ), in the form of its upper
+// factor: with H = R R^T the target of column j moves by sum over i < j of error_i R_ij / R_jj, and what is then left
+// of it costs R_jj^2 times its square, which nothing later makes good.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "codec/encode/compact_encoder.h"
+#include "codec/encode/low_rank.h"
+
+namespace modelstore {
+
+// How levels become values, and when an element gets one.
+struct ResidualCoder {
+  bool wide = false;
+  uint64_t group_elems = 0;  // that share a step; 0: all
+  std::vector<float> steps;  // exact BF16 values, one a group
+  std::array<uint8_t, 3> biases{};
+  std::vector<float> values;  // of the magnitudes 0, 1, …: in steps
+  // A dead zone takes the level of least error + price x bits, `price` being a share of what an error of one step costs
+  // in the mean column and row.
+  std::vector<float> bits;  // of each magnitude
+  float price = 0;
+  // Pruning instead (`prune`): the share of each column block that stays and, where there are no moments, the magnitude
+  // from which on an element of each group stays.
+  bool prune = false;
+  float keep = 1;
+  std::vector<float> thresholds;
+
+  uint64_t GroupOf(uint64_t elem) const { return group_elems == 0 ? 0 : elem / group_elems; }
+  int max_level() const { return static_cast<int>(values.size()) - 1; }
+};
+
+// Some rows of a tensor, each standing for `counts` rows like it: one from each stratum of rows of similar energy.
+struct RowSample {
+  std::vector<uint64_t> rows;
+  std::vector<double> counts;
+};
+// All rows when there are at most `wanted`.
+RowSample SampleRows(const CompactInput& input, uint64_t wanted);
+
+// What quantizing rows leads to; sums are over rows times their counts.
+struct ResidualOutcome {
+  double error = 0;                   // tr(W E H E^T)
+  double untouched = 0;               // the same had all levels been 0: when asked for
+  std::vector<double> magnitudes;     // histogram
+  std::array<double, 3> shortfall{};  // by min(magnitude, 3): mean of magnitude - value in steps
+  double bits() const;                // entropy of the levels
+};
+
+// The coder of a dead zone with steps of `step`, fitted to a sample of the rows.
+ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank, float step);
+// The coder of literal GPT-Zip.
+ResidualCoder FitPruning(const CompactInput& input, const CompactChoice& choice);
+
+// Quantizes what `low_rank` leaves of the rows in `sample`. `levels`, when not null: of all rows in order (`sample`
+// must then be all of them). `untouched`: whether to compute that too.
+ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& low_rank, const ResidualCoder& coder,
+                                 const RowSample& sample, bool untouched, std::vector<int8_t>* levels);
+
+}  // namespace modelstore
