@@ -11,16 +11,22 @@
 namespace modelstore {
 
 enum class CompactSchedule : uint8_t {
-  kUniform = 0,  // the same choice for every tensor
-  kAptc = 1,     // Aggressive Post-Training Compression: each layer's sparsity by its score, exponentially
-  kRd = 2,       // rate-distortion: one lambda for all tensors
+  // The same rung for every tensor: estimates of the same index (a tensor with fewer of them stays at its last).
+  kUniform = 0,
+  // After Aggressive Post-Training Compression: each layer's density by its score, exponentially. Score: logarithm of
+  // its energy per element, mapped to [0, 1] between the least and the greatest layer. A tensor gets at most
+  // c x weight x exp(kAptcSpread x score) bytes, c the same for all.
+  kAptc = 1,
+  // Rate-distortion: the steps between rungs on each tensor's convex hull, steepest first.
+  kRd = 2,
 };
+inline constexpr double kAptcSpread = 1.5;
 
-// One tensor as the planner sees it.
+// One tensor as the planner sees it. Its drift is error / energy of an estimate; without energy it has none.
 struct CompactCandidate {
-  const CompactAnalysis* analysis = nullptr;
-  double weight = 1;   // of its drift in the model's drift: its share of the elements
-  uint32_t layer = 0;  // kAptc: its position in the model
+  const CompactAnalysis* analysis = nullptr;  // with at least one estimate
+  double weight = 1;                          // of its drift in the model's drift: its share of the elements
+  uint32_t layer = 0;                         // kAptc: tensors of one layer have one score
 };
 
 struct CompactPlan {
@@ -29,7 +35,7 @@ struct CompactPlan {
 };
 
 // The plan of least drift with at most `budget_bytes`. A larger budget never gives a larger estimated drift.
-// Errors: InvalidArgument when even nothing at all exceeds the budget.
+// Errors: InvalidArgument when the budget is negative or not a number.
 Result<CompactPlan> PlanForBytes(std::span<const CompactCandidate> candidates, CompactSchedule schedule,
                                  double budget_bytes);
 // The plan of least bytes with at most `max_drift`. Errors: InvalidArgument when no plan reaches it (says the least).
