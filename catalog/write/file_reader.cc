@@ -1,7 +1,8 @@
 #include "catalog/write/file_reader.h"
 
 #include <algorithm>
-#include <optional>
+#include <map>
+#include <set>
 #include <span>
 
 #include "catalog/write/parallel.h"
@@ -20,10 +21,11 @@ Result<T> Opened(Result<T> opened) {
   return opened;
 }
 
-// Follows a file's bytes through its extents and checks each whole tensor's hash.
+// Follows a file's bytes through its extents and checks the hash of each tensor that it holds in full.
 class ExtentHasher {
  public:
-  ExtentHasher(ReadEngine& reader, const FileRecord& record) : reader_(reader), record_(record) {}
+  ExtentHasher(ReadEngine& reader, const FileRecord& record)
+      : reader_(reader), record_(record), in_full_(TensorsInFull(record)) {}
 
   Status Update(ByteSpan bytes) {
     while (true) {
@@ -31,38 +33,50 @@ class ExtentHasher {
       if (bytes.empty() || next_ == record_.extents.size()) return OkStatus();
       const Extent& extent = record_.extents[next_];
       const size_t n = std::min<uint64_t>(bytes.size(), extent.bytes - done_);
-      if (extent.kind == Extent::Kind::kTensor) {
-        if (done_ == 0) RETURN_IF_ERROR(Start(extent));
-        hasher_->Update(bytes.first(n));
-      }
+      RETURN_IF_ERROR(Hash(extent, bytes.first(n)));
       done_ += n;
       bytes = bytes.subspan(n);
     }
   }
 
  private:
-  Status Start(const Extent& extent) {
-    ASSIGN_OR_RETURN(const TensorRef tensor, Opened(reader_.OpenTensorById(extent.tensor)));
-    hasher_.emplace(StartTensorHash(tensor->record.dtype, tensor->record.shape));
+  // The next bytes of the extent; the tensor's hash begins with its first ones.
+  Status Hash(const Extent& extent, ByteSpan bytes) {
+    if (extent.kind == Extent::Kind::kLiteral || !in_full_.contains(extent.tensor)) return OkStatus();
+    if (extent.offset_bytes + done_ == 0) {
+      ASSIGN_OR_RETURN(const TensorRef tensor, Opened(reader_.OpenTensorById(extent.tensor)));
+      if (tensor->record.bytes != in_full_.at(extent.tensor)) {
+        in_full_.erase(extent.tensor);
+        return OkStatus();
+      }
+      hashers_.insert_or_assign(extent.tensor, StartTensorHash(tensor->record.dtype, tensor->record.shape));
+    }
+    hashers_.at(extent.tensor).Update(bytes);
     return OkStatus();
   }
 
   Status FinishExtents() {
     for (; next_ < record_.extents.size() && done_ == record_.extents[next_].bytes; ++next_, done_ = 0) {
       const Extent& extent = record_.extents[next_];
-      if (extent.kind != Extent::Kind::kTensor) continue;
-      if (extent.bytes == 0) RETURN_IF_ERROR(Start(extent));
-      if (hasher_->Finish() != extent.tensor.hash)
-        return Corruption("tensor '" + extent.name + "' decodes to bytes of another hash than its own");
+      if (extent.bytes == 0) {
+        if (extent.kind != Extent::Kind::kTensor) continue;
+        RETURN_IF_ERROR(Hash(extent, {}));
+      }
+      const auto hasher = hashers_.find(extent.tensor);
+      if (hasher == hashers_.end() || extent.offset_bytes + extent.bytes != in_full_.at(extent.tensor)) continue;
+      const bool is_same = hasher->second.Finish() == extent.tensor.hash;
+      hashers_.erase(hasher);
+      if (!is_same) return Corruption("tensor '" + extent.name + "' decodes to bytes of another hash than its own");
     }
     return OkStatus();
   }
 
   ReadEngine& reader_;
   const FileRecord& record_;
+  std::map<TensorId, uint64_t> in_full_;
+  std::map<TensorId, Hasher128> hashers_;  // of those that have begun
   size_t next_ = 0;
   uint64_t done_ = 0;  // bytes of extent next_
-  std::optional<Hasher128> hasher_;
 };
 
 // The next bytes of a file: (a part of) a block of a tensor, or a literal.
@@ -143,6 +157,21 @@ uint64_t WindowBytes(Catalog& catalog) {
 }
 
 }  // namespace
+
+std::map<TensorId, uint64_t> TensorsInFull(const FileRecord& record) {
+  std::map<TensorId, uint64_t> tensors;  // their bytes so far
+  std::set<TensorId> in_disorder;
+  for (const Extent& extent : record.extents) {
+    if (extent.kind == Extent::Kind::kLiteral) continue;
+    if (extent.kind == Extent::Kind::kTensorPart && extent.bytes == 0) continue;
+    const auto [it, is_new] = tensors.try_emplace(extent.tensor, 0);
+    const bool is_again = extent.kind == Extent::Kind::kTensor && it->second == extent.bytes;
+    if (!is_again && it->second != extent.offset_bytes) in_disorder.insert(extent.tensor);
+    it->second = extent.offset_bytes + extent.bytes;
+  }
+  for (const TensorId& id : in_disorder) tensors.erase(id);
+  return tensors;
+}
 
 Status ReadWholeFile(Catalog& catalog, const Sha256Digest& sha256, JobControl& job,
                      const std::function<Status(ByteSpan)>& consume) {

@@ -55,7 +55,7 @@ class Verification {
 
   // Failures to read the records are found again, and told, by whoever reads the file.
   Status FindBases() {
-    std::vector<std::pair<TensorId, Sha256Digest>> pending;
+    std::set<std::pair<TensorId, Sha256Digest>> seen;
     for (const auto& [sha256, status] : files_) {
       RETURN_IF_ERROR(job_.Check());
       const Result<StoredValue> value = store_.Get(Family::kFiles, FileKey(sha256));
@@ -63,13 +63,14 @@ class Verification {
       const Result<FileRecord> record = ParseFileRecord(value->bytes());
       if (!record.ok()) continue;
       for (const Extent& extent : record->extents) {
-        if (extent.kind == Extent::Kind::kLiteral) continue;
-        // Parts do not cover their tensor.
-        if (extent.kind == Extent::Kind::kTensor) listed_.insert(extent.tensor);
-        pending.emplace_back(extent.tensor, sha256);
+        if (extent.kind != Extent::Kind::kLiteral) seen.emplace(extent.tensor, sha256);
+      }
+      for (const auto& [id, bytes] : TensorsInFull(*record)) {
+        const TensorRecord* tensor = Record(id);
+        if (tensor == nullptr || tensor->bytes == bytes) listed_.insert(id);
       }
     }
-    std::set<std::pair<TensorId, Sha256Digest>> seen(pending.begin(), pending.end());
+    std::vector<std::pair<TensorId, Sha256Digest>> pending(seen.begin(), seen.end());
     while (!pending.empty()) {
       const auto [id, sha256] = pending.back();
       pending.pop_back();

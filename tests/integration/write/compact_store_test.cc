@@ -5,6 +5,7 @@
 
 #include "catalog/read/read_engine.h"
 #include "catalog/write/export.h"
+#include "catalog/write/file_reader.h"
 #include "catalog/write/store_usage.h"
 #include "codec/decode/compact_frame.h"
 #include "codec/decode/frame.h"
@@ -341,6 +342,38 @@ TEST_F(CompactStoreTest, VerifyTellsOfDamageInEveryPart) {
     catalog().reader().DropCaches();
   }
   ExpectClean();
+}
+
+TEST_F(CompactStoreTest, VerifyRebuildsItOnce) {
+  uint64_t total = 0, done = 0;
+  JobControl job([&](const JobProgress& progress) { total = progress.total_bytes, done = progress.done_bytes; });
+  const Result<VerifyReport> report = Verify(catalog(), {"small"}, job);
+  ASSERT_OK(report.status());
+  EXPECT_TRUE(report->failed.empty());
+  EXPECT_EQ(done, total);
+  // The file, its bases, and what it consists of; not the compact tensor by itself besides.
+  const auto tensor = catalog().reader().OpenTensorById(compact_);
+  ASSERT_OK(tensor.status());
+  EXPECT_EQ(TensorsInFull(FileOf("small")).at(compact_), (*tensor)->record.bytes);
+  EXPECT_LT(total, content_.size() + 2 * (*tensor)->record.bytes);
+}
+
+TEST(TensorsInFullTest, AreThoseWhosePartsFollowEachOther) {
+  const TensorId a{{1, 1}, 0}, b{{2, 2}, 0}, c{{3, 3}, 0};
+  const auto part = [](const TensorId& id, uint64_t offset, uint64_t bytes) {
+    return Extent{Extent::Kind::kTensorPart, bytes, id, offset, {}, ""};
+  };
+  const auto whole = [](const TensorId& id, uint64_t bytes) {
+    return Extent{Extent::Kind::kTensor, bytes, id, 0, {}, ""};
+  };
+  using Tensors = std::map<TensorId, uint64_t>;
+  FileRecord file;
+  file.extents = {part(a, 0, 10), part(b, 0, 4), part(a, 10, 5), whole(c, 7), part(a, 15, 0), whole(c, 7)};
+  EXPECT_EQ(TensorsInFull(file), (Tensors{{a, 15}, {b, 4}, {c, 7}}));
+  file.extents = {part(a, 10, 5), part(a, 0, 10), part(b, 0, 4), part(b, 5, 1), part(c, 0, 7), part(c, 0, 7)};
+  EXPECT_EQ(TensorsInFull(file), Tensors{});
+  file.extents = {whole(a, 10), part(a, 0, 10), part(b, 0, 7), whole(b, 7)};
+  EXPECT_EQ(TensorsInFull(file), (Tensors{{b, 7}}));
 }
 
 TEST_F(CompactStoreTest, IsNobodysBase) {
