@@ -34,6 +34,11 @@ def tail(stream):
     return lines[-1] if lines else "no message"
 
 
+def all_of(stream):
+    stream.seek(0)
+    return " ".join(stream.read().decode(errors="replace").split())[:1000] or "no message"
+
+
 def run(command, timeout=3600):
     """Runs a command to its end: {wall_s, cpu_s, rss_bytes} of it, and its standard output."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -52,7 +57,8 @@ def run(command, timeout=3600):
                 process.wait()
         wall = time.monotonic() - began
         if process.returncode != 0:
-            raise Failure(f"`{' '.join(map(str, command))}` ended with {process.returncode}: {tail(err)}")
+            said = tail(err) if err.seek(0, os.SEEK_END) else all_of(out)  # with --json an error goes to standard output
+            raise Failure(f"`{' '.join(map(str, command))}` ended with {process.returncode}: {said}")
         out.seek(0)
         return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime,
                 "rss_bytes": usage.ru_maxrss * 1024}, out.read().decode()
