@@ -1,20 +1,25 @@
 // Codec bench: BASE.safetensors [FINETUNE.safetensors]: codes every tensor in memory, checks that it comes back, and
 // prints shares of raw, encode and decode rates a core for each CPU target, as ratios to the plain target in the same
-// run.
+// run. `compact`: what rebuilding compact tensors costs, by rank, on made-up levels.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
 #include <map>
+#include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "codec/decode/block_decoder.h"
+#include "codec/decode/compact_decoder.h"
 #include "codec/encode/exact_encoder.h"
 #include "codec/kernels/cpu_target.h"
+#include "codec/kernels/level_tokens.h"
 #include "codec/tensor/safetensors.h"
 
 namespace modelstore {
@@ -147,10 +152,13 @@ struct Item {
   uint32_t block;
 };
 
+void AddItems(const Coded& c, std::vector<Item>& items) {
+  for (uint32_t i = 0; i < c.blocks.size(); ++i) items.push_back({&c, i});
+}
+
 std::vector<Item> Items(const std::vector<Coded>& all) {
   std::vector<Item> items;
-  for (const Coded& c : all)
-    for (uint32_t i = 0; i < c.blocks.size(); ++i) items.push_back({&c, i});
+  for (const Coded& c : all) AddItems(c, items);
   return items;
 }
 
@@ -263,13 +271,125 @@ void Bench(const char* label, const Loaded& model, const Loaded* base) {
   }
 }
 
+// A compact tensor of 24 segments of 1536 x 576, and the coded blocks of its residual.
+struct Compact {
+  Frame frame;
+  std::vector<uint16_t> factors, residual, scales;
+  Coded residual_blocks;
+};
+
+std::vector<uint16_t> RandomTokens(uint64_t tokens, unsigned group, double sigma, std::mt19937_64& rng) {
+  std::normal_distribution<double> normal(0, sigma);
+  std::vector<int8_t> levels(tokens * group);
+  const double most = group == 2 ? kMaxPairLevel : kMaxQuadLevel;
+  for (int8_t& level : levels) level = static_cast<int8_t>(std::clamp(std::round(normal(rng)), -most, most));
+  std::vector<uint16_t> patterns(tokens);
+  LevelsToTokens(levels.data(), tokens, group, patterns.data());
+  return patterns;
+}
+
+Compact MakeCompact(DType dtype, uint32_t rank, bool residual) {
+  std::mt19937_64 rng(rank);
+  Compact c;
+  CompactFrame layout;
+  layout.segments.resize(24);
+  for (CompactSegment& s : layout.segments) {
+    s.rows = 1536;
+    s.columns = 576;
+    s.rank = rank;
+    s.has_residual = residual;
+    s.biases = {8, 4, 2};
+  }
+  c.frame.encoding = Encoding::kCompact;
+  c.frame.dtype = c.frame.coded_dtype = dtype;
+  c.frame.elems = layout.segments.size() * layout.segments[0].elems();
+  c.frame.block_elems = kBlockBytes / DTypeBytes(dtype);
+  if (!layout.FinishLayout(c.frame.elems).ok()) std::exit(1);
+  c.factors = RandomTokens(layout.factor_tokens, kFactorTokenLevels, 1.5, rng);
+  c.residual = RandomTokens(layout.residual_tokens, kResidualTokenLevels, 0.3, rng);  // nine of ten are 0
+  c.scales.assign(layout.scales, 0x3a00);
+  c.frame.compact = std::make_shared<const CompactFrame>(std::move(layout));
+  if (!residual) return c;
+  c.residual_blocks.source = std::as_bytes(std::span(c.residual));
+  FrameBuilder builder(TokenPlan(c.residual.size(), Sample(c.residual_blocks.source, c.residual.size(), 2)));
+  const auto part = [&](const Frame& f, uint32_t i) {
+    return c.residual_blocks.source.subspan(f.BlockBegin(i) * 2, size_t{f.BlockElems(i)} * 2);
+  };
+  for (uint32_t i = 0; i < builder.frame().BlockCount(); ++i) builder.AddBlock(i, part(builder.frame(), i), {});
+  const auto encoder = std::move(builder).Finish();
+  if (!encoder.ok()) std::exit(1);
+  c.residual_blocks.frame = encoder->frame();
+  c.residual_blocks.blocks.resize(encoder->frame().BlockCount());
+  for (uint32_t i = 0; i < encoder->frame().BlockCount(); ++i)
+    if (!encoder->Encode(i, part(encoder->frame(), i), {}, &c.residual_blocks.blocks[i]).ok()) std::exit(1);
+  return c;
+}
+
+// Seconds to rebuild all of it on one core, by the least time of each block in several rounds.
+double RebuildSeconds(const Compact& c, ByteSpan base, int rounds) {
+  const auto part = [](const std::vector<uint16_t>& all, CompactPiece::Range range) {
+    return std::as_bytes(std::span(all).subspan(range.begin, range.count));
+  };
+  Bytes out(kBlockBytes);
+  CompactScratch scratch;
+  double sum = 0;
+  for (uint32_t b = 0; b < c.frame.BlockCount(); ++b) {
+    double least = 1e9;
+    for (int round = 0; round < rounds; ++round) {
+      const double t = Now(CLOCK_MONOTONIC);
+      for (const CompactPiece& p : CompactPieces(c.frame, b)) {
+        const CompactInputs inputs = {part(c.factors, p.right), part(c.factors, p.left), part(c.residual, p.residual),
+                                      part(c.scales, p.scales), part(c.scales, p.steps)};
+        const uint32_t width = DTypeBytes(c.frame.dtype);
+        if (!RebuildPiece(c.frame, p, inputs, base.subspan(p.block_begin * width, p.elems * width), scratch,
+                          MutableByteSpan(out).subspan(p.block_begin * width, p.elems * width))
+                 .ok())
+          std::exit(1);
+      }
+      least = std::min(least, Now(CLOCK_MONOTONIC) - t);
+    }
+    sum += least;
+  }
+  return sum;
+}
+
+void BenchCompact() {
+  const double hertz = MeasureHertz();
+  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
+    const Bytes base(kBlockBytes, std::byte{0x3c});
+    for (const uint32_t rank : {0, 1, 4, 16, 64}) {
+      for (const bool residual : {false, true}) {
+        if (dtype != DType::kBF16 && (rank != 16 || residual)) continue;
+        const Compact c = MakeCompact(dtype, rank, residual);
+        const double elems = static_cast<double>(c.frame.elems);
+        std::printf("%s rank %u%s:", std::string(DTypeName(dtype)).c_str(), rank, residual ? " + residual" : "");
+        for (const CpuTarget target : AvailableCpuTargets()) {
+          ForceCpuTarget(target);
+          const double rebuild = RebuildSeconds(c, base, 9);
+          std::printf("  %s %.2f cycles an element, %.2f GB/s", std::string(CpuTargetName(target)).c_str(),
+                      rebuild * hertz / elems, elems * DTypeBytes(dtype) / rebuild / 1e9);
+          if (!residual) continue;
+          std::vector<Item> items;
+          AddItems(c.residual_blocks, items);
+          std::printf(" (+ %.2f for its tokens)", DecodeSeconds(items, 9) * hertz / elems);
+        }
+        std::printf("\n");
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace modelstore
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: %s BASE.safetensors [FINETUNE.safetensors]\n", argv[0]);
+    std::fprintf(stderr, "usage: %s BASE.safetensors [FINETUNE.safetensors] | compact\n", argv[0]);
     return 2;
+  }
+  if (std::string_view(argv[1]) == "compact") {
+    modelstore::BenchCompact();
+    return 0;
   }
   const modelstore::Loaded base = modelstore::Load(argv[1]);
   modelstore::Bench("by itself", base, nullptr);
