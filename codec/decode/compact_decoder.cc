@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "codec/kernels/compact_rebuild.h"
@@ -96,9 +97,10 @@ struct Workspace {
   const int8_t* right = nullptr;     // levels, rank x columns
   const int8_t* left = nullptr;      // levels of the touched rows with factors
   const int8_t* residual = nullptr;  // levels of the piece
-  int8_t* strips = nullptr;          // a block of columns of `right`
+  float* scales = nullptr;           // of the ranks
   float* weights = nullptr;          // scale x left level
   float* sums = nullptr;             // kPanelRows rows, then zeros
+  float* strips = nullptr;           // a block of columns of `right`
 };
 
 uint64_t LevelsOf(const Range& tokens, unsigned per_token) { return tokens.count * per_token; }
@@ -111,11 +113,13 @@ Result<Workspace> Unpack(const CompactPiece& piece, const Extent& extent, const 
   const uint64_t left = LevelsOf(piece.left, kFactorTokenLevels);
   const uint64_t residual = LevelsOf(piece.residual, residual_group);
   const uint64_t factor_rows = piece.right.count == 0 ? 0 : extent.end_factor_row - extent.first_factor_row;
-  Fit(scratch.levels, right + left + residual + s.rank * kPanelColumns);
-  Fit(scratch.floats, kPanelFloats + factor_rows * s.rank);
+  Fit(scratch.levels, right + left + residual);
+  Fit(scratch.floats, kPanelFloats + s.rank * (kPanelColumns + 1 + factor_rows));
   Workspace w;
   w.sums = scratch.floats.data();
-  w.weights = w.sums + kPanelFloats;
+  w.strips = w.sums + kPanelFloats;
+  w.scales = w.strips + s.rank * kPanelColumns;
+  w.weights = w.scales + s.rank;
   std::fill_n(w.sums + kPanelRows * kPanelColumns, kPanelColumns, 0.0f);
   int8_t* at = scratch.levels.data();
   bool ok = TokensToLevels(inputs.right.data(), piece.right.count, kFactorTokenLevels, at);
@@ -126,43 +130,84 @@ Result<Workspace> Unpack(const CompactPiece& piece, const Extent& extent, const 
   at += left;
   ok &= TokensToLevels(inputs.residual.data(), piece.residual.count, residual_group, at);
   w.residual = at + piece.begin % residual_group;
-  w.strips = at + residual;
   if (!ok) return Corruption("compact tensor: a token that stands for no levels");
-  for (uint64_t row = 0; row < factor_rows; ++row)
-    for (uint32_t k = 0; k < s.rank; ++k)
-      w.weights[row * s.rank + k] = ScaleAt(inputs.scales, k) * static_cast<float>(w.left[row * s.rank + k]);
+  if (factor_rows == 0) return w;
+  for (uint32_t k = 0; k < s.rank; ++k) w.scales[k] = ScaleAt(inputs.scales, k);
+  for (uint64_t row = 0; row < factor_rows; ++row) {
+    float* weights = w.weights + row * s.rank;
+    const int8_t* levels = w.left + row * s.rank;
+    for (uint32_t k = 0; k < s.rank; ++k) weights[k] = w.scales[k] * static_cast<float>(levels[k]);
+  }
   return w;
 }
 
 // Columns [first, end) of the right factors, in strips; what fills the last strip is 0.
-void MakeStrips(const CompactSegment& s, const int8_t* right, uint64_t first, uint64_t end, int8_t* strips) {
+void MakeStrips(const CompactSegment& s, const int8_t* right, uint64_t first, uint64_t end, float* strips) {
   for (uint64_t j = first; j < end; j += kStripColumns) {
-    const uint64_t n = std::min<uint64_t>(kStripColumns, end - j);
+    const size_t n = static_cast<size_t>(std::min<uint64_t>(kStripColumns, end - j));
     for (uint32_t k = 0; k < s.rank; ++k, strips += kStripColumns) {
-      std::memcpy(strips, right + k * s.columns + j, n);
-      std::memset(strips + n, 0, kStripColumns - n);
+      const int8_t* levels = right + k * s.columns + j;
+      if (n == kStripColumns) {
+        for (size_t i = 0; i < kStripColumns; ++i) strips[i] = static_cast<float>(levels[i]);
+      } else {
+        for (size_t i = 0; i < kStripColumns; ++i) strips[i] = i < n ? static_cast<float>(levels[i]) : 0.0f;
+      }
     }
   }
 }
 
-// Adds the residual of elements [begin, begin + n) of the segment to their sums.
-void AddResidual(const CompactPiece& piece, const Workspace& w, ByteSpan steps, uint64_t begin, uint64_t n,
-                 float* sums) {
-  const CompactSegment& s = *piece.segment;
-  std::array<float, 3> biases;
-  for (unsigned i = 0; i < biases.size(); ++i) biases[i] = static_cast<float>(s.biases[i]) * kBiasUnit;
-  const uint64_t group_elems = s.group_elems == 0 ? s.elems() : s.group_elems;
-  const uint64_t first_group = piece.begin / group_elems;
-  while (n > 0) {
-    const uint64_t group = begin / group_elems;
-    const uint64_t count = std::min(n, group_elems - begin % group_elems);
-    CurrentCompactKernels().add_residual(w.residual + (begin - piece.begin), count, biases.data(),
-                                         ScaleAt(steps, group - first_group), sums);
-    begin += count;
-    sums += count;
-    n -= count;
+// Adds a piece's residual to sums; keeps what the levels of one group stand for while it lasts.
+class ResidualAdder {
+ public:
+  ResidualAdder(const CompactPiece& piece, const int8_t* levels, ByteSpan steps)
+      : kernels_(CurrentCompactKernels()),
+        wide_(piece.segment->wide_residual),
+        begin_(piece.begin),
+        group_elems_(GroupElems(*piece.segment)),
+        first_group_(piece.begin / group_elems_),
+        levels_(levels),
+        steps_(steps) {
+    for (unsigned i = 0; i < biases_.size(); ++i) biases_[i] = static_cast<float>(piece.segment->biases[i]) * kBiasUnit;
   }
-}
+
+  // Elements [begin, begin + n) of the segment.
+  void Add(uint64_t begin, uint64_t n, float* sums) {
+    while (n > 0) {
+      if (begin < group_begin_ || begin - group_begin_ >= group_elems_) SetGroup(begin / group_elems_);
+      const uint64_t count = std::min(n, group_elems_ - (begin - group_begin_));
+      const int8_t* levels = levels_ + (begin - begin_);
+      if (wide_) {
+        kernels_.add_wide_residual(levels, count, biases_.data(), step_, sums);
+      } else {
+        kernels_.add_residual(levels, count, values_.data(), sums);
+      }
+      begin += count;
+      sums += count;
+      n -= count;
+    }
+  }
+
+  static uint64_t GroupElems(const CompactSegment& s) { return s.group_elems == 0 ? s.elems() : s.group_elems; }
+
+ private:
+  void SetGroup(uint64_t group) {
+    group_begin_ = group * group_elems_;
+    step_ = ScaleAt(steps_, group - first_group_);
+    for (int i = 0; i < kResidualLevels; ++i)
+      values_[static_cast<size_t>(i)] =
+          ResidualValue(i < kResidualLevels / 2 ? i : i - kResidualLevels, biases_.data(), step_);
+  }
+
+  const CompactKernels& kernels_;
+  const bool wide_;
+  const uint64_t begin_, group_elems_, first_group_;
+  const int8_t* const levels_;
+  const ByteSpan steps_;
+  std::array<float, 3> biases_;
+  uint64_t group_begin_ = ~uint64_t{0};  // of the group that the next two are of
+  float step_ = 0;
+  std::array<float, kResidualLevels> values_;
+};
 
 }  // namespace
 
@@ -189,7 +234,7 @@ std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
     if (s->has_residual) {
       const uint64_t last = piece.begin + piece.elems;
       piece.residual = TokensOf(s->first_residual_token, piece.begin, last, s->residual_token_levels());
-      const uint64_t group_elems = s->group_elems == 0 ? s->elems() : s->group_elems;
+      const uint64_t group_elems = ResidualAdder::GroupElems(*s);
       const uint64_t first_group = piece.begin / group_elems;
       piece.steps = {s->first_scale + s->rank + first_group, (last - 1) / group_elems - first_group + 1};
     }
@@ -209,7 +254,7 @@ uint64_t MaxPieceBytes(const Frame& frame) {
     const uint64_t inputs = factor_levels / kFactorTokenLevels * kTokenBytes +
                             residual_levels / s.residual_token_levels() * kTokenBytes + (s.rank + steps) * kScaleBytes;
     const uint64_t scratch =
-        factor_levels + residual_levels + s.rank * kPanelColumns + sizeof(float) * (kPanelFloats + rows * s.rank);
+        factor_levels + residual_levels + sizeof(float) * (kPanelFloats + s.rank * (kPanelColumns + 1 + rows));
     most = std::max(most, inputs + scratch);
   }
   return most;
@@ -231,6 +276,8 @@ Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const Compact
   RETURN_IF_ERROR(CheckScales(inputs.steps));
   const Extent extent = ExtentOf(piece);
   ASSIGN_OR_RETURN(const Workspace w, Unpack(piece, extent, inputs, scratch));
+  std::optional<ResidualAdder> residual;
+  if (s.has_residual) residual.emplace(piece, w.residual, inputs.steps);
   const bool has_factors = piece.right.count != 0;
   const uint64_t piece_end = piece.begin + piece.elems;
 
@@ -264,7 +311,7 @@ Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const Compact
           std::fill_n(sums, kPanelColumns, 0.0f);
         }
         sums += begin - (row * s.columns + column);
-        if (s.has_residual) AddResidual(piece, w, inputs.steps, begin, end - begin, sums);
+        if (residual) residual->Add(begin, end - begin, sums);
         RoundCompact(frame.dtype, prediction.data() + (begin - piece.begin) * width, sums, end - begin,
                      s.first_elem + begin, frame.compact->seed, out.data() + (begin - piece.begin) * width);
       }

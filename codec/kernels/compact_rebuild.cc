@@ -43,21 +43,19 @@ uint64_t DitheredMagnitude(float y, uint32_t h, const FloatLayout& layout, uint6
   return std::min(magnitude, largest);
 }
 
-template <typename P>
-void RoundNarrow(DType dtype, const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
-                 std::byte* out) {
+void RoundF8(DType dtype, const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
+             std::byte* out) {
   const FloatLayout layout = FloatLayoutOf(dtype);
   const uint64_t first_not_finite = FirstNotFinite(dtype);
-  constexpr P kSign = static_cast<P>(P{1} << (kWidth<P> - 1));
+  constexpr uint8_t kSign = 0x80;
   for (size_t i = 0; i < n; ++i) {
-    P p;
-    std::memcpy(&p, prediction + i * sizeof(P), sizeof(P));
-    if ((p & static_cast<P>(~kSign)) < first_not_finite) {
+    uint8_t p = std::to_integer<uint8_t>(prediction[i]);
+    if ((p & ~kSign & 0xff) < first_not_finite) {
       const float y = static_cast<float>(std::bit_cast<double>(WidenToF64(dtype, p))) + sums[i];
       const uint32_t h = DitherOf(static_cast<uint32_t>(first + i), DitherKey(first + i, seed));
-      p = static_cast<P>(DitheredMagnitude(y, h, layout, first_not_finite - 1) | (std::signbit(y) ? kSign : 0));
+      p = static_cast<uint8_t>(DitheredMagnitude(y, h, layout, first_not_finite - 1) | (std::signbit(y) ? kSign : 0));
     }
-    std::memcpy(out + i * sizeof(P), &p, sizeof(P));
+    out[i] = static_cast<std::byte>(p);
   }
 }
 
@@ -78,13 +76,13 @@ void AddWide(DType dtype, const std::byte* prediction, const float* sums, size_t
   }
 }
 
-void RoundBf16(const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
-               std::byte* out) {
-  const CompactKernels& kernels = CurrentCompactKernels();
+// By a kernel, whose runs end where the index's high half changes.
+void RoundByKernel(decltype(CompactKernels::round_bf16) kernel, const std::byte* prediction, const float* sums,
+                   size_t n, uint64_t first, uint32_t seed, std::byte* out) {
   while (n > 0) {
     const uint32_t low = static_cast<uint32_t>(first);
     const size_t count = static_cast<size_t>(std::min<uint64_t>(n, (uint64_t{1} << 32) - low));
-    kernels.round_bf16(prediction, sums, count, low, DitherKey(first, seed), out);
+    kernel(prediction, sums, count, low, DitherKey(first, seed), out);
     prediction += count * 2;
     out += count * 2;
     sums += count;
@@ -112,15 +110,15 @@ void RoundCompact(DType dtype, const std::byte* prediction, const float* sums, s
                   std::byte* out) {
   switch (dtype) {
     case DType::kBF16:
-      return RoundBf16(prediction, sums, n, first, seed, out);
+      return RoundByKernel(CurrentCompactKernels().round_bf16, prediction, sums, n, first, seed, out);
     case DType::kF32:
       return AddWide<float, uint32_t>(dtype, prediction, sums, n, out);
     case DType::kF64:
       return AddWide<double, uint64_t>(dtype, prediction, sums, n, out);
     case DType::kF16:
-      return RoundNarrow<uint16_t>(dtype, prediction, sums, n, first, seed, out);
+      return RoundByKernel(CurrentCompactKernels().round_f16, prediction, sums, n, first, seed, out);
     default:
-      return RoundNarrow<uint8_t>(dtype, prediction, sums, n, first, seed, out);
+      return RoundF8(dtype, prediction, sums, n, first, seed, out);
   }
 }
 

@@ -14,27 +14,42 @@ namespace modelstore {
 
 // Right factors are worked through in blocks of kPanelColumns columns, laid out in strips: level (k, j) of a block lies
 // at [(j / kStripColumns * rank + k) * kStripColumns + j % kStripColumns].
-inline constexpr size_t kPanelColumns = 512;
+inline constexpr size_t kPanelColumns = 256;
 inline constexpr size_t kStripColumns = 32;
 // Rows that share what is loaded of the right factors.
 inline constexpr size_t kPanelRows = 8;
 
+inline constexpr int kResidualLevels = 16;
+
+// What a level of a residual stands for; 0 stands for nothing.
+inline float ResidualValue(int level, const float* biases, float step) {
+  if (level == 0) return 0;
+  const int magnitude = level < 0 ? -level : level;
+  const float value = (static_cast<float>(magnitude) - biases[magnitude < 3 ? magnitude - 1 : 2]) * step;
+  return level < 0 ? -value : value;
+}
+
 struct CompactKernels {
   // sums[r * kPanelColumns + j] = sum over k, ascending from 0, of weights[r * rank + k] * level(k, j), for r < rows
   // (at most kPanelRows) and j < strips * kStripColumns.
-  void (*accumulate)(const float* weights, size_t rows, size_t rank, const int8_t* right, size_t strips, float* sums);
-  // sums[i] += sign(q) * (|q| - biases[min(|q|, 3) - 1]) * step, q = levels[i], where that is not 0.
-  void (*add_residual)(const int8_t* levels, size_t n, const float* biases, float step, float* sums);
-  // BF16: out[i] = prediction[i] + sums[i], rounded by the dither of elements low + i (which does not pass 2^32) under
-  // `key`. No alignment.
+  void (*accumulate)(const float* weights, size_t rows, size_t rank, const float* right, size_t strips, float* sums);
+  // sums[i] += values[levels[i] modulo 16]: levels of four bits and what they stand for.
+  void (*add_residual)(const int8_t* levels, size_t n, const float* values, float* sums);
+  // sums[i] += ResidualValue(levels[i], …).
+  void (*add_wide_residual)(const int8_t* levels, size_t n, const float* biases, float step, float* sums);
+  // out[i] = prediction[i] + sums[i], rounded by the dither of elements low + i (which does not pass 2^32) under `key`.
+  // No alignment, no overlap.
   void (*round_bf16)(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key,
                      std::byte* out);
+  void (*round_f16)(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key,
+                    std::byte* out);
 };
 
 // Those of the CPU target in force.
 const CompactKernels& CurrentCompactKernels();
 
-// prediction[i] + sums[i] in `dtype` (floating-point), rounded by the dither of elements first + i. No alignment.
+// prediction[i] + sums[i] in `dtype` (floating-point), rounded by the dither of elements first + i. No alignment,
+// no overlap.
 void RoundCompact(DType dtype, const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
                   std::byte* out);
 

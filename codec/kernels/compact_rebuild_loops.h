@@ -1,7 +1,8 @@
 // The source of every CPU target's CompactKernels (layer: codec/kernels; private to it). Included once by each target's
 // file, after that has defined, in its unnamed namespace: kLanes (floats of a vector), kTileRows (rows whose sums stay
-// in registers), the vector types F (float), I (int32_t) and U (uint32_t) of kLanes, and LoadLevels (int8_t -> F),
-// LoadPatterns (uint16_t -> U), StorePatterns (U -> uint16_t), all without alignment.
+// in registers), the vector types F (float) and U (uint32_t) of kLanes, kIota (0, 1, ...), Max of two U, AnyAtLeast
+// (some lane of a U reaches a uint32_t) and, all without alignment, LoadLevels (int8_t -> F), LevelTable (int8_t -> F
+// by a table of kResidualLevels), LoadPatterns (uint16_t -> U) and StorePatterns (U -> uint16_t).
 #pragma once
 
 #include <cstring>
@@ -33,11 +34,11 @@ inline F FloatOf(U u) {
 }
 
 template <unsigned kRows>
-inline void AccumulateTile(const float* weights, size_t rank, const int8_t* right, float* sums) {
+inline void AccumulateTile(const float* weights, size_t rank, const float* right, float* sums) {
   F acc[kRows][kTileVectors] = {};
   for (size_t k = 0; k < rank; ++k, right += kStripColumns) {
     F v[kTileVectors];
-    for (unsigned t = 0; t < kTileVectors; ++t) v[t] = LoadLevels(right + t * kLanes);
+    for (unsigned t = 0; t < kTileVectors; ++t) v[t] = Load(right + t * kLanes);
 #pragma GCC unroll 8
     for (unsigned r = 0; r < kRows; ++r) {
       const float w = weights[r * rank + k];
@@ -50,7 +51,7 @@ inline void AccumulateTile(const float* weights, size_t rank, const int8_t* righ
 }
 
 template <unsigned kRows>
-inline void AccumulateRows(const float* weights, size_t rows, size_t rank, const int8_t* right, size_t strips,
+inline void AccumulateRows(const float* weights, size_t rows, size_t rank, const float* right, size_t strips,
                            float* sums) {
   for (; rows >= kRows; rows -= kRows, weights += kRows * rank, sums += kRows * kPanelColumns) {
     for (size_t s = 0; s < strips; ++s)
@@ -60,56 +61,137 @@ inline void AccumulateRows(const float* weights, size_t rows, size_t rank, const
   if constexpr (kRows > 1) AccumulateRows<kRows / 2>(weights, rows, rank, right, strips, sums);
 }
 
-void Accumulate(const float* weights, size_t rows, size_t rank, const int8_t* right, size_t strips, float* sums) {
+void Accumulate(const float* weights, size_t rows, size_t rank, const float* right, size_t strips, float* sums) {
   AccumulateRows<kTileRows>(weights, rows, rank, right, strips, sums);
 }
 
-inline F Residual(F q, const float* biases, float step) {
-  const U sign = BitsOf(q) & 0x80000000u;
-  const F magnitude = FloatOf(BitsOf(q) & 0x7fffffffu);
-  const F bias = magnitude < 1.5f ? (magnitude < 0.5f ? F{} : F{} + biases[0])
-                                  : (magnitude < 2.5f ? F{} + biases[1] : F{} + biases[2]);
-  return FloatOf(BitsOf(magnitude - bias) ^ sign) * step;
-}
-
-void AddResidual(const int8_t* levels, size_t n, const float* biases, float step, float* sums) {
+// sums[i] += value(levels + i), a vector at a time; the last one through a copy.
+template <typename Value>
+inline void AddValues(const int8_t* levels, size_t n, Value value, float* sums) {
   size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Store(Load(sums + i) + Residual(LoadLevels(levels + i), biases, step), sums + i);
+  for (; i + kLanes <= n; i += kLanes) Store(Load(sums + i) + value(levels + i), sums + i);
   if (i == n) return;
   int8_t last_levels[kLanes] = {};
   float last[kLanes] = {};
   std::memcpy(last_levels, levels + i, n - i);
   std::memcpy(last, sums + i, (n - i) * sizeof(float));
-  Store(Load(last) + Residual(LoadLevels(last_levels), biases, step), last);
+  Store(Load(last) + value(last_levels), last);
   std::memcpy(sums + i, last, (n - i) * sizeof(float));
 }
 
-inline U Rounded(U prediction, F sum, U element, uint32_t key) {
-  const U bits = BitsOf(FloatOf(prediction << 16) + sum);
-  U x = element ^ key;
-  x ^= x >> 16;
-  x *= kDitherMultiplier1;
-  x ^= x >> 15;
-  x *= kDitherMultiplier2;
-  const U magnitude = ((bits & 0x7fffffffu) + (x >> 16)) >> 16;
-  const U limited = magnitude < 0x7f7fu ? magnitude : U{} + 0x7f7fu;
-  return (prediction & 0x7f80u) == 0x7f80u ? prediction : limited | (bits >> 16 & 0x8000u);
+void AddResidual(const int8_t* levels, size_t n, const float* values, float* sums) {
+  AddValues(levels, n, LevelTable(values), sums);
 }
 
-void RoundBf16(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, std::byte* out) {
-  U element;
-  for (unsigned i = 0; i < kLanes; ++i) element[i] = low + i;
+void AddWideResidual(const int8_t* levels, size_t n, const float* biases, float step, float* sums) {
+  const F first = F{} + biases[0], second = F{} + biases[1], third = F{} + biases[2];
+  const auto value = [=](const int8_t* at) {
+    const U bits = BitsOf(LoadLevels(at));
+    const F magnitude = FloatOf(bits & 0x7fffffffu);
+    const F bias = magnitude < 1.5f ? (magnitude < 0.5f ? F{} : first) : (magnitude < 2.5f ? second : third);
+    return FloatOf(BitsOf(magnitude - bias) ^ (bits & 0x80000000u)) * step;
+  };
+  AddValues(levels, n, value, sums);
+}
+
+// The dither of consecutive elements that differ in their low 16 bits alone: their hash begins with x ^ (x >> 16),
+// whose right side is the same for all.
+class Dither {
+ public:
+  Dither(uint32_t low, uint32_t key) : key_(key ^ ((low ^ key) >> 16)), element_(kIota + low) {}
+  U Next() {
+    U x = element_ ^ key_;
+    element_ += kLanes;
+    x *= kDitherMultiplier1;
+    x ^= x >> 15;
+    x *= kDitherMultiplier2;
+    return x >> 16;
+  }
+
+ private:
+  uint32_t key_;
+  U element_;
+};
+
+constexpr uint32_t kMagnitude = 0x7fffffff;
+
+// A round: what adds sums to patterns of 16 bits. Its operator() may leave what it cannot do, which Failed() then
+// tells; Careful does it all.
+struct RoundBf16Step {
+  static constexpr uint32_t kNotFinite = 0x7f800000;
+  U largest = {};
+
+  U operator()(U prediction, F sum, U dither) {
+    const U bits = BitsOf(FloatOf(prediction << 16) + sum);
+    const U magnitude = (bits & kMagnitude) + dither;
+    largest = Max(largest, magnitude);
+    return ((bits & ~kMagnitude) | (magnitude & kMagnitude)) >> 16;
+  }
+  bool Failed() const { return AnyAtLeast(largest, kNotFinite); }
+  static U Careful(U prediction, F sum, U dither) {
+    const U bits = BitsOf(FloatOf(prediction << 16) + sum);
+    const U magnitude = ((bits & kMagnitude) + dither) >> 16;
+    const U limited = magnitude < 0x7f7fu ? magnitude : U{} + 0x7f7fu;
+    return (prediction & 0x7f80u) == 0x7f80u ? prediction : limited | (bits >> 16 & 0x8000u);
+  }
+};
+
+struct RoundF16Step {
+  U operator()(U prediction, F sum, U dither) const { return Careful(prediction, sum, dither); }
+  bool Failed() const { return false; }
+  static U Careful(U prediction, F sum, U dither) {
+    // 2^112: the difference of the exponents' biases; exact, for subnormals too.
+    const F widened = FloatOf((prediction & 0x7fffu) << 13) * 0x1p112f;
+    const U bits = BitsOf(FloatOf(BitsOf(widened) | (prediction & 0x8000u) << 16) + sum);
+    const U exponent = bits >> 23 & 0xffu;
+    const U significand = exponent == 0 ? bits & 0x7fffffu : (bits & 0x7fffffu) | 0x800000u;
+    // floor((m + floor(h 2^d / 2^16)) / 2^d) = floor((floor(m 2^16 / 2^d) + h) / 2^16), d being 13 for normal numbers.
+    const U below = exponent < 113 ? 113 - exponent : U{};
+    const U kept = ((significand << 3 >> (below < 31 ? below : U{} + 31)) + dither) >> 16;
+    const U magnitude = ((exponent < 113 ? U{} : exponent - 113) << 10) + kept;
+    const U limited = magnitude < 0x7bffu ? magnitude : U{} + 0x7bffu;
+    return (prediction & 0x7c00u) == 0x7c00u ? prediction : limited | (bits >> 16 & 0x8000u);
+  }
+};
+
+// Elements that share the upper half of `low`.
+template <typename Step>
+void RoundRun(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, std::byte* out) {
+  Step step;
+  Dither dither(low, key);
   size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes, element += kLanes)
-    StorePatterns(Rounded(LoadPatterns(prediction + i * 2), Load(sums + i), element, key), out + i * 2);
+  for (; i + kLanes <= n; i += kLanes)
+    StorePatterns(step(LoadPatterns(prediction + i * 2), Load(sums + i), dither.Next()), out + i * 2);
+  if (step.Failed()) {
+    dither = Dither(low, key);
+    for (i = 0; i + kLanes <= n; i += kLanes)
+      StorePatterns(Step::Careful(LoadPatterns(prediction + i * 2), Load(sums + i), dither.Next()), out + i * 2);
+  }
   if (i == n) return;
   std::byte last[kLanes * 2] = {};
   float last_sums[kLanes] = {};
   std::memcpy(last, prediction + i * 2, (n - i) * 2);
   std::memcpy(last_sums, sums + i, (n - i) * sizeof(float));
-  StorePatterns(Rounded(LoadPatterns(last), Load(last_sums), element, key), last);
+  StorePatterns(Step::Careful(LoadPatterns(last), Load(last_sums), dither.Next()), last);
   std::memcpy(out + i * 2, last, (n - i) * 2);
 }
+
+template <typename Step>
+void Round(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, std::byte* out) {
+  while (n > 0) {
+    const size_t left = 0x10000 - (low & 0xffff);
+    const size_t count = n < left ? n : left;
+    RoundRun<Step>(prediction, sums, count, low, key, out);
+    prediction += count * 2;
+    sums += count;
+    out += count * 2;
+    low += static_cast<uint32_t>(count);
+    n -= count;
+  }
+}
+
+constexpr CompactKernels kKernels = {Accumulate, AddResidual, AddWideResidual, Round<RoundBf16Step>,
+                                     Round<RoundF16Step>};
 
 }  // namespace
 }  // namespace modelstore

@@ -14,7 +14,7 @@ CpuTarget BestTarget() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
     return CpuTarget::kAvx512;
-  if (__builtin_cpu_supports("avx2")) return CpuTarget::kAvx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CpuTarget::kAvx2;
 #endif
   return CpuTarget::kBaseline;
 }

@@ -30,14 +30,13 @@ class TokenTables {
   }
 
   bool Unpack(const std::byte* patterns, size_t tokens, int8_t* levels) const {
-    uint32_t last = 0;  // rank
+    uint16_t last = 0;  // rank; in a loop of its own, which the compiler makes vectors of
     for (size_t t = 0; t < tokens; ++t) {
-      uint16_t pattern;
-      std::memcpy(&pattern, patterns + t * sizeof(pattern), sizeof(pattern));
-      std::memcpy(levels + t * kGroup, &levels_of_pattern_[pattern], kGroup);
-      const uint32_t rank = SelfValue(pattern, false);
+      const uint16_t rank = SelfValue(PatternAt(patterns, t), false);
       last = rank > last ? rank : last;
     }
+    for (size_t t = 0; t < tokens; ++t)
+      std::memcpy(levels + t * kGroup, &levels_of_pattern_[PatternAt(patterns, t)], kGroup);
     return last < kCodes;
   }
 
@@ -50,6 +49,12 @@ class TokenTables {
   }();
   static constexpr uint32_t kLargestSum = kGroup * kMax * kMax;
   static_assert(kCodes <= kNoGroup);
+
+  static uint16_t PatternAt(const std::byte* patterns, size_t index) {
+    uint16_t pattern;
+    std::memcpy(&pattern, patterns + index * sizeof(pattern), sizeof(pattern));
+    return pattern;
+  }
 
   static Packed LevelsOfCode(uint32_t code) {
     Packed levels;
