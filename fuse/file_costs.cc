@@ -1,10 +1,8 @@
 #include "fuse/file_costs.h"
 
+#include <algorithm>
 #include <string>
-#include <unordered_map>
 #include <vector>
-
-#include "catalog/schema/records.h"
 
 namespace modelstore {
 
@@ -19,39 +17,43 @@ Result<uint64_t> FileCosts::StoredBytes(const Sha256Digest& sha256) {
   return bytes;
 }
 
+template <typename Used, typename VisitFn>
+Status FileCosts::ForRecords(const std::map<TensorId, Used>& tensors, const VisitFn& visit) const {
+  std::vector<std::string> keys;
+  for (const auto& [id, used] : tensors) keys.push_back(TensorKey(id));
+  const std::vector<Result<StoredValue>> records = store_.MultiGet(Family::kTensors, keys);
+  auto next = tensors.begin();
+  for (size_t i = 0; i < records.size(); ++i, ++next) {
+    if (!records[i].ok()) return records[i].status().WithContext("tensor " + ToHex(AsBytes(keys[i])));
+    const ByteSpan value = records[i].value().bytes();
+    ASSIGN_OR_RETURN(const TensorRecord tensor, ParseTensorRecord(value));
+    visit(next->first, next->second, tensor, value.size());
+  }
+  return OkStatus();
+}
+
 Result<uint64_t> FileCosts::Compute(const Sha256Digest& sha256) const {
   ASSIGN_OR_RETURN(const StoredValue value, store_.Get(Family::kFiles, FileKey(sha256)));
   ASSIGN_OR_RETURN(const FileRecord file, ParseFileRecord(value.bytes()));
 
   uint64_t total = 0;
-  std::vector<std::string> keys;
-  std::vector<uint64_t> used_bytes;  // of the tensor with the same index in `keys`
-  std::unordered_map<std::string, size_t> index;
+  std::map<TensorId, uint64_t> used_bytes;
   for (const Extent& extent : file.extents) {
     if (extent.kind == Extent::Kind::kLiteral) {
       total += extent.literal.size();
-      continue;
-    }
-    const std::string key = TensorKey(extent.tensor);
-    const auto [it, added] = index.try_emplace(key, keys.size());
-    if (added) {
-      keys.push_back(key);
-      used_bytes.push_back(0);
-    }
-    used_bytes[it->second] += extent.bytes;
-  }
-
-  const std::vector<Result<StoredValue>> records = store_.MultiGet(Family::kTensors, keys);
-  for (size_t i = 0; i < records.size(); ++i) {
-    if (!records[i].ok()) return records[i].status().WithContext("tensor " + ToHex(AsBytes(keys[i])));
-    ASSIGN_OR_RETURN(const TensorRecord tensor, ParseTensorRecord(records[i].value().bytes()));
-    if (used_bytes[i] >= tensor.bytes) {
-      total += tensor.coded_bytes;
     } else {
-      const double share = static_cast<double>(used_bytes[i]) / static_cast<double>(tensor.bytes);
-      total += static_cast<uint64_t>(share * static_cast<double>(tensor.coded_bytes));
+      used_bytes[extent.tensor] += extent.bytes;
     }
   }
+  std::map<TensorId, double> part_shares;
+  RETURN_IF_ERROR(ForRecords(used_bytes, [&](const TensorId&, uint64_t used, const TensorRecord& tensor, size_t bytes) {
+    const double share = used >= tensor.bytes ? 1 : static_cast<double>(used) / static_cast<double>(tensor.bytes);
+    total += static_cast<uint64_t>(share * static_cast<double>(tensor.is_compact() ? bytes : tensor.coded_bytes));
+    ForEachPart(tensor, [&](const TensorId& part) { part_shares[part] = std::max(part_shares[part], share); });
+  }));
+  RETURN_IF_ERROR(ForRecords(part_shares, [&](const TensorId& id, double share, const TensorRecord& part, size_t) {
+    if (!used_bytes.contains(id)) total += static_cast<uint64_t>(share * static_cast<double>(part.coded_bytes));
+  }));
   return total;
 }
 

@@ -1,13 +1,15 @@
 // FileCosts: the stored bytes of mounted files, worked out from records when first asked for (layer: fuse).
 //
 // A file costs the coded bytes of its tensors, each once, and its literal bytes; what a delta's base costs is not
-// counted. Content is immutable, so answers are kept. Thread-safe; nothing is locked while records are read.
+// counted. A compact tensor costs its record and what it consists of. Content is immutable, so answers are kept.
+// Thread-safe; nothing is locked while records are read.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <mutex>
 
+#include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
 #include "codec/support/hash.h"
 #include "codec/support/status.h"
@@ -24,6 +26,9 @@ class FileCosts {
 
  private:
   Result<uint64_t> Compute(const Sha256Digest& sha256) const;
+  // Calls visit(id, used, record, bytes of the record's value) for each of `tensors`.
+  template <typename Used, typename VisitFn>
+  Status ForRecords(const std::map<TensorId, Used>& tensors, const VisitFn& visit) const;
 
   const KvStore& store_;
   std::mutex mutex_;
