@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "codec/decode/compact_decoder.h"
 #include "tests/unit/codec/codec_fixture.h"
 
 namespace modelstore::test {
@@ -21,7 +22,7 @@ Bytes Example(const std::string& name) {
     } else if (inside && line == "```") {
       break;
     } else if (inside) {
-      std::istringstream words(line);
+      std::istringstream words(line.substr(0, line.find('#')));
       for (std::string word; words >> word;) out.push_back(static_cast<std::byte>(std::stoul(word, nullptr, 16)));
     }
   }
@@ -57,6 +58,34 @@ TEST(FormatExamples, DeltaFrameAndBlock) {
   Bytes block;
   ASSERT_TRUE(encoder->Encode(0, source, base, &block).ok());
   EXPECT_EQ(block, Example("delta-block"));
+}
+
+TEST(FormatExamples, CompactTensor) {
+  const Bytes frame = Example("compact-frame");
+  const Result<Frame> parsed = ParseFrame(frame);
+  ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
+  EXPECT_EQ(SerializeFrame(*parsed), frame);
+  const std::vector<CompactPiece> pieces = CompactPieces(*parsed, 0);
+  ASSERT_EQ(pieces.size(), 1u);
+  const Bytes factors = Example("compact-factors"), residual = Example("compact-residual"),
+              scales = Example("compact-scales"), result = Example("compact-result");
+  const auto part = [](const Bytes& all, CompactPiece::Range range) {
+    return ByteSpan(all).subspan(range.begin * 2, range.count * 2);
+  };
+  const CompactPiece& p = pieces[0];
+  const CompactInputs inputs = {part(factors, p.right), part(factors, p.left), part(residual, p.residual),
+                                part(scales, p.scales), part(scales, p.steps)};
+  EXPECT_EQ(inputs.right.size() + inputs.left.size(), factors.size());
+  EXPECT_EQ(inputs.residual.size(), residual.size());
+  EXPECT_EQ(inputs.scales.size() + inputs.steps.size(), scales.size());
+  Bytes base;
+  for (const uint16_t pattern : {0x3f80, 0x3f80, 0x3f80, 0x3f80, 0x3f80, 0xbf00}) PutPattern(base, pattern, 2);
+  OnEveryTarget([&] {
+    CompactScratch scratch;
+    Bytes out(12);
+    ASSERT_TRUE(RebuildPiece(*parsed, p, inputs, base, scratch, out).ok());
+    EXPECT_EQ(out, result);
+  });
 }
 
 }  // namespace
