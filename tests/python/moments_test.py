@@ -11,6 +11,7 @@ import pathlib
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 sys.dont_write_bytecode = True
 TOOL_FOLDER = pathlib.Path(__file__).resolve().parents[2] / "python"
@@ -174,6 +175,18 @@ class MomentsTest(unittest.TestCase):
             self.assertEqual(file.metadata(), {"n": "55", "tokens": "tokens.npy", "model": "model", "sequences": "5",
                                                "length": "11"})
         self.check_equal(expected_moments(self.model_folder, self.tokens[:2]), "--tokens", "25")
+
+    def test_one_block_is_in_memory_at_a_time(self):
+        self.save(llama(num_hidden_layers=5))
+        loaded, load = [], modelstore_moments.Model.load
+
+        def see(model, module):
+            load(model, module)
+            loaded.append([any(not p.is_meta for p in stage.parameters()) for stage in model.blocks + [model.head]])
+
+        with unittest.mock.patch.object(modelstore_moments.Model, "load", see):
+            self.assertEqual(self.run_tool()[0], 0)
+        self.assertEqual(loaded[-6:], [[at == number for at in range(6)] for number in range(6)])
 
     def test_text_is_cut_into_sequences_that_open_as_the_tokenizer_does(self):
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
