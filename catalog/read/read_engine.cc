@@ -184,7 +184,8 @@ struct ReadEngine::Impl {
     BlockPtr block = Block::Create(cache.ledger(), BlockBytes(frame, index));
     if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
     CompactScratch scratch;
-    Bytes buffer;
+    std::unique_ptr<std::byte[]> buffer;
+    uint64_t buffer_bytes = 0;
     for (const CompactPiece& piece : CompactPieces(frame, index)) {
       HeldPrediction prediction;
       RETURN_IF_ERROR(PredictHeld(tensor, piece.segment->first_elem + piece.begin, piece.elems, &prediction));
@@ -201,8 +202,12 @@ struct ReadEngine::Impl {
                               {record.scales, DType::kBF16, piece.steps, &CompactInputs::steps}};
       uint64_t bytes = 0;
       for (const Input& input : inputs) bytes += input.range.count * DTypeBytes(input.dtype);
-      buffer.resize(bytes);
-      MutableByteSpan rest = buffer;
+      if (bytes > buffer_bytes) {
+        buffer = nullptr;  // never both
+        buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
+        buffer_bytes = bytes;
+      }
+      MutableByteSpan rest(buffer.get(), bytes);
       CompactInputs spans;
       for (const Input& input : inputs) {
         const MutableByteSpan part = rest.first(input.range.count * DTypeBytes(input.dtype));
