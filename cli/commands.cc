@@ -5,10 +5,10 @@
 namespace modelstore {
 
 std::span<const CommandSpec> Commands() {
-  static const std::vector<CommandSpec> kCommands = {PushCommand(),   LsCommand(),     ShowCommand(),   ReportCommand(),
-                                                     VerifyCommand(), ExportCommand(), RenameCommand(), RmCommand(),
-                                                     PruneCommand(),  StatusCommand(), WarmCommand(),   MountCommand(),
-                                                     UnmountCommand()};
+  static const std::vector<CommandSpec> kCommands = {
+      PushCommand(),   LsCommand(),     ShowCommand(),  ReportCommand(), VerifyCommand(),
+      ExportCommand(), RenameCommand(), RmCommand(),    PruneCommand(),  CompactCommand(),
+      StatusCommand(), WarmCommand(),   MountCommand(), UnmountCommand()};
   return kCommands;
 }
 

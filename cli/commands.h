@@ -13,6 +13,7 @@
 namespace modelstore {
 
 CommandSpec PushCommand();
+CommandSpec CompactCommand();
 CommandSpec LsCommand();
 CommandSpec ShowCommand();
 CommandSpec RenameCommand();

@@ -121,6 +121,8 @@ std::string Ratio(uint64_t logical_bytes, uint64_t stored_bytes) {
   return ratio >= 99.95 ? Printf("%.0fx", ratio) : Printf("%.1fx", ratio);
 }
 
+std::string DriftText(double drift) { return Printf("%.3g", drift); }
+
 std::string HumanSeconds(double seconds) {
   if (seconds < 59.95) return Printf("%.1f s", seconds);
   const auto whole = static_cast<uint64_t>(std::llround(seconds));

@@ -25,6 +25,7 @@ std::string HumanBytes(uint64_t bytes);                            // "269.1 MB"
 std::string ExactBytes(uint64_t bytes);                            // "269,060,552"
 std::string Percent(double fraction);                              // "10.7 %"
 std::string Ratio(uint64_t logical_bytes, uint64_t stored_bytes);  // "2.4x"; "-" when either is 0
+std::string DriftText(double drift);                               // "0.0123"
 std::string HumanSeconds(double seconds);                          // "1.2 s", "3 min 05 s"
 std::string Clock(double seconds);                                 // "0:03", "1:02:03"
 std::string Plural(uint64_t count, std::string_view noun);         // "1 file", "2 files"

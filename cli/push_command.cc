@@ -5,6 +5,7 @@
 #include "catalog/schema/records.h"
 #include "catalog/write/push.h"
 #include "cli/commands.h"
+#include "cli/compact_flags.h"
 #include "cli/mount_view.h"
 #include "cli/replace_source.h"
 #include "cli/session.h"
@@ -57,14 +58,24 @@ Status Replace(Session& session, const SourceTree& source, const std::string& na
 Result<Outcome> RunPush(Session& session, const Arguments& arguments) {
   const std::string& path = arguments.positionals[0];
   const std::string fidelity = arguments.Value("--fidelity", "exact");
-  if (fidelity != "exact") return InvalidArgument("--fidelity " + fidelity + ": expected exact");
+  const bool is_compact = fidelity == "compact";
+  if (!is_compact && fidelity != "exact")
+    return InvalidArgument("--fidelity " + fidelity + ": expected exact or compact");
+  if (!is_compact && (HasCompactFlags(arguments) || arguments.Has("--or-exact")))
+    return InvalidArgument("flags that say how a model is made compact go with --fidelity compact");
   const std::string base = arguments.Value("--base", "auto");
   if (base.empty()) return InvalidArgument("--base: expected auto, none or the name of a model");
   const bool replace = arguments.Has("--replace-source");
   if (replace && !session.through_daemon())
     return InvalidArgument(
         "--replace-source leaves links into the mount of a daemon: leave out --store and MODELSTORE_STORE");
+  if (replace && is_compact)
+    return InvalidArgument(
+        "--replace-source puts links to the very files in their place: it goes with exact files only");
   RETURN_IF_ERROR(session.UseMemoryBudget(arguments));
+  ParameterList parameters;
+  RETURN_IF_ERROR(AddCompactParameters(arguments, &parameters));
+  ASSIGN_OR_RETURN(const std::optional<SourceTree> moments, OpenMoments(arguments));
   ASSIGN_OR_RETURN(const std::string name, NameFor(path, arguments));
   ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(path));
   ASSIGN_OR_RETURN(const SourceTree source, OpenSource(absolute));
@@ -74,10 +85,15 @@ Result<Outcome> RunPush(Session& session, const Arguments& arguments) {
     ASSIGN_OR_RETURN(mount, MountView::Find(session));  // before anything is stored
   }
 
-  const ParameterList parameters = {
-      {"name", name}, {"base", base}, {"fidelity", fidelity}, {"update", arguments.Has("--update")}};
+  parameters.insert(parameters.end(), {{"name", name},
+                                       {"base", base},
+                                       {"fidelity", fidelity},
+                                       {"update", arguments.Has("--update")},
+                                       {"allow_compact", arguments.Has("--allow-compact")},
+                                       {"or_exact", arguments.Has("--or-exact")}});
   Outcome out;
-  ASSIGN_OR_RETURN(out.document, session.Call("push", parameters, {.source = &source}));
+  ASSIGN_OR_RETURN(out.document,
+                   session.Call("push", parameters, {.source = &source, .moments = moments ? &*moments : nullptr}));
   if (mount) RETURN_IF_ERROR(Replace(session, source, name, *mount, &out));
   if (!session.options().quiet) out.text = RenderPush(out.document, session.style());
   return out;
@@ -89,12 +105,16 @@ CommandSpec PushCommand() {
   return {.name = "push",
           .summary = "store a file or folder as a model",
           .positionals = {{"PATH", "the file or folder; links to files are followed"}},
-          .options = {{"--name", "NAME", "the model's name (default: the last component of PATH)"},
-                      {"--base", "auto|none|NAME", "the model to store it against (default: auto, the best of all)"},
-                      {"--update", "", "replace the model of that name; who reads it reads the old files to the end"},
-                      {"--replace-source", "", "then put links into the daemon's mount in the place of the files"},
-                      {"--fidelity", "exact", "exact: every byte as it was (the default)"},
-                      kMemoryBudgetOption},
+          .options = WithCompactOptions(
+              {{"--name", "NAME", "the model's name (default: the last component of PATH)"},
+               {"--base", "auto|none|NAME", "the model to store it against (default: auto, the best of all)"},
+               {"--update", "", "replace the model of that name; who reads it reads the old files to the end"},
+               {"--replace-source", "", "then put links into the daemon's mount in the place of the files"},
+               {"--fidelity", "exact|compact",
+                "exact: every byte as it was (the default); compact: far smaller, with a measured error"},
+               {"--allow-compact", "", "the daemon may make it compact when space is short (its configuration)"},
+               {"--or-exact", "", "compact: store it exactly when it cannot be within --max-drift"},
+               kMemoryBudgetOption}),
           .run = RunPush};
 }
 
@@ -105,6 +125,8 @@ std::string RenderPush(std::string_view document, const Style& style) {
                      HumanBytes(logical) + " -> " + Painted(HumanBytes(stored), Tone::kGood, style);
   if (logical != 0) line += " (" + Percent(static_cast<double>(stored) / static_cast<double>(logical)) + ")";
   if (push.at("base").is_string()) line += ", delta against " + Printable(push.at("base").get<std::string>());
+  if (push.value("fidelity", "exact") == "compact")
+    line += ", compact (drift " + DriftText(push.at("drift")) + ", " + push.at("drift_kind").get<std::string>() + ")";
   if (push.at("verified").get<bool>()) line += ", verified";
   line += ", " + HumanSeconds(push.at("seconds")) + "\n";
 

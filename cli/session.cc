@@ -116,9 +116,12 @@ Result<std::string> Session::Call(std::string_view request, const ParameterList&
   if (through_daemon()) {
     const std::string socket = options_.socket.empty() ? FindDaemonSocket() : options_.socket;
     return RunJob([&](JobControl& job) {
-      return CallDaemon(
-          socket,
-          {.request = request, .parameters = parameters_text, .source = with.source, .sink = with.sink, .job = &job});
+      return CallDaemon(socket, {.request = request,
+                                 .parameters = parameters_text,
+                                 .source = with.source,
+                                 .moments = with.moments,
+                                 .sink = with.sink,
+                                 .job = &job});
     });
   }
   const Handler* handler = FindHandler(request);
@@ -126,9 +129,12 @@ Result<std::string> Session::Call(std::string_view request, const ParameterList&
   return RunJob([&](JobControl& job) -> Result<std::string> {
     ASSIGN_OR_RETURN(Catalog* const catalog, Open(handler->writes, handler->creates_store));
     const Caller caller = Caller::InProcess();
-    return handler->run(
-        *catalog,
-        {.parameters = parameters_text, .job = &job, .caller = &caller, .source = with.source, .sink = with.sink});
+    return handler->run(*catalog, {.parameters = parameters_text,
+                                   .job = &job,
+                                   .caller = &caller,
+                                   .source = with.source,
+                                   .moments = with.moments,
+                                   .sink = with.sink});
   });
 }
 

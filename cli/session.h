@@ -23,13 +23,14 @@
 namespace modelstore {
 
 // A request's parameters by name.
-using ParameterValue = std::variant<std::string, bool, std::vector<std::string>>;
+using ParameterValue = std::variant<std::string, bool, double, std::vector<std::string>>;
 using ParameterList = std::vector<std::pair<std::string, ParameterValue>>;
 
 // What goes with a request beside its parameters.
 struct Attachments {
-  const SourceTree* source = nullptr;  // push
-  ExportSink* sink = nullptr;          // export
+  const SourceTree* source = nullptr;   // push
+  const SourceTree* moments = nullptr;  // push, compact
+  ExportSink* sink = nullptr;           // export
 };
 
 inline constexpr uint64_t kDefaultMemoryBudgetBytes = 2ull << 30;

@@ -4,8 +4,8 @@
     modelstore_moments.py MODEL_DIR TEXT.txt OUT.safetensors
 
 MODEL_DIR is a model in the hub's format: config.json, safetensors, a tokenizer. TEXT is text of the kind that the model is
-used for; a file *.npy is taken as its tokens, integers of shape [sequences, length]. Needs torch, transformers (4.56 or
-newer) and safetensors; nothing is fetched from a network. What is written: docs/moments.md.
+used for; a file *.npy is taken as its tokens, integers of shape [sequences, length]. Needs torch, transformers and
+safetensors; nothing is fetched from a network. What is written: docs/moments.md.
 
 All sequences pass through one block before the next is loaded, so the memory needed is one block's weights and moments,
 the token embedding and the sequences' hidden states, however deep the model is.
@@ -34,13 +34,10 @@ try:
     import safetensors
     import torch
     import transformers
-    from packaging.version import Version
     from transformers.pytorch_utils import Conv1D
-    if Version(transformers.__version__) < Version("4.56"):
-        raise ImportError(f"transformers {transformers.__version__} is too old, expected 4.56 or newer")
 except ImportError as missing:
     sys.exit(f"modelstore_moments: {missing}; it needs torch, transformers and safetensors "
-             "(python3 -m pip install -U torch transformers safetensors)")
+             "(python3 -m pip install torch transformers safetensors)")
 
 
 def say(line):
@@ -56,7 +53,7 @@ class Checkpoint:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         else:
             names = ["model.safetensors"]
-        self.files, self.known, self.prefix = {}, {}, ""  # known: by the model's name for it
+        self.files = {}
         for name in names:
             if not (folder / name).is_file():
                 raise Failure(f"{folder / name}: not there; expected model.safetensors, or model.safetensors.index.json "
@@ -64,26 +61,11 @@ class Checkpoint:
             file = safetensors.safe_open(folder / name, framework="pt")
             self.files.update(dict.fromkeys(file.keys(), file))
 
-    def know(self, model):
-        """Learns what this model calls the tensors: transformers renames some while loading (5.0 and newer)."""
-        try:
-            from transformers.conversion_mapping import get_model_conversion_mapping
-            from transformers.core_model_loading import WeightRenaming
-            renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
-        except ImportError:
-            renamings = []
-        for name in self.files:
-            known = name
-            for renaming in renamings:
-                known, _ = renaming.rename_source_key(known)
-            self.known[known] = name
-        self.prefix = model.base_model_prefix
-
-    def name_of(self, parameter):
+    def name_of(self, parameter, prefix):
         """The checkpoint's name for a model's parameter, or None. The body's prefix may be absent on either side."""
-        for name in (parameter, parameter.removeprefix(self.prefix + "."), f"{self.prefix}.{parameter}"):
-            if name in self.known:
-                return self.known[name]
+        for name in (parameter, parameter.removeprefix(prefix + "."), f"{prefix}.{parameter}"):
+            if name in self.files:
+                return name
         return None
 
     def read(self, name, shape):
@@ -125,14 +107,14 @@ class Model:
                           f"{error}") from None
         self.module.eval()
         self.checkpoint = Checkpoint(folder)
-        self.checkpoint.know(self.module)
+        self.prefix = self.module.base_model_prefix
         self.head = self.module.get_output_embeddings()
         self.embedding = self.module.get_input_embeddings()
         if not isinstance(self.head, torch.nn.Linear) or not isinstance(self.embedding, torch.nn.Embedding):
             raise Failure(f"{folder}: {type(self.module).__name__} has no token embedding or no linear output head")
         self.names = {module: name for name, module in self.module.named_modules()}
         self.blocks = self.find_blocks()
-        self.tied = self.head.weight is self.embedding.weight
+        self.tied = self.head.weight is self.embedding.weight or self.stored_name(self.head) is None
 
     def find_blocks(self):
         """The longest list of modules with linear weights: the decoder's blocks."""
@@ -144,12 +126,12 @@ class Model:
         return blocks
 
     def stored_name(self, module, parameter="weight"):
-        return self.checkpoint.name_of(f"{self.names[module]}.{parameter}")
+        return self.checkpoint.name_of(f"{self.names[module]}.{parameter}", self.prefix)
 
     def stored_prefix(self, module):
         """The checkpoint's name for a module, by any of its parameters."""
         for inner, _ in module.named_parameters():
-            stored = self.checkpoint.name_of(f"{self.names[module]}.{inner}")
+            stored = self.checkpoint.name_of(f"{self.names[module]}.{inner}", self.prefix)
             if stored:
                 return stored.removesuffix("." + inner)
         raise Failure(f"{self.names[module]}: none of its weights is in the checkpoint")
@@ -162,14 +144,14 @@ class Model:
                     if value is None or (kind is owner._parameters and not value.is_meta):
                         continue
                     name = f"{self.names[owner]}.{key}"
-                    stored = self.checkpoint.name_of(name)
+                    stored = self.checkpoint.name_of(name, self.prefix)
                     if stored is None and self.tied and owner is self.head and key == "weight":
                         stored = self.stored_name(self.embedding)
                     if stored is None and kind is owner._buffers:
                         continue
                     if stored is None:
                         raise Failure(f"{name}: not in the checkpoint under this name; the checkpoint is of another "
-                                      f"model, or transformers {transformers.__version__} makes it of others while loading")
+                                      f"model, or transformers {transformers.__version__} renames its weights")
                     tensor = self.checkpoint.read(stored, value.shape)
                     if kind is owner._parameters:
                         kind[key] = torch.nn.Parameter(tensor.to(self.dtype), requires_grad=False)

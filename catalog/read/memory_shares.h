@@ -43,14 +43,17 @@ class MemoryShares {
   };
 
   // budget_bytes: at least kMinShareBytes.
-  explicit MemoryShares(uint64_t budget_bytes) : free_bytes_(budget_bytes) {}
+  explicit MemoryShares(uint64_t budget_bytes) : budget_bytes_(budget_bytes), free_bytes_(budget_bytes) {}
 
-  // Waits in the phase "waiting for memory" until there is a share. Errors: Cancelled.
-  Result<Share> Take(JobControl& job);
+  // Waits in the phase "waiting for memory" until there is a share, of at least `need_bytes` (at most the budget).
+  // Errors: Cancelled.
+  Result<Share> Take(JobControl& job, uint64_t need_bytes = 0);
+  uint64_t budget_bytes() const { return budget_bytes_; }
 
  private:
   void GiveBack(uint64_t bytes);
 
+  const uint64_t budget_bytes_;
   std::mutex mutex_;
   std::condition_variable changed_;
   uint64_t free_bytes_;

@@ -101,6 +101,7 @@ Result<std::unique_ptr<BaseChooser>> BaseChooser::Load(Catalog& catalog, const P
   std::unique_ptr<BaseChooser> chooser(new BaseChooser(catalog, options.base));
   if (options.base == PushOptions::Base::kNone) return chooser;
   ASSIGN_OR_RETURN(chooser->models_, catalog.ListModels());
+  RETURN_IF_ERROR(chooser->LeaveOut(options.not_against));
   if (options.base == PushOptions::Base::kNamed) {
     const auto named = std::find_if(chooser->models_.begin(), chooser->models_.end(),
                                     [&](const ModelRecord& model) { return model.name == options.base_name; });
@@ -123,6 +124,21 @@ Result<std::unique_ptr<BaseChooser>> BaseChooser::Load(Catalog& catalog, const P
   return chooser;
 }
 
+Status BaseChooser::LeaveOut(const std::string& name) {
+  const auto left_out =
+      std::find_if(models_.begin(), models_.end(), [&](const ModelRecord& model) { return model.name == name; });
+  if (left_out == models_.end()) return OkStatus();
+  for (const ModelFile& file : left_out->files) {
+    ASSIGN_OR_RETURN(const FileRecord record, FileOf(file));
+    for (const Extent& extent : record.extents) {
+      if (extent.kind != Extent::Kind::kLiteral) left_out_.insert(extent.tensor);
+    }
+  }
+  left_out_name_ = name;
+  models_.erase(left_out);
+  return OkStatus();
+}
+
 Status BaseChooser::LoadSketches(const std::vector<std::vector<uint64_t>>& shapes) {
   if (models_.empty()) return OkStatus();
   for (const auto& shape : shapes) {
@@ -142,6 +158,7 @@ Status BaseChooser::LoadSketches(const std::vector<std::vector<uint64_t>>& shape
     if (group == sketches_.end()) return OkStatus();
     ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
     if (mode_ == PushOptions::Base::kNamed && !allowed.contains(id)) return OkStatus();
+    if (left_out_.contains(id)) return OkStatus();
     if (value[0] != std::byte{1} || value[tail] != std::byte{kSketchValues}) return OkStatus();
     std::array<uint16_t, kSketchValues> values;
     std::memcpy(values.data(), value.data() + tail + 1, sizeof values);
@@ -331,6 +348,7 @@ Result<const ModelRecord*> BaseChooser::HolderOf(const std::map<TensorId, uint64
       }
     }
     const ModelRecord& model = usage_->models()[m].record;
+    if (model.name == left_out_name_) continue;
     if (bytes > best_bytes || (bytes == best_bytes && best != nullptr && model.id < best->id)) {
       best = &model;
       best_bytes = bytes;

@@ -11,6 +11,8 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -88,6 +90,8 @@ class BaseChooser {
   BaseChooser(Catalog& catalog, PushOptions::Base mode) : catalog_(catalog), mode_(mode) {}
   static ShapeKey KeyOf(const std::vector<uint64_t>& shape);
   Status LoadSketches(const std::vector<std::vector<uint64_t>>& shapes);
+  // Nothing of that model's own may be a base.
+  Status LeaveOut(const std::string& name);
   Status IndexModel(const ModelRecord& model);
   // Bytes of each model's tensors among `weights`; the model with most, the oldest of equals.
   Result<const ModelRecord*> HolderOf(const std::map<TensorId, uint64_t>& weights);
@@ -99,6 +103,8 @@ class BaseChooser {
   Catalog& catalog_;
   PushOptions::Base mode_;
   std::vector<ModelRecord> models_;
+  std::string left_out_name_;
+  std::set<TensorId> left_out_;
   std::unordered_map<ShapeKey, Sketches> sketches_;
   std::unique_ptr<StoreUsage> usage_;  // when it was first needed
   const ModelRecord* elected_ = nullptr;

@@ -2,19 +2,31 @@
 //
 // Source bytes are read with pread from files opened once; a source that changes or vanishes while it is read is an
 // error and nothing is published. What is reported as stored has been decoded again from the store and compared.
+// A compact push stores what the large tensors are rebuilt to, not what they were: docs/compact.md.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "catalog/read/catalog.h"
+#include "codec/encode/compact_budget.h"
+#include "codec/support/bytes.h"
 #include "codec/support/job_control.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
+
+// Content of a source that is no open file: a model of the store itself. Thread-safe.
+class SourceContent {
+ public:
+  virtual ~SourceContent() = default;
+  // Fills `out` from `offset`; the bytes exist.
+  virtual Status ReadAt(uint64_t offset, MutableByteSpan out) const = 0;
+};
 
 // One file to store. Opened by the caller with its own rights (the daemon's clients pass descriptors).
 struct SourceFile {
@@ -28,6 +40,7 @@ struct SourceFile {
   int64_t ctime_ns = 0;  // of the last change of content or attributes: cannot be set back
   uint64_t device = 0, inode = 0;
   bool linked = true;  // false: had no name any more when it was opened (a descriptor of a deleted file)
+  std::shared_ptr<const SourceContent> content;  // instead of a descriptor
 };
 
 // A file that a client of the daemon opened with its own rights.
@@ -57,6 +70,10 @@ class SourceTree {
   static Result<SourceTree> FromDescriptors(std::string default_name, std::vector<OpenedFile> files,
                                             uint64_t refused_device);
 
+  // The files of a stored model, read as they were when this was called, whatever becomes of the name. `catalog`
+  // outlives the tree. Errors: Corruption, Io.
+  static Result<SourceTree> OfModel(Catalog& catalog, const ModelRecord& model);
+
   const std::string& default_name() const { return default_name_; }  // PATH's last component
   const std::vector<SourceFile>& files() const { return files_; }
   uint64_t total_bytes() const;
@@ -66,14 +83,29 @@ class SourceTree {
   std::vector<SourceFile> files_;
 };
 
+// How a compact push spends its bytes. Without a target, a drift or a choice: kDefaultMaxDrift.
+struct CompactOptions {
+  std::optional<double> target_ratio;  // logical bytes / stored bytes, at least that
+  std::optional<double> max_drift;     // of what is stored, at most that; else Unsupported and nothing is stored …
+  bool or_exact = false;               // … or the model is stored exactly
+  CompactSchedule schedule = CompactSchedule::kRd;
+  std::optional<CompactChoice> choice;  // the same for every tensor
+  std::optional<double> scale;          // of every delta; else each tensor's is chosen from its drift
+  const SourceTree* moments = nullptr;  // one safetensors file (docs/moments.md)
+};
+inline constexpr double kDefaultMaxDrift = 0.05;
+
 struct PushOptions {
   std::string name;
   enum class Base { kAuto, kNone, kNamed } base = Base::kAuto;
-  std::string base_name;   // kNamed
-  uint32_t owner_uid = 0;  // of the model: may rename, replace and remove it
+  std::string base_name;    // kNamed
+  uint32_t owner_uid = 0;   // of the model: may rename, replace and remove it
+  std::string not_against;  // no base for this push: the model whose own files it stores
   // Replaces a model of that name in the same moment; who reads the old content reads it to the end, and prune frees
   // it. Models stored against the old content keep what they need of it.
   bool update = false;
+  std::optional<CompactOptions> compact;  // none: exact
+  bool allow_compact = false;             // the daemon's policy may make the model compact when space is short
   // Asked before the work and again in the moment of publishing, about the model that would be replaced; and once,
   // about the base that was named (NotFound: as if there were no such model). Null: everything is allowed. Called under
   // locks: they may not change the catalog.
@@ -90,12 +122,17 @@ struct PushReport {
   bool verified = false;
   // Logical bytes by how they are stored.
   uint64_t identical_file_bytes = 0, identical_tensor_bytes = 0, self_bytes = 0, delta_bytes = 0, raw_bytes = 0,
-           content_bytes = 0;
+           content_bytes = 0, compact_bytes = 0;
+  Fidelity fidelity = Fidelity::kExact;
+  double drift = 0;  // of a compact model
+  DriftKind drift_kind = DriftKind::kNone;
+  std::string method;
 };
 
 // Errors: AlreadyExists (name taken, or `a` against `a/b`), NotFound (--base), InvalidArgument (name), NoSpace (says
-// how much is missing; checked before and while writing), Io (source changed), Cancelled, ResourceExhausted. On any
-// error nothing is published and what was written is removed (or left for prune when even that fails).
+// how much is missing; checked before and while writing), Io (source changed), Cancelled, ResourceExhausted; of a
+// compact push also Unsupported (no base, a budget that cannot be met). On any error nothing is published and what was
+// written is removed (or left for prune when even that fails).
 Result<PushReport> Push(Catalog& catalog, const SourceTree& source, const PushOptions& options, JobControl& job);
 
 }  // namespace modelstore

@@ -31,11 +31,11 @@ Result<uint64_t> FreeBytes(const std::string& dir) {
   return uint64_t{st.f_bavail} * st.f_frsize;
 }
 
-std::string Megabytes(uint64_t bytes) {
+}  // namespace
+
+std::string PushJob::Megabytes(uint64_t bytes) {
   return bytes < 1'000'000 ? std::to_string(bytes) + " bytes" : std::to_string((bytes + 999'999) / 1'000'000) + " MB";
 }
-
-}  // namespace
 
 void PushJob::SplitMemory() {
   bool wide = false;
@@ -75,6 +75,7 @@ Status PushJob::Plan() {
                                  "; push its files as several models");
     }
   }
+  next_block_ = blocks;
   std::vector<std::vector<uint64_t>> wanted;
   for (const auto& [shape, count] : shapes) wanted.push_back(shape);
   ASSIGN_OR_RETURN(bases_, BaseChooser::Load(catalog_, options_, wanted));
@@ -99,7 +100,7 @@ Result<uint64_t> PushJob::EstimateStoredBytes() {
   std::vector<PlannedExtent*> extents;
   for (PlannedFile& file : files_) {
     for (PlannedExtent& extent : file.extents) {
-      if (!extent.source.is_literal() && extent.source.bytes > 0) extents.push_back(&extent);
+      if (!extent.source.is_literal() && !extent.is_part && extent.source.bytes > 0) extents.push_back(&extent);
     }
   }
   std::atomic<uint64_t> total{0};
@@ -125,13 +126,15 @@ Status PushJob::CodeAll() {
   job_.Begin("storing", source_.total_bytes());
   std::vector<PlannedExtent*> extents;
   for (PlannedFile& file : files_) {
-    SkipLiterals(file);
+    if (!file.has_parts) SkipLiterals(file);
     for (PlannedExtent& extent : file.extents) {
-      if (!extent.source.is_literal()) extents.push_back(&extent);
+      if (!extent.source.is_literal() && !extent.is_part) extents.push_back(&extent);
     }
   }
   RETURN_IF_ERROR(lanes_->Run(extents.size(), [&](size_t i) { return CodeInTurn(*extents[i]); }));
-  for (PlannedFile& file : files_) file.sha256 = file.sha256_so_far.Finish();
+  for (PlannedFile& file : files_) {
+    if (!file.has_parts) file.sha256 = file.sha256_so_far.Finish();
+  }
   std::vector<const SourceExtent*> small;
   for (const PlannedExtent* extent : deferred_) small.push_back(&extent->source);
   RETURN_IF_ERROR(GoOnDespite(bases_->Elect(small)));
@@ -157,7 +160,7 @@ Status PushJob::CodeInTurn(PlannedExtent& extent) {
 Status PushJob::HashInTurn(const TensorData& data, PlannedExtent& extent) {
   PlannedFile& file = *extent.file;
   const SourceExtent& source = extent.source;
-  {
+  if (!file.has_parts) {
     // Extents start in file order, so whoever is waited for is at work.
     std::unique_lock lock(turn_mutex_);
     turn_changed_.wait(lock, [&] { return file.turn == extent.index || !failure_.ok(); });
@@ -169,9 +172,10 @@ Status PushJob::HashInTurn(const TensorData& data, PlannedExtent& extent) {
     RETURN_IF_ERROR(job_.Check());
     ASSIGN_OR_RETURN(const ByteSpan window, data.Read(at, std::min(kWindowBytes, source.bytes - at), scratch.get()));
     hasher.Update(window);
-    file.sha256_so_far.Update(window);
+    if (!file.has_parts) file.sha256_so_far.Update(window);
   }
   extent.hash = hasher.Finish();
+  if (file.has_parts) return OkStatus();
   const std::lock_guard lock(turn_mutex_);
   ++file.turn;
   SkipLiterals(file);
@@ -249,15 +253,18 @@ Status PushJob::CodeDeferred(PlannedExtent& extent) {
   return StoreNew(data, extent, candidates);
 }
 
+Status PushJob::StoredOfHash(const Hash128& hash, std::vector<TensorId>* ids) {
+  return catalog_.store().ScanKeys(Family::kTensors, TensorKeyPrefix(hash), [&](std::string_view key) -> Status {
+    ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
+    ids->push_back(id);
+    return OkStatus();
+  });
+}
+
 // Sets extent.stored when a stored tensor has these bytes; else moves extent.rank behind the ordinals in use.
 Result<bool> PushJob::FindIdentical(const TensorData& data, PlannedExtent& extent) {
   std::vector<TensorId> ids;
-  RETURN_IF_ERROR(
-      catalog_.store().ScanKeys(Family::kTensors, TensorKeyPrefix(extent.hash), [&](std::string_view key) -> Status {
-        ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
-        ids.push_back(id);
-        return OkStatus();
-      }));
+  RETURN_IF_ERROR(StoredOfHash(extent.hash, &ids));
   for (const TensorId& id : ids) {
     const Result<bool> equal = EqualsStored(data, id);
     // A damaged tensor equals nothing: pushing its bytes again stores them again.

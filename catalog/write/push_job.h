@@ -2,6 +2,9 @@
 //
 // Run() does everything; it is called once. What it wrote is removed again when it fails.
 //
+// A compact push (push_compact.cc) picks tensors that have a base before anything is coded, codes the others as always,
+// then those, and hashes the files that hold them as they will be read.
+//
 // Each extent is read, hashed and coded on its own, many at a time, in file order. Between reading and coding it takes
 // its turn in its file's SHA-256, over the same bytes: so the extents make the file of that SHA-256, and what the hash
 // of a tensor proves holds for the file.
@@ -17,6 +20,7 @@
 
 #include "catalog/read/catalog.h"
 #include "catalog/write/base_choice.h"
+#include "catalog/write/compact_coder.h"
 #include "catalog/write/file_layout.h"
 #include "catalog/write/parallel.h"
 #include "catalog/write/push.h"
@@ -33,14 +37,20 @@ class PushJob {
  public:
   PushJob(Catalog& catalog, const SourceTree& source, const PushOptions& options, JobControl& job)
       : catalog_(catalog), source_(source), options_(options), job_(job) {}
+  ~PushJob() { Withdraw(0); }
+  PushJob(const PushJob&) = delete;
+  PushJob& operator=(const PushJob&) = delete;
   Result<PushReport> Run();
+  // Run failed because the model cannot be stored within its drift.
+  bool exceeds_drift() const { return exceeds_drift_; }
 
  private:
   // A tensor that this push wrote.
   struct NewTensor {
     TensorId id;
     TensorRecord record;
-    bool needed = false;  // a file that is published refers to it
+    bool needed = false;   // a file that is published refers to it
+    bool derived = false;  // not an extent of a source: compact, a part of that, a bundle
   };
   struct PlannedFile;
   // One extent of a file and what became of it. Exactly one of `stored`, `made` and `repeats` is set in the end
@@ -57,6 +67,9 @@ class PushJob {
     std::optional<TensorId> stored;
     NewTensor* made = nullptr;
     const PlannedExtent* repeats = nullptr;
+    // Of a compact push: it becomes a part, from `part_offset` on, of a tensor that holds several.
+    bool is_part = false;
+    uint64_t part_offset = 0;
   };
   // The extents of one hash that do not repeat another one (or are not yet known to).
   struct Claims {
@@ -67,7 +80,8 @@ class PushJob {
     const SourceFile* source = nullptr;
     FileKind kind = FileKind::kContent;
     std::deque<PlannedExtent> extents;
-    Sha256 sha256_so_far;  // of the extents before `turn`
+    bool has_parts = false;
+    Sha256 sha256_so_far;  // of the extents before `turn`; unused with parts
     size_t turn = 0;
     Sha256Digest sha256{};
     bool known = false;    // a file of this SHA-256 is stored already
@@ -86,6 +100,7 @@ class PushJob {
   Status HashInTurn(const TensorData& data, PlannedExtent& extent);
   static void SkipLiterals(PlannedFile& file);
   Status CodeDeferred(PlannedExtent& extent);
+  Status StoredOfHash(const Hash128& hash, std::vector<TensorId>* ids);
   Result<bool> FindIdentical(const TensorData& data, PlannedExtent& extent);
   Result<bool> EqualsStored(const TensorData& data, const TensorId& id);
   Result<bool> EqualsExtent(const TensorData& data, const PlannedExtent& other);
@@ -93,6 +108,30 @@ class PushJob {
   void CountBases(const TensorRecord& record);
   Status CheckSources();
   Status ExplainNoSpace(const Status& status) const;
+  static std::string Megabytes(uint64_t bytes);  // for messages
+
+  // push_compact.cc
+  // The memory that encoding the largest tensor takes. Errors: ResourceExhausted when no push may have as much.
+  Result<uint64_t> CompactNeed();
+  // Which extents are made compact, or bundled, and against what.
+  Status SelectCompact();
+  Status FindBases(std::vector<PlannedExtent*>* large, std::vector<PlannedExtent*>* small);
+  Status EncodeCompact();
+  // The compact tensors, their extents pointing into them. `nothing`: for measuring what the rest takes.
+  Status MakeCompact(CompactCoder& coder, bool nothing);
+  Status FinishCompact(TensorRecord record, std::optional<TensorId>* stored, NewTensor** made);
+  Result<bool> SameContent(const TensorRef& a, const TensorRef& b);
+  void UndoCompact(size_t first_new);
+  Status MakeBundles(const std::vector<PlannedExtent*>& small);
+  Status MakeBundle(const std::vector<PlannedExtent*>& extents);
+  // Stores what is no extent of a source, unless it is stored already; makes it readable before it is published.
+  Result<TensorId> StoreDerived(ByteSpan content, const SourceExtent& extent, const BaseChoice& choice);
+  Result<NewTensor*> AddDerived(const TensorId& id, TensorRecord record);
+  Status HashFilesWithParts();
+  // What publishing would add now.
+  Result<uint64_t> MeasureAdded();
+  void Withdraw(size_t first_new);
+  std::string CompactMethod() const;
 
   // push_publish.cc: verifying and publishing.
   // The model that publishing now would replace, if any. Errors: AlreadyExists, what may_replace answers.
@@ -107,6 +146,9 @@ class PushJob {
   Status MarkNeeded();
   // Another push may have published one of this push's tensors meanwhile: that one stays.
   Status YieldToRivals();
+  Status YieldDerived();
+  // Records that publishing adds but for the model's; the bytes of their blocks.
+  Result<uint64_t> AddRecords(WriteBatch* batch);
   Status AddTensors(WriteBatch* batch);
   ModelRecord MakeModel() const;  // without id and base
   // Adds usage records and totals, or, when the store is too damaged for that, makes the totals invalid and says so.
@@ -138,6 +180,13 @@ class PushJob {
   uint64_t hold_bytes_ = 0;
   BufferPool holds_;  // tensors
   BufferPool scratches_;
+
+  uint64_t next_block_ = 0;  // of tensors that are no extents
+  std::unique_ptr<CompactCoder> coder_;
+  std::vector<CompactItem> items_;
+  std::vector<PlannedExtent*> item_extents_;  // of each item
+  std::vector<PlannedExtent*> small_;         // in files with parts: bundled
+  bool exceeds_drift_ = false;
 
   Status damage_;  // the first that GoOnDespite was given
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <map>
 #include <set>
@@ -29,11 +30,16 @@ Result<PushReport> PushJob::Run() {
   const auto start = std::chrono::steady_clock::now();
   RETURN_IF_ERROR(CheckModelName(options_.name));
   RETURN_IF_ERROR(FindReplaced().status());
-  ASSIGN_OR_RETURN(memory_, catalog_.push_memory().Take(job_));
+  uint64_t need_bytes = 0;
+  if (options_.compact) {
+    ASSIGN_OR_RETURN(need_bytes, CompactNeed());
+  }
+  ASSIGN_OR_RETURN(memory_, catalog_.push_memory().Take(job_, need_bytes));
   // Nothing that this push refers to is collected while it runs.
   ASSIGN_OR_RETURN(CollectGate::Hold keep, catalog_.collect_gate().Share(job_));
   RETURN_IF_ERROR(Plan());
   SplitMemory();
+  if (options_.compact) RETURN_IF_ERROR(SelectCompact());
   RETURN_IF_ERROR(CheckSpace());
   RETURN_IF_ERROR(AllocatePush());
   writer_ = std::make_unique<TensorWriter>(catalog_, push_, *lanes_, hold_bytes_, job_);
@@ -42,6 +48,7 @@ Result<PushReport> PushJob::Run() {
   const Status status = Guarded([&]() -> Status {
     RETURN_IF_ERROR(CodeAll());
     holds_.Clear();
+    if (options_.compact) RETURN_IF_ERROR(EncodeCompact());
     writer_->ReleaseBuffers();
     RETURN_IF_ERROR(MarkNeeded());
     RETURN_IF_ERROR(VerifyKnown());
@@ -128,6 +135,16 @@ Status PushJob::MarkNeeded() {
       if (!origin.stored) origin.made->needed = true;
     }
   }
+  std::map<TensorId, NewTensor*> derived;
+  for (NewTensor& tensor : new_tensors_) {
+    if (tensor.derived) derived.emplace(tensor.id, &tensor);
+  }
+  for (const auto& [id, tensor] : derived) {
+    if (!tensor->needed) continue;
+    ForEachPart(tensor->record, [&](const TensorId& part) {
+      if (const auto own = derived.find(part); own != derived.end()) own->second->needed = true;
+    });
+  }
   return OkStatus();
 }
 
@@ -142,7 +159,9 @@ Result<bool> PushJob::IsAsCompared(const PlannedFile& file) {
     const bool is_literal = stored.kind == Extent::Kind::kLiteral;
     if (is_literal != own.source.is_literal() || stored.bytes != own.source.bytes) return false;
     if (is_literal ? !SameBytes(stored.literal, own.source.literal)
-                   : !OriginOf(own).stored || *OriginOf(own).stored != stored.tensor)
+                   : !OriginOf(own).stored || *OriginOf(own).stored != stored.tensor ||
+                         stored.kind != (own.is_part ? Extent::Kind::kTensorPart : Extent::Kind::kTensor) ||
+                         stored.offset_bytes != own.part_offset)
       return false;
   }
   return true;
@@ -196,7 +215,7 @@ Status PushJob::Verify() {
 Status PushJob::YieldToRivals() {
   for (PlannedFile& file : files_) {
     for (PlannedExtent& extent : file.extents) {
-      if (extent.made == nullptr || !extent.made->needed) continue;
+      if (extent.made == nullptr || !extent.made->needed || extent.made->derived) continue;
       const Result<StoredValue> rival = catalog_.store().Get(Family::kTensors, TensorKey(extent.made->id));
       if (!rival.ok()) {
         if (rival.status().code() != StatusCode::kNotFound) return rival.status();
@@ -216,6 +235,30 @@ Status PushJob::YieldToRivals() {
   return OkStatus();
 }
 
+// What was derived has no source to compare with: both are decoded.
+Status PushJob::YieldDerived() {
+  Withdraw(0);
+  for (NewTensor& tensor : new_tensors_) {
+    if (!tensor.derived || !tensor.needed) continue;
+    const Result<TensorRef> rival = catalog_.reader().OpenTensorById(tensor.id);
+    if (rival.status().code() == StatusCode::kNotFound) continue;
+    RETURN_IF_ERROR(rival.status());
+    ASSIGN_OR_RETURN(const TensorRef own, catalog_.reader().OpenUnpublished(tensor.id, tensor.record));
+    bool equal = own->record.bytes == (*rival)->record.bytes && own->frame.block_elems == (*rival)->frame.block_elems;
+    for (uint32_t i = 0; equal && i < own->frame.BlockCount(); ++i) {
+      ASSIGN_OR_RETURN(const BlockRef theirs, catalog_.reader().ReadBlock(*rival, i, /*keep=*/false));
+      const Bytes copy(theirs.bytes().begin(), theirs.bytes().end());
+      ASSIGN_OR_RETURN(const BlockRef ours, catalog_.reader().ReadBlock(own, i, /*keep=*/false));
+      equal = SameBytes(copy, ours.bytes());
+    }
+    if (!equal)
+      return Busy("another push stored a tensor of the same hash as one of '" + options_.name +
+                  "' at the same time; push again");
+    tensor.needed = false;
+  }
+  return OkStatus();
+}
+
 // Records, edges and sketches of what this push made; blocks that are not needed after all go.
 Status PushJob::AddTensors(WriteBatch* batch) {
   for (const NewTensor& tensor : new_tensors_) {
@@ -227,10 +270,8 @@ Status PushJob::AddTensors(WriteBatch* batch) {
       continue;
     }
     batch->Put(Family::kTensors, TensorKey(tensor.id), Serialize(record));
-    for (const ViewSegment& segment : record.view) {
-      if (segment.kind == ViewSegment::Kind::kIdentity)
-        batch->Put(Family::kEdges, EdgeKey(segment.base, tensor.id), {});
-    }
+    if (record.is_compact()) continue;
+    ForEachBase(record, [&](const TensorId& base) { batch->Put(Family::kEdges, EdgeKey(base, tensor.id), {}); });
   }
   for (const PlannedFile& file : files_) {
     for (const PlannedExtent& extent : file.extents) {
@@ -261,7 +302,8 @@ FileRecord PushJob::RecordOf(const PlannedFile& file) {
       extent.literal = planned.source.literal;
       continue;
     }
-    extent.kind = Extent::Kind::kTensor;
+    extent.kind = planned.is_part ? Extent::Kind::kTensorPart : Extent::Kind::kTensor;
+    extent.offset_bytes = planned.part_offset;
     extent.tensor = IdOf(planned);
     extent.name = planned.source.name;
   }
@@ -275,6 +317,15 @@ ModelRecord PushJob::MakeModel() const {
   model.push = push_;
   model.logical_bytes = source_.total_bytes();
   model.owner_uid = options_.owner_uid;
+  model.allow_compact = options_.allow_compact && !options_.compact;
+  if (options_.compact) {
+    model.fidelity = Fidelity::kCompact;
+    model.drift = CompactCoder::DriftOf(items_);
+    const bool all = std::all_of(items_.begin(), items_.end(),
+                                 [](const CompactItem& item) { return item.has_moments || item.has_rows; });
+    model.drift_kind = all ? DriftKind::kMoments : DriftKind::kPlain;
+    model.method = CompactMethod();
+  }
   for (const PlannedFile& file : files_) {
     const SourceFile& source = *file.source;
     model.files.push_back({.path = source.path,
@@ -330,22 +381,29 @@ Result<bool> PushJob::LeadsBack(ModelId base, ModelId model) const {
   return base != 0;
 }
 
-Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
-  const std::lock_guard lock(catalog_.publish_mutex());
-  ASSIGN_OR_RETURN(const std::optional<ModelRecord> replaced, FindReplaced());
-  RETURN_IF_ERROR(MarkNeeded());
-  RETURN_IF_ERROR(YieldToRivals());
-  ASSIGN_OR_RETURN(CatalogMeta meta, catalog_.Meta());
-
-  WriteBatch batch;
-  RETURN_IF_ERROR(AddTensors(&batch));
+Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
+  RETURN_IF_ERROR(AddTensors(batch));
   for (const PlannedFile& file : files_) {
-    if (!file.known && !file.repeats) batch.Put(Family::kFiles, FileKey(file.sha256), Serialize(RecordOf(file)));
+    if (!file.known && !file.repeats) batch->Put(Family::kFiles, FileKey(file.sha256), Serialize(RecordOf(file)));
   }
   uint64_t block_bytes = 0;
   for (const NewTensor& tensor : new_tensors_) {
     if (tensor.needed) block_bytes += tensor.record.coded_bytes + tensor.record.block_count * kBlockKeyBytes;
   }
+  return block_bytes;
+}
+
+Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
+  const std::lock_guard lock(catalog_.publish_mutex());
+  ASSIGN_OR_RETURN(const std::optional<ModelRecord> replaced, FindReplaced());
+  RETURN_IF_ERROR(MarkNeeded());
+  RETURN_IF_ERROR(YieldToRivals());
+  RETURN_IF_ERROR(YieldDerived());
+  ASSIGN_OR_RETURN(CatalogMeta meta, catalog_.Meta());
+
+  WriteBatch batch;
+  ASSIGN_OR_RETURN(const uint64_t block_bytes, AddRecords(&batch));
+  if (options_.compact) AddFeature(&meta, kCompactFeature);
   ModelRecord model = MakeModel();
   if (replaced) {
     // The model stays the same one to those that name it as their base.
@@ -375,6 +433,10 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   report->logical_bytes = model.logical_bytes;
   report->stored_bytes = model.pushed_stored_bytes;
   report->verified = true;
+  report->fidelity = model.fidelity;
+  report->drift = model.drift;
+  report->drift_kind = model.drift_kind;
+  report->method = model.method;
   CountLevels(report);
   return catalog_.store().Write(batch, Durability::kSync);
 }
@@ -402,6 +464,7 @@ void PushJob::CountLevels(PushReport* report) const {
   report->delta_bytes = levels.delta;
   report->raw_bytes = levels.raw;
   report->content_bytes = levels.content;
+  report->compact_bytes = levels.compact;
 }
 
 void PushJob::RollBack() {

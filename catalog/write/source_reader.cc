@@ -16,7 +16,7 @@ Status SourceChanged(const SourceFile& file, const std::string& how) {
 }
 
 Result<SourceReader> SourceReader::Open(const SourceFile& file) {
-  if (file.fd >= 0) return SourceReader(&file, file.fd, false);
+  if (file.fd >= 0 || file.content != nullptr) return SourceReader(&file, file.fd, false);
   // O_NONBLOCK: a FIFO that took the file's place must not hang the push.
   const int fd = open(file.shown_as.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
@@ -36,6 +36,7 @@ SourceReader::~SourceReader() {
 }
 
 Status SourceReader::ReadAt(uint64_t offset, MutableByteSpan out) const {
+  if (file_->content != nullptr) return file_->content->ReadAt(offset, out).WithContext(file_->shown_as);
   size_t done = 0;
   while (done < out.size()) {
     const ssize_t n = pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
@@ -52,6 +53,7 @@ Status SourceReader::ReadAt(uint64_t offset, MutableByteSpan out) const {
 }
 
 Status SourceReader::CheckUnchanged() const {
+  if (file_->content != nullptr) return OkStatus();
   struct stat now;
   if (fstat(fd_, &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
   if (!S_ISREG(now.st_mode)) return SourceChanged(*file_, "it is no longer a regular file");

@@ -1,6 +1,6 @@
 // SourceReader: positioned reads of one source file of a push, and the check that it did not change
-// (layer: catalog/write). Safe for concurrent reads; borrows the descriptor of the SourceFile, or owns one
-// that it opened because the SourceTree had more files than descriptors.
+// (layer: catalog/write). Safe for concurrent reads; borrows the descriptor or content of the SourceFile, or owns a
+// descriptor that it opened because the SourceTree had more files than descriptors.
 #pragma once
 
 #include <sys/types.h>

@@ -83,13 +83,22 @@ class TensorData {
   static Result<TensorData> Load(const SourceReader& source, const SourceExtent& extent, uint64_t hold_bytes,
                                  Buffer* hold);
 
+  // Over bytes in memory, which outlive the object.
+  static TensorData Over(const SourceExtent& extent, ByteSpan bytes) {
+    TensorData data(extent);
+    data.held_ = bytes;
+    data.is_held_ = true;
+    return data;
+  }
+
   const SourceExtent& extent() const { return *extent_; }
   // Bytes [offset, offset + bytes) of the extent; in `scratch` unless they are held.
   Result<ByteSpan> Read(uint64_t offset, uint64_t bytes, Buffer* scratch) const;
 
  private:
   TensorData(const SourceReader& source, const SourceExtent& extent) : source_(&source), extent_(&extent) {}
-  const SourceReader* source_;
+  explicit TensorData(const SourceExtent& extent) : source_(nullptr), extent_(&extent) {}
+  const SourceReader* source_;  // null when the bytes are held from the beginning
   const SourceExtent* extent_;
   ByteSpan held_;
   bool is_held_ = false;

@@ -175,19 +175,30 @@ Status TensorWriter::WriteBlocks(const TensorData& data, const BlockEncoder& enc
 Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
   ASSIGN_OR_RETURN(const Frame frame, ParseFrame(record.frame));
   const uint32_t width = DTypeBytes(frame.dtype);
+  const uint32_t blocks = frame.BlockCount();
+  TensorRef compact;
+  if (frame.encoding == Encoding::kCompact) {
+    ASSIGN_OR_RETURN(compact, catalog_.reader().OpenUnpublished(TensorId{}, record));
+  }
   Hasher128 hasher = StartTensorHash(record.dtype, record.shape);
   // Windows of a few blocks are decoded in parallel and hashed in order.
   const uint32_t window_blocks =
       static_cast<uint32_t>(std::clamp<uint64_t>(hold_bytes_ / kBlockBytes, 1, lanes_.count() * 2));
   BufferPool::Lease window(holds_);
-  for (uint32_t first = 0; first < record.block_count; first += window_blocks) {
+  for (uint32_t first = 0; first < blocks; first += window_blocks) {
     RETURN_IF_ERROR(job_.Check());
-    const uint32_t count = std::min(window_blocks, record.block_count - first);
+    const uint32_t count = std::min(window_blocks, blocks - first);
     const uint64_t begin = frame.BlockBegin(first);
     const uint64_t elems = std::min(uint64_t{count} * frame.block_elems, frame.elems - begin);
     const MutableByteSpan decoded = window->Resize(elems * width);
     const auto decode = [&](size_t offset) -> Status {
       const uint32_t i = first + static_cast<uint32_t>(offset);
+      const MutableByteSpan out = decoded.subspan((frame.BlockBegin(i) - begin) * width, BlockBytes(frame, i));
+      if (compact != nullptr) {
+        ASSIGN_OR_RETURN(const BlockRef block, catalog_.reader().ReadBlock(compact, i, /*keep=*/false));
+        std::copy(block.bytes().begin(), block.bytes().end(), out.begin());
+        return OkStatus();
+      }
       BufferPool::Lease prediction(scratches_);
       ASSIGN_OR_RETURN(const StoredValue value,
                        catalog_.store().Get(Family::kBlocks, BlockKey(record.push, record.first_block + i)));
@@ -197,8 +208,7 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
             record.view, frame.coded_dtype, frame.BlockBegin(i),
             prediction->Resize(uint64_t{frame.BlockElems(i)} * DTypeBytes(frame.coded_dtype))));
       }
-      return DecodeBlock(frame, i, coded, prediction->span(),
-                         decoded.subspan((frame.BlockBegin(i) - begin) * width, BlockBytes(frame, i)));
+      return DecodeBlock(frame, i, coded, prediction->span(), out);
     };
     RETURN_IF_ERROR(lanes_.Run(count, decode));
     hasher.Update(decoded);

@@ -8,8 +8,9 @@
 namespace modelstore {
 
 // push_handler.cc. {path (absolute; instead of Request::source), name?, base? ("auto", "none" or a model), fidelity?
-// ("exact"), update?}
+// ("exact", "compact"), update?, allow_compact?, and how (compact_parameters.h)}; {name, base?, and how}
 Result<std::string> HandlePush(Catalog& catalog, const Request& request);
+Result<std::string> HandleCompact(Catalog& catalog, const Request& request);
 
 // list_handlers.cc. {}, {name}, {}
 Result<std::string> HandleLs(Catalog& catalog, const Request& request);

@@ -7,8 +7,9 @@
 namespace modelstore {
 
 std::span<const Handler> Handlers() {
-  static const std::array<Handler, 10> kHandlers = {{
+  static const std::array<Handler, 11> kHandlers = {{
       {.name = "push", .creates_store = true, .writes = true, .run = HandlePush},
+      {.name = "compact", .creates_store = false, .writes = true, .run = HandleCompact},
       {.name = "ls", .creates_store = false, .writes = false, .run = HandleLs},
       {.name = "show", .creates_store = false, .writes = false, .run = HandleShow},
       {.name = "report", .creates_store = false, .writes = false, .run = HandleReport},

@@ -20,12 +20,14 @@ Status WrongType(std::string_view key, std::string_view expected, const json* fo
 
 }  // namespace
 
-Result<Parameters> Parameters::Parse(std::string_view text, std::initializer_list<std::string_view> known) {
+Result<Parameters> Parameters::Parse(std::string_view text, std::initializer_list<std::string_view> known,
+                                     std::span<const std::string_view> more) {
   auto object = std::make_shared<Object>();
   object->value = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!object->value.is_object()) return InvalidArgument("request parameters are not a JSON object");
   for (const auto& item : object->value.items()) {
-    if (std::find(known.begin(), known.end(), item.key()) == known.end())
+    if (std::find(known.begin(), known.end(), item.key()) == known.end() &&
+        std::find(more.begin(), more.end(), item.key()) == more.end())
       return InvalidArgument("unknown parameter '" + item.key() + "'");
   }
   return Parameters(std::move(object));
@@ -49,6 +51,13 @@ Result<bool> Parameters::Bool(std::string_view key, std::optional<bool> fallback
   }
   if (!it->is_boolean()) return WrongType(key, "a boolean", &*it);
   return it->get<bool>();
+}
+
+Result<std::optional<double>> Parameters::Number(std::string_view key) const {
+  const auto it = object_->value.find(std::string(key));
+  if (it == object_->value.end()) return std::optional<double>();
+  if (!it->is_number()) return WrongType(key, "a number", &*it);
+  return std::optional(it->get<double>());
 }
 
 Result<std::vector<std::string>> Parameters::Strings(std::string_view key) const {

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,12 +17,15 @@ namespace modelstore {
 
 class Parameters {
  public:
-  // Errors: InvalidArgument when `json` is not an object or has a key that is not in `known` (which is named).
-  static Result<Parameters> Parse(std::string_view json, std::initializer_list<std::string_view> known);
+  // Errors: InvalidArgument when `json` is not an object or has a key that is neither in `known` nor in `more` (it is
+  // named).
+  static Result<Parameters> Parse(std::string_view json, std::initializer_list<std::string_view> known,
+                                  std::span<const std::string_view> more = {});
 
   // Each: InvalidArgument naming the key when it has another type, or is missing and there is no fallback.
   Result<std::string> String(std::string_view key, std::optional<std::string> fallback = std::nullopt) const;
   Result<bool> Bool(std::string_view key, std::optional<bool> fallback = std::nullopt) const;
+  Result<std::optional<double>> Number(std::string_view key) const;      // missing: nothing
   Result<std::vector<std::string>> Strings(std::string_view key) const;  // missing: empty
 
  private:

@@ -137,8 +137,10 @@ class Conversation {
     request["parameters"] = Json::parse(call_.parameters, nullptr, /*allow_exceptions=*/false);
     if (!request["parameters"].is_object()) return Internal("a request's parameters are not a JSON object");
     if (call_.source != nullptr) request["files"] = call_.source->files().size();
+    if (call_.moments != nullptr) request["moments"] = true;
     RETURN_IF_ERROR(SendJson(socket_, request));
-    return call_.source == nullptr ? OkStatus() : SendFiles(call_.source->files());
+    if (call_.source != nullptr) RETURN_IF_ERROR(SendFiles(call_.source->files()));
+    return call_.moments == nullptr ? OkStatus() : SendFiles(call_.moments->files());
   }
 
   // The daemon's answer. `sent`: what became of the request; after a failure only what the daemon has said already

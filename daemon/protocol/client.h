@@ -16,10 +16,11 @@
 namespace modelstore {
 
 struct DaemonCall {
-  std::string_view request;            // "push", "ls", …
-  std::string_view parameters;         // JSON object
-  const SourceTree* source = nullptr;  // push: its files are opened here, with this process's rights, and sent
-  ExportSink* sink = nullptr;          // export: called as the data arrives
+  std::string_view request;             // "push", "ls", …
+  std::string_view parameters;          // JSON object
+  const SourceTree* source = nullptr;   // push: its files are opened here, with this process's rights, and sent
+  const SourceTree* moments = nullptr;  // push, compact: one file, sent after those of the source
+  ExportSink* sink = nullptr;           // export: called as the data arrives
   JobControl* job = nullptr;  // gets progress and warnings; its cancellation is sent on, and the answer awaited
 };
 

@@ -131,17 +131,20 @@ Result<std::string> ClientConnection::Serve() {
     return Unsupported("this modelstored (" MODELSTORE_VERSION ") knows no request '" + request_.request + "'");
   if (handler_->writes && !state_.why_read_only.ok()) return state_.why_read_only;
   const bool push = handler_->name == "push";
-  if (!push && request_.files > 0) return InvalidArgument("files came with a request that takes none");
+  const bool may_have_moments = push || handler_->name == "compact";
+  if ((!push && request_.files > 0) || (!may_have_moments && request_.moments))
+    return InvalidArgument("files came with a request that takes none");
 
   // Nobody who may not push makes the daemon hold descriptors.
   DescriptorBudget::Share share;
-  SourceTree source;
-  if (push) {
+  SourceTree source, moments;
+  if (may_have_moments) {
     RETURN_IF_ERROR(caller_.CheckMayPush());
-    ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files, account_));
-    ASSIGN_OR_RETURN(source, ReceiveSource());
+    ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files + (request_.moments ? 1 : 0), account_));
+    ASSIGN_OR_RETURN(source, ReceiveFiles(request_.files));
+    ASSIGN_OR_RETURN(moments, ReceiveFiles(request_.moments ? 1 : 0));
   }
-  return RunHandler(*handler_, push ? &source : nullptr);
+  return RunHandler(*handler_, push ? &source : nullptr, request_.moments ? &moments : nullptr);
 }
 
 Result<ClientRequest> ClientConnection::ReceiveRequest() {
@@ -152,15 +155,15 @@ Result<ClientRequest> ClientConnection::ReceiveRequest() {
   return ParseClientRequest(text);
 }
 
-Result<SourceTree> ClientConnection::ReceiveSource() {
+Result<SourceTree> ClientConnection::ReceiveFiles(uint64_t count) {
   std::vector<OpenedFile> files;
   std::vector<DescriptorList> held;  // closes what is not handed over
   size_t name_bytes = 0;
-  const auto deadline = Clock::now() + kAllFilesTime + request_.files * kEachFileTime;
-  while (files.size() < request_.files) {
+  const auto deadline = Clock::now() + kAllFilesTime + count * kEachFileTime;
+  while (files.size() < count) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
     if (left <= 0)
-      return Unavailable("of " + std::to_string(request_.files) + " files only " + std::to_string(files.size()) +
+      return Unavailable("of " + std::to_string(count) + " files only " + std::to_string(files.size()) +
                          " came within the time that a push has to send them");
     const int timeout_ms = static_cast<int>(std::min<int64_t>(left, kFilesTimeoutMs));
     DescriptorList& descriptors = held.emplace_back();
@@ -168,9 +171,9 @@ Result<SourceTree> ClientConnection::ReceiveSource() {
                      ReceiveJson(socket_, {.json_bytes = kMaxFilesBytes, .descriptors = kMaxFrameDescriptors},
                                  timeout_ms, timeout_ms, &descriptors));
     ASSIGN_OR_RETURN(std::vector<ClientFile> named, ParseClientFiles(text));
-    if (named.empty() || named.size() != descriptors.size() || named.size() > request_.files - files.size())
+    if (named.empty() || named.size() != descriptors.size() || named.size() > count - files.size())
       return InvalidArgument("a frame with " + std::to_string(named.size()) + " files and " +
-                             std::to_string(descriptors.size()) + " descriptors, of " + std::to_string(request_.files) +
+                             std::to_string(descriptors.size()) + " descriptors, of " + std::to_string(count) +
                              " files announced");
     for (ClientFile& file : named) {
       name_bytes += file.path.size() + file.shown_as.size();
@@ -186,11 +189,12 @@ Result<SourceTree> ClientConnection::ReceiveSource() {
   return SourceTree::FromDescriptors(/*default_name=*/"", std::move(files), state_.mount_device);
 }
 
-Result<std::string> ClientConnection::RunHandler(const Handler& handler, const SourceTree* source) {
+Result<std::string> ClientConnection::RunHandler(const Handler& handler, const SourceTree* source,
+                                                 const SourceTree* moments) {
   entry_.emplace(&state_.jobs,
                  JobInfo{.request = std::string(handler.name), .model = request_.model, .uid = caller_.uid});
   ASSIGN_OR_RETURN(SmallThread listener, SmallThread::Start(kThreadStackBytes, [this] { Listen(); }));
-  Result<std::string> answer = Caught([&] { return RunInTurn(handler, source); });
+  Result<std::string> answer = Caught([&] { return RunInTurn(handler, source, moments); });
   if (!answer.ok() || answer->size() < kLargeDocumentBytes) place_.reset();
   shutdown(socket_, SHUT_RD);  // ends the listening
   listener.Join();
@@ -199,19 +203,24 @@ Result<std::string> ClientConnection::RunHandler(const Handler& handler, const S
   return answer;
 }
 
-Result<std::string> ClientConnection::RunInTurn(const Handler& handler, const SourceTree* source) {
+Result<std::string> ClientConnection::RunInTurn(const Handler& handler, const SourceTree* source,
+                                                const SourceTree* moments) {
   if (Gate* const gate = GateOf(handler); gate != nullptr) {
     ASSIGN_OR_RETURN(place_, gate->Enter(job_, account_));
   }
   FrameSink sink(&answers_);
-  const Request request{
-      .parameters = request_.parameters, .job = &job_, .caller = &caller_, .source = source, .sink = &sink};
+  const Request request{.parameters = request_.parameters,
+                        .job = &job_,
+                        .caller = &caller_,
+                        .source = source,
+                        .moments = moments,
+                        .sink = &sink};
   ASSIGN_OR_RETURN(std::string document, handler.run(state_.catalog, request));
   return handler.name == "status" ? state_.complete_status(document, caller_) : document;
 }
 
 Gate* ClientConnection::GateOf(const Handler& handler) const {
-  if (handler.name == "push") return &state_.pushes;
+  if (handler.name == "push" || handler.name == "compact") return &state_.pushes;
   if (handler.name == "export" || handler.name == "verify") return &state_.exports;
   if (handler.name == "ls" || handler.name == "show" || handler.name == "report") return &state_.documents;
   return nullptr;

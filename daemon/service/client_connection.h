@@ -74,9 +74,9 @@ class ClientConnection {
   void Answer();
   Result<std::string> Serve();
   Result<ClientRequest> ReceiveRequest();
-  Result<SourceTree> ReceiveSource();
-  Result<std::string> RunHandler(const Handler& handler, const SourceTree* source);
-  Result<std::string> RunInTurn(const Handler& handler, const SourceTree* source);
+  Result<SourceTree> ReceiveFiles(uint64_t count);
+  Result<std::string> RunHandler(const Handler& handler, const SourceTree* source, const SourceTree* moments);
+  Result<std::string> RunInTurn(const Handler& handler, const SourceTree* source, const SourceTree* moments);
   Gate* GateOf(const Handler& handler) const;
   void Listen();
   void Cancel();

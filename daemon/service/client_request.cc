@@ -80,6 +80,10 @@ Result<ClientRequest> ParseClientRequest(std::string_view text) {
     if (!files->is_number_unsigned()) return InvalidArgument("the request's 'files' is not a count");
     out.files = files->get<uint64_t>();
   }
+  if (const auto moments = json.find("moments"); moments != json.end()) {
+    if (!moments->is_boolean()) return InvalidArgument("the request's 'moments' is neither true nor false");
+    out.moments = moments->get<bool>();
+  }
   return out;
 }
 

@@ -16,7 +16,8 @@ struct ClientRequest {
   std::string request;     // "push", …
   std::string parameters;  // JSON object
   std::string model;       // the model it is about, when the parameters name one: for logs and `status`
-  uint64_t files = 0;      // that follow
+  uint64_t files = 0;      // of a push: that follow
+  bool moments = false;    // then a file of moments
 };
 // Errors: Unsupported (another protocol: names both), InvalidArgument.
 Result<ClientRequest> ParseClientRequest(std::string_view json);

@@ -17,9 +17,6 @@ try:
     import numpy as np
     import torch
     import transformers
-    from packaging.version import Version
-    if Version(transformers.__version__) < Version("4.56"):
-        raise ImportError(f"transformers {transformers.__version__}, expected 4.56 or newer")
 except ImportError as missing:
     python = os.environ.pop("MODELSTORE_PYTHON", None)
     if python:  # popped: it is asked once

@@ -1,0 +1,377 @@
+#include "catalog/write/compact_coder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <condition_variable>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "codec/decode/block_decoder.h"
+#include "codec/kernels/level_tokens.h"
+
+namespace modelstore {
+namespace {
+
+constexpr uint64_t kWindowElems = 64 << 10;
+// Levels of one wave of tensors, which are encoded together and then written in order; also the elements after which a
+// tensor of tokens is full.
+constexpr uint64_t kWaveLevels = 16 << 20;
+constexpr uint64_t kPartElems = 8 << 20;
+constexpr uint32_t kLadderRanks[] = {0, 1, 2, 4, 8, 16, 32, 64};
+constexpr float kLadderSteps[] = {0, 4, 3, 2.5f, 2, 1.5f, 1};
+constexpr float kLadderSparsities[] = {0.5f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f, 0.99f};
+
+std::string Megabytes(uint64_t bytes) { return std::to_string((bytes + 999'999) / 1'000'000) + " MB"; }
+
+bool HasResidual(const CompactChoice& choice) { return choice.residual_step > 0 || choice.bits > 0; }
+
+// What a budget chooses from, for a tensor of that shape.
+std::vector<CompactChoice> LadderFor(const CompactOptions& options, uint64_t rows, uint64_t columns) {
+  CompactChoice base;
+  base.scale = options.scale ? static_cast<float>(*options.scale) : 0;
+  std::vector<CompactChoice> ladder;
+  if (options.schedule == CompactSchedule::kAptc || (options.choice && options.choice->bits > 0)) {
+    base.bits = options.choice ? options.choice->bits : 2;
+    base.group_elems = options.choice ? options.choice->group_elems : 0;
+    for (const float sparsity : kLadderSparsities) {
+      base.sparsity = sparsity;
+      ladder.push_back(base);
+    }
+    return ladder;
+  }
+  for (const uint32_t rank : kLadderRanks) {
+    if (rank > std::min(rows, columns) || uint64_t{rank} * columns > kMaxRightFactorLevels) continue;
+    for (const float step : kLadderSteps) {
+      if (rank == 0 && step == 0) continue;  // nothing: always a choice
+      base.rank = rank;
+      base.residual_step = step;
+      ladder.push_back(base);
+    }
+  }
+  return ladder;
+}
+
+CompactChoice LargestOf(const std::vector<CompactChoice>& ladder) {
+  CompactChoice largest;
+  for (const CompactChoice& choice : ladder) {
+    largest.rank = std::max(largest.rank, choice.rank);
+    largest.residual_step = std::max(largest.residual_step, choice.residual_step);
+    largest.bits = std::max(largest.bits, choice.bits);
+  }
+  return largest;
+}
+
+// What the tasks of a loop hold together.
+class MemoryGate {
+ public:
+  explicit MemoryGate(uint64_t bytes) : free_(bytes) {}
+  // Precondition: bytes is at most what there is.
+  void Take(uint64_t bytes) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return free_ >= bytes; });
+    free_ -= bytes;
+  }
+  void GiveBack(uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    free_ += bytes;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  uint64_t free_;
+};
+
+// Tokens or scales on their way into tensors of the store.
+class PartWriter {
+ public:
+  PartWriter(const CompactCoder::Sink& sink, CompactCoder::Part part, std::vector<ViewSegment>* view)
+      : sink_(sink), part_(part), view_(view) {}
+  unsigned group() const { return part_ == CompactCoder::Part::kPairs ? kFactorTokenLevels : kResidualTokenLevels; }
+
+  void AddLevels(const std::vector<int8_t>& levels) {
+    const size_t whole = levels.size() / group();
+    const size_t at = values_.size();
+    values_.resize(at + (levels.size() + group() - 1) / group());
+    LevelsToTokens(levels.data(), whole, group(), values_.data() + at);
+    if (whole * group() == levels.size()) return;
+    int8_t last[kResidualTokenLevels] = {};
+    std::copy(levels.begin() + static_cast<ptrdiff_t>(whole * group()), levels.end(), last);
+    LevelsToTokens(last, 1, group(), values_.data() + at + whole);
+  }
+  void AddValues(const std::vector<uint16_t>& values) { values_.insert(values_.end(), values.begin(), values.end()); }
+  Status FlushWhenFull() { return values_.size() >= kPartElems ? Flush() : OkStatus(); }
+  Status Flush() {
+    if (values_.empty()) return OkStatus();
+    ASSIGN_OR_RETURN(const TensorId id, sink_(std::as_bytes(std::span(values_)), part_));
+    view_->push_back({ViewSegment::Kind::kIdentity, values_.size(), id, 0});
+    values_.clear();
+    return OkStatus();
+  }
+
+ private:
+  const CompactCoder::Sink& sink_;
+  const CompactCoder::Part part_;
+  std::vector<ViewSegment>* view_;
+  std::vector<uint16_t> values_;
+};
+
+}  // namespace
+
+uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns) {
+  const CompactChoice largest =
+      HasFixedChoice(options) ? *options.choice : LargestOf(LadderFor(options, rows, columns));
+  const bool has_moments = options.moments != nullptr;
+  uint64_t bytes = rows * columns * sizeof(float) + CompactMemoryBytes(rows, columns, has_moments, largest);
+  if (has_moments) bytes += columns * columns * sizeof(float) + InputMoments::MemoryBytes(columns);
+  return bytes;
+}
+
+Status CompactCoder::CheckMemory(const CompactItem& item) const {
+  const uint64_t need = MemoryFor(options_, item.rows, item.columns);
+  if (need <= memory_bytes_) return OkStatus();
+  return ResourceExhausted("tensor '" + item.source->name + "' of " + item.file->shown_as + " takes " +
+                           Megabytes(need) + " of memory to make compact, this push has " + Megabytes(memory_bytes_) +
+                           "; give it a larger memory budget");
+}
+
+Status CompactCoder::FindMoments(std::vector<CompactItem>* items) {
+  if (options_.moments == nullptr) return OkStatus();
+  const SourceFile& source = options_.moments->files().front();
+  ASSIGN_OR_RETURN(MomentsFile moments, MomentsFile::Open(source));
+  moments_ = std::make_unique<MomentsFile>(std::move(moments));
+  const auto find = [&](size_t i) -> Status {
+    CompactItem& item = (*items)[i];
+    RETURN_IF_ERROR(job_.Check());
+    ASSIGN_OR_RETURN(item.has_moments, moments_->HasMoments(item.source->name, item.columns));
+    ASSIGN_OR_RETURN(item.has_rows, moments_->HasRows(item.source->name, item.rows));
+    if (!item.has_moments) return OkStatus();
+    ASSIGN_OR_RETURN(item.moments, moments_->HashOf(item.source->name));
+    return OkStatus();
+  };
+  RETURN_IF_ERROR(lanes_.Run(items->size(), find));
+  size_t missing = 0;
+  std::string first;
+  for (const CompactItem& item : *items) {
+    if (item.has_moments || item.has_rows) continue;
+    if (missing++ == 0) first = item.source->name;
+  }
+  if (missing == items->size())
+    return InvalidArgument("moments " + source.shown_as + ": they have none of this model's tensors ('" + first +
+                           "' is the first that is missing): they are those of another model");
+  if (missing > 0)
+    job_.Warn("moments " + source.shown_as + ": " + std::to_string(missing) + " of " + std::to_string(items->size()) +
+              " tensors are missing ('" + first + "' is the first); those are made compact without");
+  return OkStatus();
+}
+
+Status CompactCoder::Examine(std::vector<CompactItem>* items) {
+  for (const CompactItem& item : *items) RETURN_IF_ERROR(CheckMemory(item));
+  RETURN_IF_ERROR(FindMoments(items));
+  std::vector<CompactItem*> all;
+  uint64_t bytes = 0;
+  for (CompactItem& item : *items) {
+    all.push_back(&item);
+    bytes += item.source->bytes;
+    if (HasFixedChoice(options_)) item.choice = *options_.choice;
+  }
+  job_.Begin("examining", bytes);
+  const Visit visit = [&](CompactItem& item, const CompactInput& input) -> Status {
+    if (!HasFixedChoice(options_)) {
+      const std::vector<CompactChoice> ladder = LadderFor(options_, item.rows, item.columns);
+      ASSIGN_OR_RETURN(item.analysis, AnalyzeTensor(input, ladder));
+    }
+    job_.Advance(item.source->bytes);
+    return OkStatus();
+  };
+  // With a fixed choice only what is not finite is of interest.
+  return ForEachDelta(all, visit);
+}
+
+Result<std::vector<CompactCandidate>> CompactCoder::Candidates(const std::vector<CompactItem>& items) const {
+  uint64_t total = 0;
+  for (const CompactItem& item : items) total += item.elems();
+  std::vector<CompactCandidate> candidates;
+  for (size_t i = 0; i < items.size(); ++i)
+    candidates.push_back({&items[i].analysis, static_cast<double>(items[i].elems()) / static_cast<double>(total),
+                          static_cast<uint32_t>(i)});
+  return candidates;
+}
+
+namespace {
+
+void TakePicks(const CompactPlan& plan, std::vector<CompactItem>* items) {
+  for (size_t i = 0; i < items->size(); ++i) (*items)[i].choice = (*items)[i].analysis.estimates[plan.picks[i]].choice;
+}
+
+// The words were right; the model does not allow it.
+Status AsUnsupported(const Status& status) {
+  return status.code() == StatusCode::kInvalidArgument ? Unsupported(std::string(status.message())) : status;
+}
+
+}  // namespace
+
+Status CompactCoder::PlanBytes(std::vector<CompactItem>* items, double budget_bytes) const {
+  ASSIGN_OR_RETURN(const std::vector<CompactCandidate> candidates, Candidates(*items));
+  const Result<CompactPlan> plan = PlanForBytes(candidates, options_.schedule, budget_bytes);
+  if (!plan.ok()) return AsUnsupported(plan.status());
+  TakePicks(*plan, items);
+  return OkStatus();
+}
+
+Status CompactCoder::PlanDrift(std::vector<CompactItem>* items, double max_drift) const {
+  ASSIGN_OR_RETURN(const std::vector<CompactCandidate> candidates, Candidates(*items));
+  const Result<CompactPlan> plan = PlanForDrift(candidates, options_.schedule, max_drift);
+  if (!plan.ok()) return AsUnsupported(plan.status());
+  TakePicks(*plan, items);
+  return OkStatus();
+}
+
+double CompactCoder::DriftOf(const std::vector<CompactItem>& items) {
+  double sum = 0, elems = 0;
+  for (const CompactItem& item : items) {
+    const double own = static_cast<double>(item.elems());
+    elems += own;
+    if (item.energy > 0) sum += own * item.error / item.energy;
+  }
+  return elems > 0 ? sum / elems : 0;
+}
+
+Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>* out) const {
+  ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*item.file));
+  const DType dtype = item.source->dtype;
+  const uint32_t width = DTypeBytes(dtype);
+  const std::vector<ViewSegment> view = {{ViewSegment::Kind::kIdentity, item.elems(), item.base, 0}};
+  out->resize(item.elems());
+  Buffer source, base;
+  std::vector<double> own(kWindowElems), predicted(kWindowElems);
+  bool finite = true;
+  for (uint64_t at = 0; at < item.elems(); at += kWindowElems) {
+    RETURN_IF_ERROR(job_.Check());
+    const uint64_t elems = std::min(kWindowElems, item.elems() - at);
+    RETURN_IF_ERROR(reader.ReadAt(item.source->begin + at * width, source.Resize(elems * width)));
+    RETURN_IF_ERROR(catalog_.reader().ReadPrediction(view, dtype, at, base.Resize(elems * width)));
+    const auto widen = [&](ByteSpan in, std::vector<double>& values) {
+      ConvertElements(dtype, DType::kF64, in, std::as_writable_bytes(std::span(values).first(elems)));
+    };
+    widen(source.span(), own);
+    widen(base.span(), predicted);
+    for (uint64_t i = 0; i < elems; ++i) {
+      const float delta = static_cast<float>(own[i] - predicted[i]);
+      finite &= std::isfinite(delta);
+      (*out)[at + i] = delta;
+    }
+  }
+  return finite;
+}
+
+Status CompactCoder::VisitGroup(const std::vector<CompactItem*>& group, const Visit& visit) {
+  std::shared_ptr<const InputMoments> moments;
+  const CompactItem& first = *group.front();
+  if (first.has_moments) {
+    std::vector<float> h;
+    RETURN_IF_ERROR(moments_->Load(first.source->name, &h));
+    Result<std::shared_ptr<const InputMoments>> prepared = InputMoments::Prepare(h, first.columns);
+    if (!prepared.ok()) return prepared.status().WithContext("moments of '" + first.source->name + "'");
+    moments = *std::move(prepared);
+  }
+  std::vector<float> delta, row_weights;
+  for (CompactItem* item : group) {
+    RETURN_IF_ERROR(job_.Check());
+    ASSIGN_OR_RETURN(item->finite, LoadDelta(*item, &delta));
+    if (!item->finite) continue;
+    row_weights.clear();
+    if (item->has_rows) RETURN_IF_ERROR(moments_->LoadRowWeights(item->source->name, &row_weights));
+    const CompactInput input = {item->rows, item->columns, delta, moments.get(), row_weights};
+    RETURN_IF_ERROR(visit(*item, input).WithContext("tensor '" + item->source->name + "'"));
+  }
+  return OkStatus();
+}
+
+Status CompactCoder::ForEachDelta(const std::vector<CompactItem*>& items, const Visit& visit) {
+  std::vector<std::vector<CompactItem*>> groups;
+  std::map<std::pair<Hash128, uint64_t>, size_t> of_moments;
+  for (CompactItem* item : items) {
+    if (!item->has_moments) {
+      groups.push_back({item});
+      continue;
+    }
+    const auto [known, added] = of_moments.try_emplace({item->moments, item->columns}, groups.size());
+    if (added) groups.emplace_back();
+    groups[known->second].push_back(item);
+  }
+  MemoryGate memory(memory_bytes_);
+  return lanes_.Run(groups.size(), [&](size_t g) -> Status {
+    uint64_t need = 0;
+    for (const CompactItem* item : groups[g]) need = std::max(need, MemoryFor(options_, item->rows, item->columns));
+    memory.Take(need);
+    const Status status = Guarded([&] { return VisitGroup(groups[g], visit); });
+    memory.GiveBack(need);
+    return status;
+  });
+}
+
+Result<CompactParts> CompactCoder::Nothing(const std::vector<CompactItem*>& items) {
+  CompactParts parts;
+  uint64_t elems = 0;
+  for (const CompactItem* item : items) {
+    CompactSegment& segment = parts.frame.segments.emplace_back();
+    segment.rows = item->rows;
+    segment.columns = item->columns;
+    elems += item->elems();
+  }
+  RETURN_IF_ERROR(parts.frame.FinishLayout(elems));
+  return parts;
+}
+
+Result<CompactParts> CompactCoder::Encode(const std::vector<CompactItem*>& items, const Sink& sink) {
+  CompactParts parts;
+  PartWriter factors(sink, Part::kPairs, &parts.factors);
+  PartWriter narrow(sink, Part::kQuads, &parts.residual), wide(sink, Part::kPairs, &parts.residual);
+  PartWriter scales(sink, Part::kScales, &parts.scales);
+  uint64_t elems = 0;
+  for (size_t begin = 0; begin < items.size();) {
+    // A wave: its levels are in memory until they are written in order.
+    size_t end = begin;
+    uint64_t levels = 0;
+    do {
+      const CompactItem& item = *items[end++];
+      levels += (item.rows + item.columns) * item.choice.rank + (HasResidual(item.choice) ? item.elems() : 0);
+    } while (end < items.size() && levels < kWaveLevels);
+    std::map<const CompactItem*, CompactTensor> encoded;
+    const std::vector<CompactItem*> wave(items.begin() + static_cast<ptrdiff_t>(begin),
+                                         items.begin() + static_cast<ptrdiff_t>(end));
+    for (const CompactItem* item : wave) encoded[item];
+    const Visit visit = [&](CompactItem& item, const CompactInput& input) -> Status {
+      ASSIGN_OR_RETURN(encoded.at(&item), EncodeTensor(input, item.choice));
+      job_.Advance(item.source->bytes);
+      return OkStatus();
+    };
+    RETURN_IF_ERROR(ForEachDelta(wave, visit));
+    for (CompactItem* item : wave) {
+      if (!item->finite)
+        return SourceChanged(*item->file, "tensor '" + item->source->name + "' was finite when it was first read");
+      const CompactTensor& tensor = encoded.at(item);
+      item->segment = tensor.segment;
+      item->error = tensor.error;
+      item->energy = tensor.energy;
+      elems += item->elems();
+      factors.AddLevels(tensor.right);
+      factors.AddLevels(tensor.left);
+      // A view is in order: what the other kind of tokens has gathered comes first.
+      RETURN_IF_ERROR(tensor.segment.wide_residual ? narrow.Flush() : wide.Flush());
+      (tensor.segment.wide_residual ? wide : narrow).AddLevels(tensor.residual);
+      scales.AddValues(tensor.scales);
+      parts.frame.segments.push_back(tensor.segment);
+      for (PartWriter* writer : {&factors, &narrow, &wide, &scales}) RETURN_IF_ERROR(writer->FlushWhenFull());
+    }
+    begin = end;
+  }
+  for (PartWriter* writer : {&factors, &narrow, &wide, &scales}) RETURN_IF_ERROR(writer->Flush());
+  RETURN_IF_ERROR(parts.frame.FinishLayout(elems));
+  return parts;
+}
+
+}  // namespace modelstore

@@ -1,0 +1,41 @@
+// MomentsFile: the second moments of a model's inputs, from a safetensors file (layer: catalog/write; private;
+// docs/moments.md). Reads on demand; what the file says is checked before it is used. Thread-safe after Open.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "catalog/write/source_reader.h"
+#include "codec/support/hash.h"
+#include "codec/tensor/safetensors.h"
+
+namespace modelstore {
+
+class MomentsFile {
+ public:
+  // `source` outlives the object. Errors: InvalidArgument (no safetensors file), Io.
+  static Result<MomentsFile> Open(const SourceFile& source);
+
+  // What there is for tensor `name` of rows x columns: H, and weights of its rows. Errors: InvalidArgument when the
+  // file has it in another shape or type: moments of another model.
+  Result<bool> HasMoments(const std::string& name, uint64_t columns) const;
+  Result<bool> HasRows(const std::string& name, uint64_t rows) const;
+
+  // Of the bytes of tensor `name`'s H: tensors that share an input have equal copies. Errors: Io.
+  Result<Hash128> HashOf(const std::string& name) const;
+  // H, columns x columns. Errors: Io.
+  Status Load(const std::string& name, std::vector<float>* out) const;
+  // How much the error of each row counts. Errors: InvalidArgument (not finite, negative), Io.
+  Status LoadRowWeights(const std::string& name, std::vector<float>* out) const;
+
+ private:
+  explicit MomentsFile(const SourceFile& source) : source_(&source) {}
+  Result<bool> Has(const std::string& name, const std::vector<uint64_t>& shape) const;
+  Status Read(const std::string& name, std::vector<float>* out) const;
+
+  const SourceFile* source_;
+  std::map<std::string, TensorEntry> entries_;
+};
+
+}  // namespace modelstore
