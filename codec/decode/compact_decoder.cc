@@ -313,7 +313,7 @@ Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const Compact
         sums += begin - (row * s.columns + column);
         if (residual) residual->Add(begin, end - begin, sums);
         RoundCompact(frame.dtype, prediction.data() + (begin - piece.begin) * width, sums, end - begin,
-                     s.first_elem + begin, frame.compact->seed, out.data() + (begin - piece.begin) * width);
+                     s.first_elem + begin, frame.compact->seed, s.nearest, out.data() + (begin - piece.begin) * width);
       }
     }
   }

@@ -12,6 +12,7 @@ namespace {
 constexpr uint8_t kFlagRowMask = 1;
 constexpr uint8_t kFlagResidual = 2;
 constexpr uint8_t kFlagWide = 4;
+constexpr uint8_t kFlagNearest = 8;
 constexpr size_t kLeastSegmentBytes = 5;
 
 Status BadSegment(size_t index, const std::string& what) {
@@ -44,7 +45,8 @@ CompactSegment ParseSegment(ByteReader& in) {
   const uint8_t flags = in.U8();
   s.has_residual = (flags & kFlagResidual) != 0;
   s.wide_residual = (flags & kFlagWide) != 0;
-  if (flags > (kFlagRowMask | kFlagResidual | kFlagWide)) in.Fail();
+  s.nearest = (flags & kFlagNearest) != 0;
+  if (flags > (kFlagRowMask | kFlagResidual | kFlagWide | kFlagNearest)) in.Fail();
   if (flags & kFlagRowMask) s.row_mask = ParseMask(in, s.rows);
   if (s.has_residual) {
     s.group_elems = in.Varint();
@@ -134,7 +136,7 @@ void SerializeCompact(const CompactFrame& frame, ByteWriter& out) {
     out.Varint(s.columns);
     out.Varint(s.rank);
     out.U8(static_cast<uint8_t>((s.row_mask.empty() ? 0 : kFlagRowMask) | (s.has_residual ? kFlagResidual : 0) |
-                                (s.wide_residual ? kFlagWide : 0)));
+                                (s.wide_residual ? kFlagWide : 0) | (s.nearest ? kFlagNearest : 0)));
     if (!s.row_mask.empty()) out.Append(std::as_bytes(std::span(s.row_mask)).first(MaskBytes(s.rows)));
     if (s.has_residual) {
       out.Varint(s.group_elems);

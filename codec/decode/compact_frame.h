@@ -6,10 +6,9 @@
 // `residual` (U16 tokens, see codec/kernels/level_tokens.h) and `scales` (BF16). Element (i, j) of a segment of rows x
 // columns becomes
 //     base + sum over k of (scale_k * u_ik) * v_kj + residual_ij
-// in float32, in that order, rounded to the dtype with a dither that depends on the frame's seed and the element's
-// index. The low-rank part after GPT-Zip's successors (Delta-CoMe: SVD of the delta), the residual after GPT-Zip (prune
-// and quantize in one step: a dead zone).
-// Immutable after parsing; safe to share between threads.
+// in float32, in that order, rounded to the dtype, to nearest or with a dither that depends on the frame's seed and the
+// element's index. The low-rank part after GPT-Zip's successors (Delta-CoMe: SVD of the delta), the residual after
+// GPT-Zip (prune and quantize in one step: a dead zone). Immutable after parsing; safe to share between threads.
 #pragma once
 
 #include <array>
@@ -35,6 +34,7 @@ struct CompactSegment {
   uint32_t rank = 0;
   bool has_residual = false;
   bool wide_residual = false;       // its tokens hold kFactorTokenLevels levels (more than 3 bits)
+  bool nearest = false;             // rounded to nearest (halves away from 0) instead of by the dither
   uint64_t group_elems = 0;         // of the residual: elements of the segment that share a step; 0: all
   std::array<uint8_t, 3> biases{};  // level q != 0 stands for sign(q) (|q| - biases[min(|q|, 3) - 1] / 64) steps
   std::vector<uint64_t> row_mask;   // bit i: row i has factors; empty: all have

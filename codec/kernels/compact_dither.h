@@ -10,6 +10,9 @@ inline constexpr uint32_t kDitherHighMultiplier = 0x85ebca6b;
 inline constexpr uint32_t kDitherMultiplier1 = 0x7feb352d;
 inline constexpr uint32_t kDitherMultiplier2 = 0x846ca68b;
 
+// What stands for the dither when rounding to nearest.
+inline constexpr uint32_t kHalf = 0x8000;
+
 // What is the same for all elements of one high half.
 constexpr uint32_t DitherKey(uint64_t element, uint32_t seed) {
   return static_cast<uint32_t>(element >> 32) * kDitherHighMultiplier ^ seed;

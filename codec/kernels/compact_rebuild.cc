@@ -44,7 +44,7 @@ uint64_t DitheredMagnitude(float y, uint32_t h, const FloatLayout& layout, uint6
 }
 
 void RoundF8(DType dtype, const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
-             std::byte* out) {
+             bool nearest, std::byte* out) {
   const FloatLayout layout = FloatLayoutOf(dtype);
   const uint64_t first_not_finite = FirstNotFinite(dtype);
   constexpr uint8_t kSign = 0x80;
@@ -52,7 +52,7 @@ void RoundF8(DType dtype, const std::byte* prediction, const float* sums, size_t
     uint8_t p = std::to_integer<uint8_t>(prediction[i]);
     if ((p & ~kSign & 0xff) < first_not_finite) {
       const float y = static_cast<float>(std::bit_cast<double>(WidenToF64(dtype, p))) + sums[i];
-      const uint32_t h = DitherOf(static_cast<uint32_t>(first + i), DitherKey(first + i, seed));
+      const uint32_t h = nearest ? kHalf : DitherOf(static_cast<uint32_t>(first + i), DitherKey(first + i, seed));
       p = static_cast<uint8_t>(DitheredMagnitude(y, h, layout, first_not_finite - 1) | (std::signbit(y) ? kSign : 0));
     }
     out[i] = static_cast<std::byte>(p);
@@ -78,11 +78,11 @@ void AddWide(DType dtype, const std::byte* prediction, const float* sums, size_t
 
 // By a kernel, whose runs end where the index's high half changes.
 void RoundByKernel(decltype(CompactKernels::round_bf16) kernel, const std::byte* prediction, const float* sums,
-                   size_t n, uint64_t first, uint32_t seed, std::byte* out) {
+                   size_t n, uint64_t first, uint32_t seed, bool nearest, std::byte* out) {
   while (n > 0) {
     const uint32_t low = static_cast<uint32_t>(first);
     const size_t count = static_cast<size_t>(std::min<uint64_t>(n, (uint64_t{1} << 32) - low));
-    kernel(prediction, sums, count, low, DitherKey(first, seed), out);
+    kernel(prediction, sums, count, low, DitherKey(first, seed), nearest, out);
     prediction += count * 2;
     out += count * 2;
     sums += count;
@@ -107,18 +107,18 @@ const CompactKernels& CurrentCompactKernels() {
 }
 
 void RoundCompact(DType dtype, const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
-                  std::byte* out) {
+                  bool nearest, std::byte* out) {
   switch (dtype) {
     case DType::kBF16:
-      return RoundByKernel(CurrentCompactKernels().round_bf16, prediction, sums, n, first, seed, out);
+      return RoundByKernel(CurrentCompactKernels().round_bf16, prediction, sums, n, first, seed, nearest, out);
     case DType::kF32:
       return AddWide<float, uint32_t>(dtype, prediction, sums, n, out);
     case DType::kF64:
       return AddWide<double, uint64_t>(dtype, prediction, sums, n, out);
     case DType::kF16:
-      return RoundByKernel(CurrentCompactKernels().round_f16, prediction, sums, n, first, seed, out);
+      return RoundByKernel(CurrentCompactKernels().round_f16, prediction, sums, n, first, seed, nearest, out);
     default:
-      return RoundF8(dtype, prediction, sums, n, first, seed, out);
+      return RoundF8(dtype, prediction, sums, n, first, seed, nearest, out);
   }
 }
 

@@ -37,20 +37,20 @@ struct CompactKernels {
   void (*add_residual)(const int8_t* levels, size_t n, const float* values, float* sums);
   // sums[i] += ResidualValue(levels[i], …).
   void (*add_wide_residual)(const int8_t* levels, size_t n, const float* biases, float step, float* sums);
-  // out[i] = prediction[i] + sums[i], rounded by the dither of elements low + i (which does not pass 2^32) under `key`.
-  // No alignment, no overlap.
-  void (*round_bf16)(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key,
+  // out[i] = prediction[i] + sums[i], rounded by the dither of elements low + i (which does not pass 2^32) under `key`,
+  // or to nearest. No alignment, no overlap.
+  void (*round_bf16)(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, bool nearest,
                      std::byte* out);
-  void (*round_f16)(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key,
+  void (*round_f16)(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, bool nearest,
                     std::byte* out);
 };
 
 // Those of the CPU target in force.
 const CompactKernels& CurrentCompactKernels();
 
-// prediction[i] + sums[i] in `dtype` (floating-point), rounded by the dither of elements first + i. No alignment,
-// no overlap.
+// prediction[i] + sums[i] in `dtype` (floating-point), rounded by the dither of elements first + i, or to nearest. No
+// alignment, no overlap.
 void RoundCompact(DType dtype, const std::byte* prediction, const float* sums, size_t n, uint64_t first, uint32_t seed,
-                  std::byte* out);
+                  bool nearest, std::byte* out);
 
 }  // namespace modelstore

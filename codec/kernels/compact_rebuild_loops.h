@@ -113,6 +113,10 @@ class Dither {
   U element_;
 };
 
+struct Nearest {
+  U Next() { return U{} + kHalf; }
+};
+
 constexpr uint32_t kMagnitude = 0x7fffffff;
 
 // A round: what adds sums to patterns of 16 bits. Its operator() may leave what it cannot do, which Failed() then
@@ -154,34 +158,35 @@ struct RoundF16Step {
   }
 };
 
-// Elements that share the upper half of `low`.
-template <typename Step>
-void RoundRun(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, std::byte* out) {
+template <typename Step, typename Offsets>
+void RoundRun(const std::byte* prediction, const float* sums, size_t n, const Offsets& offsets, std::byte* out) {
   Step step;
-  Dither dither(low, key);
+  Offsets next = offsets;
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    StorePatterns(step(LoadPatterns(prediction + i * 2), Load(sums + i), dither.Next()), out + i * 2);
+    StorePatterns(step(LoadPatterns(prediction + i * 2), Load(sums + i), next.Next()), out + i * 2);
   if (step.Failed()) {
-    dither = Dither(low, key);
+    next = offsets;
     for (i = 0; i + kLanes <= n; i += kLanes)
-      StorePatterns(Step::Careful(LoadPatterns(prediction + i * 2), Load(sums + i), dither.Next()), out + i * 2);
+      StorePatterns(Step::Careful(LoadPatterns(prediction + i * 2), Load(sums + i), next.Next()), out + i * 2);
   }
   if (i == n) return;
   std::byte last[kLanes * 2] = {};
   float last_sums[kLanes] = {};
   std::memcpy(last, prediction + i * 2, (n - i) * 2);
   std::memcpy(last_sums, sums + i, (n - i) * sizeof(float));
-  StorePatterns(Step::Careful(LoadPatterns(last), Load(last_sums), dither.Next()), last);
+  StorePatterns(Step::Careful(LoadPatterns(last), Load(last_sums), next.Next()), last);
   std::memcpy(out + i * 2, last, (n - i) * 2);
 }
 
 template <typename Step>
-void Round(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, std::byte* out) {
+void Round(const std::byte* prediction, const float* sums, size_t n, uint32_t low, uint32_t key, bool nearest,
+           std::byte* out) {
+  if (nearest) return RoundRun<Step>(prediction, sums, n, Nearest(), out);
   while (n > 0) {
     const size_t left = 0x10000 - (low & 0xffff);
     const size_t count = n < left ? n : left;
-    RoundRun<Step>(prediction, sums, count, low, key, out);
+    RoundRun<Step>(prediction, sums, count, Dither(low, key), out);
     prediction += count * 2;
     sums += count;
     out += count * 2;

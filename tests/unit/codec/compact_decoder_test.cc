@@ -130,7 +130,7 @@ uint32_t ReferenceDither(uint64_t e, uint32_t seed) {
   return x >> 16;
 }
 
-uint64_t ReferenceRound(DType dtype, uint64_t p, float a, uint64_t e, uint32_t seed) {
+uint64_t ReferenceRound(DType dtype, uint64_t p, float a, uint32_t h) {
   const uint64_t sign_bit = uint64_t{1} << (DTypeBytes(dtype) * 8 - 1);
   const double value = ValueOf(dtype, p);
   if (!std::isfinite(value)) return p;
@@ -151,8 +151,7 @@ uint64_t ReferenceRound(DType dtype, uint64_t p, float a, uint64_t e, uint32_t s
   const int unit = std::max(exponent - 1 - static_cast<int>(layout.exponent_shift), least);
   const int d = unit - t;
   if (d >= 40) return sign;
-  const uint64_t r =
-      static_cast<uint64_t>(std::floor(std::ldexp(static_cast<double>(ReferenceDither(e, seed)), d - 16)));
+  const uint64_t r = static_cast<uint64_t>(std::floor(std::ldexp(static_cast<double>(h), d - 16)));
   const double result = std::ldexp(static_cast<double>((m + r) >> d), t + d);
   const double largest = ValueOf(dtype, LargestFinite(dtype));
   if (result >= largest) return sign | LargestFinite(dtype);
@@ -188,7 +187,9 @@ Bytes Reference(const Model& m) {
         const uint64_t e = s.first_elem + in_segment;
         uint64_t p = 0;
         std::memcpy(&p, m.base.data() + e * width, width);
-        PutPattern(out, ReferenceRound(m.frame.dtype, p, a, e, m.frame.compact->seed), width);
+        PutPattern(out,
+                   ReferenceRound(m.frame.dtype, p, a, s.nearest ? 0x8000 : ReferenceDither(e, m.frame.compact->seed)),
+                   width);
       }
       factor_row += has ? 1 : 0;
     }
@@ -261,6 +262,11 @@ CompactSegment WithResidual(CompactSegment s, uint64_t group_elems, bool wide = 
   return s;
 }
 
+CompactSegment Nearest(CompactSegment s) {
+  s.nearest = true;
+  return s;
+}
+
 CompactSegment WithMask(CompactSegment s, uint32_t seed, unsigned one_in) {
   std::mt19937_64 rng(seed);
   s.row_mask.assign((s.rows + 63) / 64, 0);
@@ -280,6 +286,7 @@ TEST_P(EveryFloatCompact, OddShapesAndBlockEdges) {
       WithResidual(WithMask(Plain(40, 513, 4), 2, 2), 0, true),
       WithResidual(Plain(9, 1030, 0), 1000),
       Plain(2, 1601, 19),
+      Nearest(WithResidual(Plain(21, 45, 2), 0)),
       WithMask(Plain(70, 3, 3), 3, 1000),
       Plain(1, 2100, 1),
   };
@@ -288,7 +295,8 @@ TEST_P(EveryFloatCompact, OddShapesAndBlockEdges) {
 }
 
 TEST_P(EveryFloatCompact, LargeAndTinyScales) {
-  const std::vector<CompactSegment> segments = {WithResidual(Plain(20, 50, 3), 7), Plain(8, 64, 8)};
+  const std::vector<CompactSegment> segments = {WithResidual(Plain(20, 50, 3), 7), Plain(8, 64, 8),
+                                                Nearest(Plain(9, 50, 3))};
   for (const float scale : {0x1p-130f, 1e-9f, 1.0f, 1e6f, 0x1p57f})
     ExpectReference(MakeModel(GetParam(), segments, 777, 5, scale));
 }
@@ -315,7 +323,7 @@ TEST(CompactDecoder, ChangesBelowTheLastPlaceSurviveOnAverage) {
   for (size_t i = 0; i < kN; ++i) PutPattern(base, 0x3f80, 2);  // 1.0: steps of 2^-7
   const std::vector<float> sums(kN, 0.125f / 128);
   Bytes out(kN * 2);
-  RoundCompact(DType::kBF16, base.data(), sums.data(), kN, 0, 42, out.data());
+  RoundCompact(DType::kBF16, base.data(), sums.data(), kN, 0, 42, false, out.data());
   double mean = 0;
   for (size_t i = 0; i < kN; ++i) {
     uint16_t pattern;
@@ -332,12 +340,12 @@ TEST(CompactDecoder, DitherGoesOnAcross2To32) {
   const std::vector<float> sums(60, 1e-4f);
   OnEveryTarget([&] {
     Bytes out(120);
-    RoundCompact(DType::kBF16, base.data(), sums.data(), 60, kFirst, 9, out.data());
+    RoundCompact(DType::kBF16, base.data(), sums.data(), 60, kFirst, 9, false, out.data());
     for (size_t i = 0; i < 60; ++i) {
       uint16_t p, r;
       std::memcpy(&p, base.data() + i * 2, 2);
       std::memcpy(&r, out.data() + i * 2, 2);
-      ASSERT_EQ(r, ReferenceRound(DType::kBF16, p, 1e-4f, kFirst + i, 9)) << i;
+      ASSERT_EQ(r, ReferenceRound(DType::kBF16, p, 1e-4f, ReferenceDither(kFirst + i, 9))) << i;
     }
   });
 }

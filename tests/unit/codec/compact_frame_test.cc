@@ -29,6 +29,7 @@ CompactFrame Example() {
   frame.segments[1].has_residual = true;
   frame.segments[1].group_elems = 4;
   frame.segments[1].biases = {1, 2, 3};
+  frame.segments[2].nearest = true;
   return frame;
 }
 constexpr uint64_t kExampleElems = 67 * 5 + 21 + 1;
@@ -80,6 +81,8 @@ TEST(CompactFrame, ComesBackThroughItsBytes) {
   EXPECT_EQ(back->compact->segments[0].row_mask, compact.segments[0].row_mask);
   EXPECT_EQ(back->compact->segments[1].biases, compact.segments[1].biases);
   EXPECT_EQ(back->compact->segments[0].drift_code, 200);
+  EXPECT_FALSE(back->compact->segments[1].nearest);
+  EXPECT_TRUE(back->compact->segments[2].nearest);
   EXPECT_EQ(back->compact->factor_tokens, compact.factor_tokens);
 }
 
