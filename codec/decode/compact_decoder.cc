@@ -215,10 +215,15 @@ std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
   const std::vector<CompactSegment>& segments = frame.compact->segments;
   const uint64_t begin = frame.BlockBegin(index);
   const uint64_t end = begin + frame.BlockElems(index);
-  std::vector<CompactPiece> pieces;
-  auto s = std::upper_bound(segments.begin(), segments.end(), begin,
+  const auto after = [&](uint64_t elem) {  // the first segment that begins behind it
+    return std::upper_bound(segments.begin(), segments.end(), elem,
                             [](uint64_t at, const CompactSegment& segment) { return at < segment.first_elem; });
-  for (--s; s != segments.end() && s->first_elem < end; ++s) {
+  };
+  const auto last = after(end - 1);
+  auto s = after(begin) - 1;
+  std::vector<CompactPiece> pieces;
+  pieces.reserve(static_cast<size_t>(last - s));
+  for (; s != last; ++s) {
     CompactPiece piece;
     piece.segment = &*s;
     piece.begin = std::max(begin, s->first_elem) - s->first_elem;
@@ -232,11 +237,11 @@ std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
       piece.scales = {s->first_scale, s->rank};
     }
     if (s->has_residual) {
-      const uint64_t last = piece.begin + piece.elems;
-      piece.residual = TokensOf(s->first_residual_token, piece.begin, last, s->residual_token_levels());
+      const uint64_t piece_end = piece.begin + piece.elems;
+      piece.residual = TokensOf(s->first_residual_token, piece.begin, piece_end, s->residual_token_levels());
       const uint64_t group_elems = ResidualAdder::GroupElems(*s);
       const uint64_t first_group = piece.begin / group_elems;
-      piece.steps = {s->first_scale + s->rank + first_group, (last - 1) / group_elems - first_group + 1};
+      piece.steps = {s->first_scale + s->rank + first_group, (piece_end - 1) / group_elems - first_group + 1};
     }
     pieces.push_back(piece);
   }
@@ -244,8 +249,12 @@ std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
 }
 
 uint64_t MaxPieceBytes(const Frame& frame) {
-  uint64_t most = 0;
-  for (const CompactSegment& s : frame.compact->segments) {
+  const std::vector<CompactSegment>& segments = frame.compact->segments;
+  uint64_t most = 0, most_pieces = 0;
+  auto oldest = segments.begin();  // whose end may share a block with the segment's first element
+  for (const CompactSegment& s : segments) {
+    while (s.first_elem - oldest->first_elem >= oldest->elems() + frame.block_elems) ++oldest;
+    most_pieces = std::max(most_pieces, static_cast<uint64_t>(&s - &*oldest) + 1);
     const uint64_t elems = std::min<uint64_t>(frame.block_elems, s.elems());
     const uint64_t rows = std::min(s.factor_rows(), elems / s.columns + 2);
     const uint64_t factor_levels = s.rank * (s.columns + rows) + 2 * kFactorTokenLevels;
@@ -257,7 +266,7 @@ uint64_t MaxPieceBytes(const Frame& frame) {
         factor_levels + residual_levels + sizeof(float) * (kPanelFloats + s.rank * (kPanelColumns + 1 + rows));
     most = std::max(most, inputs + scratch);
   }
-  return most;
+  return most + most_pieces * sizeof(CompactPiece);
 }
 
 Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const CompactInputs& inputs, ByteSpan prediction,

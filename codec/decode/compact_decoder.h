@@ -41,7 +41,7 @@ struct CompactScratch {
   std::vector<int8_t> levels;
 };
 
-// The most bytes that the inputs of one piece and its scratch take together.
+// The most bytes that a block's pieces, the inputs of one of them and its scratch take together.
 uint64_t MaxPieceBytes(const Frame& frame);
 
 // `prediction`: the piece's elements of the base view in frame.coded_dtype (= dtype); `out`: the piece's elements; no

@@ -216,7 +216,8 @@ Result<Bytes> Rebuild(const Model& m) {
   uint64_t next = 0;
   for (uint32_t b = 0; b < m.frame.BlockCount(); ++b) {
     uint64_t in_block = 0;
-    for (const CompactPiece& piece : CompactPieces(m.frame, b)) {
+    const std::vector<CompactPiece> pieces = CompactPieces(m.frame, b);
+    for (const CompactPiece& piece : pieces) {
       EXPECT_EQ(piece.block_begin, in_block);
       EXPECT_EQ(piece.segment->first_elem + piece.begin, next);
       CompactScratch scratch;
@@ -224,7 +225,8 @@ Result<Bytes> Rebuild(const Model& m) {
       const size_t at = next * width, bytes = piece.elems * width;
       RETURN_IF_ERROR(RebuildPiece(m.frame, piece, inputs, ByteSpan(m.base).subspan(at, bytes), scratch,
                                    MutableByteSpan(out).subspan(at, bytes)));
-      EXPECT_LE(InputBytes(inputs) + scratch.levels.capacity() + scratch.floats.capacity() * sizeof(float),
+      EXPECT_LE(pieces.capacity() * sizeof(CompactPiece) + InputBytes(inputs) + scratch.levels.capacity() +
+                    scratch.floats.capacity() * sizeof(float),
                 MaxPieceBytes(m.frame));
       in_block += piece.elems;
       next += piece.elems;
@@ -303,6 +305,12 @@ TEST_P(EveryFloatCompact, LargeAndTinyScales) {
 
 INSTANTIATE_TEST_SUITE_P(Compact, EveryFloatCompact, testing::ValuesIn(kFloats),
                          [](const auto& of) { return std::string(DTypeName(of.param)); });
+
+TEST(CompactDecoder, ManySegmentsInABlock) {
+  std::vector<CompactSegment> segments;
+  for (uint64_t i = 0; i < 300; ++i) segments.push_back(Plain(1 + i % 3, 1 + i % 5, i % 2));
+  ExpectReference(MakeModel(DType::kBF16, segments, 100, 3));
+}
 
 TEST(CompactDecoder, NoDeltaGivesTheBase) {
   Model m = MakeModel(DType::kBF16, {Plain(50, 300, 0)}, 4096, 1);
