@@ -7,10 +7,13 @@ BASE and FINETUNE are Llama checkpoints, the token files integers [sequences, le
 row after the other, the finetune is pushed, read through the mount, scored and removed. The moments are made by
 python/modelstore_moments.py unless --moments gives them. Rows that results.json has are not run again. Needs numpy, for the
 moments torch and transformers, for --plot matplotlib. What the columns mean: docs/compact.md.
+
+    tests/bench/compact_bench.py --self-test FOLDER_OF_PROGRAMS         some rows on a tiny model
 """
 import argparse
 import collections
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -18,7 +21,14 @@ import sys
 import tempfile
 import time
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError as missing:
+    python = os.environ.pop("MODELSTORE_PYTHON", None)
+    if python:  # popped: it is asked once
+        os.execve(python, [python, *sys.argv], os.environ)
+    print(f"skipped: {missing} (MODELSTORE_PYTHON names a python with numpy)")
+    sys.exit(77)
 
 import llama_forward
 import processes
@@ -277,7 +287,68 @@ def write_docs(path, result):
     path.write_text(text[:begin] + BEGIN + "\n\n" + render(result) + "\n\n" + text[end:], encoding="utf-8")
 
 
-def parse():
+def make_llama(folder, seed, base=None):
+    """A tiny Llama of random weights; with a base, that one's with a change of rank 2 and some noise."""
+    random, hidden, inner, vocabulary = np.random.default_rng(seed), 64, 160, 640
+    config = {"model_type": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": vocabulary}
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(config["num_hidden_layers"]):
+        for module, part in (("self_attn", {"q": (hidden, hidden), "k": (hidden // 2, hidden), "v": (hidden // 2, hidden),
+                                            "o": (hidden, hidden)}),
+                             ("mlp", {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)})):
+            shapes.update({f"model.layers.{layer}.{module}.{name}_proj.weight": shape for name, shape in part.items()})
+        for norm in ("input", "post_attention"):
+            shapes[f"model.layers.{layer}.{norm}_layernorm.weight"] = (hidden,)
+    header, data = {}, b""
+    for name, shape in shapes.items():
+        if base:
+            change = random.normal(0, 0.02, (shape[0], 2)) @ random.normal(0, 1, (2, shape[-1])) if len(shape) == 2 else 0.01
+            values = base[name] + change + random.normal(0, 0.002, shape)
+        else:
+            values = random.normal(0, 0.1, shape) if len(shape) == 2 else np.ones(shape)
+        stored = (rounded(values.astype(np.float32), "BF16").view(np.uint32) >> 16).astype("<u2").tobytes()
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [len(data), len(data) + len(stored)]}
+        data += stored
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def self_test(program):
+    """Some rows on a tiny model; exits 77 where nothing can be mounted. The figures mean nothing, their relations do."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        say("skipped: /dev/fuse cannot be opened")
+        return 77
+    with tempfile.TemporaryDirectory(prefix="modelstore-compact-test.") as folder:
+        folder = pathlib.Path(folder).resolve()
+        make_llama(folder / "base", 1)
+        make_llama(folder / "tuned", 2, llama_forward.Checkpoint(folder / "base"))
+        np.save(folder / "tokens.npy", np.random.default_rng(3).integers(0, 640, (4, 32)))
+        args = parse([*(str(folder / name) for name in ("base", "tuned", "tokens.npy", "tokens.npy")), "--json",
+                      str(folder / "out.json"), "--bin", str(program), "--work", str(folder), "--ratios", "8",
+                      "--row", "rank 1=--rank 1 --scale 1", "--row", "rank 2=--rank 2 --scale 1", "--row", "refused=--rank -1",
+                      *(word for method in (EXACT, BITDELTA, ZIP_PLAIN, PLAIN, "rank", "refused") for word in ("--only", method))])
+        result = {"rows": []}
+        run(args, result, lambda _: None)
+        rows = {row["method"]: row for row in result["rows"]}
+        assert "failed" in rows.pop("refused"), result
+        failed = {method: row["failed"] for method, row in rows.items() if "failed" in row}
+        assert not failed and len(rows) == 6, failed
+        assert rows[EXACT]["gain"] == 1 and rows[EXACT]["kl"] == 0, rows[EXACT]
+        assert result["kl_base"] > rows["rank 1"]["kl"] > rows["rank 2"]["kl"] > 0, rows
+        assert rows["rank 1"]["ratio"] > rows["rank 2"]["ratio"] > rows[EXACT]["ratio"] > 1, rows
+        assert 0 < rows["rank 2"]["drift"] < rows["rank 1"]["drift"] < 1, rows
+        assert rows["rank 1"]["drift_kind"] == "plain" and rows[PLAIN]["ratio"] >= 8, rows
+        left = [path.name for path in folder.iterdir() if path.name.startswith("modelstore-compact.")]
+        assert not left, left
+    say("self-test passed")
+    return 0
+
+
+def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, shown in (("base", "BASE"), ("finetune", "FINETUNE"), ("tokens", "EVAL.npy"), ("calibration", "CALIBRATION.npy")):
         parser.add_argument(name, metavar=shown, type=lambda text: pathlib.Path(text).resolve())
@@ -296,11 +367,14 @@ def parse():
     parser.add_argument("--work", help="a folder for the store (default: the system's temporary folder)")
     parser.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="writes the plot (PNG)")
     parser.add_argument("--write-docs", action="store_true", help=f"writes the table into {DOCS.name} and its plot")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main():
-    args = parse()
+    processes.stop_on_signals(say)
+    if sys.argv[1:2] == ["--self-test"]:
+        return self_test(pathlib.Path(sys.argv[2]))
+    args = parse(sys.argv[1:])
     result = {"rows": []}
     try:
         if args.json.exists():

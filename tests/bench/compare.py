@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -217,21 +216,9 @@ def self_test(args):
     return 0
 
 
-def stop_on_signals():
-    """The first signal unwinds everything that is running; further ones wait for that."""
-    def stop(number, _):
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)
-        say("stopping")
-        raise SystemExit(128 + number)
-
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, stop)
-
-
 def main():
     args = parse()
-    stop_on_signals()
+    processes.stop_on_signals(say)
     try:
         if args.fetch_peers:
             peers.fetch(args.venv)

@@ -34,6 +34,18 @@ def tail(stream):
     return lines[-1] if lines else "no message"
 
 
+def stop_on_signals(say):
+    """The first signal unwinds everything that is running; further ones wait for that."""
+    def stop(number, _):
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        say("stopping")
+        raise SystemExit(128 + number)
+
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, stop)
+
+
 def all_of(stream):
     stream.seek(0)
     return " ".join(stream.read().decode(errors="replace").split())[:1000] or "no message"
