@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -16,8 +17,8 @@ namespace {
 // Larger differences would overflow float32 in products with the moments.
 constexpr float kLargestDelta = 1e30f;
 // Rows that an estimate of a residual looks at: at least so many, else a share of them.
-constexpr uint64_t kLeastSample = 96;
-constexpr uint64_t kSampleShare = 24;
+constexpr uint64_t kLeastSample = 48;
+constexpr uint64_t kSampleShare = 48;
 constexpr uint32_t kMaxPruneBits = 8;
 
 Status Check(const CompactInput& input) {
@@ -158,6 +159,7 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
   const float sigma = Sigma(input.delta);
   std::optional<LowRankFit> fit;
   CompactChoice fitted;
+  std::map<float, ResidualCoder> coders;
   for (const CompactChoice& choice : ladder) {
     CompactEstimate estimate{choice, 0, analysis.energy};
     if (analysis.energy > 0 && choice.bits > 0) {
@@ -172,8 +174,10 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
       estimate.bytes = fit->bytes;
       estimate.error = fit->error;
       if (choice.residual_step > 0) {
-        AddResidual(input, *fit, FitDeadZone(input, *fit, choice.residual_step * sigma), sample, 2, estimate.bytes,
-                    estimate.error);
+        // Costs and biases of a step change little with the rank: they are fitted once.
+        const auto [coder, is_new] = coders.try_emplace(choice.residual_step);
+        if (is_new) coder->second = FitDeadZone(input, *fit, choice.residual_step * sigma);
+        AddResidual(input, *fit, coder->second, sample, 2, estimate.bytes, estimate.error);
       }
       estimate.error = ScaledError(estimate.error, analysis.energy, ScaleFor(choice, estimate.error / analysis.energy));
     }

@@ -19,7 +19,7 @@ using Index = Eigen::Index;
 
 // Columns whose errors are fed back one by one; those before come by a product of matrices.
 constexpr uint64_t kBlockColumns = 64;
-constexpr uint64_t kFitRows = 256;  // of the sample that a dead zone is fitted to
+constexpr uint64_t kFitRows = 96;  // of the sample that a dead zone is fitted to
 constexpr int kFitRounds = 2;
 // Entropy-constrained quantization: the error that a bit must save, as a share of step^2. At high rates d(step^2 / 12)
 // / d(bits) is 2 ln 2 / 12 = 0.116.
