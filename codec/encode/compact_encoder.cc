@@ -62,15 +62,20 @@ double WeightOf(const CompactInput& input, uint64_t row) {
   return input.row_weights.empty() ? 1 : static_cast<double>(input.row_weights[row]);
 }
 
-// tr(W E H E^T), E = delta - low rank - residual as stored. Without either: the delta's energy.
-double MeasureError(const CompactInput& input, const LowRankFit* low_rank, const ResidualCoder* coder,
-                    std::span<const int8_t> levels) {
+struct Measured {
+  double error = 0;  // tr(W E H E^T), E = delta - low rank - residual as stored
+  double kept = 0;   // the same of delta - E: when asked for
+};
+
+// Without low rank and levels the error is the delta's energy.
+Measured Measure(const CompactInput& input, const LowRankFit* low_rank, const ResidualCoder* coder,
+                 std::span<const int8_t> levels, bool kept) {
   std::optional<LowRankRows> lower;
   if (low_rank != nullptr) lower.emplace(*low_rank, input.columns);
   std::vector<float> panel, scratch;
   std::vector<uint64_t> rows;
   std::vector<double> energies(kPanelRows);
-  double error = 0;
+  Measured measured;
   for (uint64_t first = 0; first < input.rows; first += kPanelRows) {
     const uint64_t count = std::min(kPanelRows, input.rows - first), begin = first * input.columns;
     const auto values = input.delta.subspan(begin, count * input.columns);
@@ -88,11 +93,21 @@ double MeasureError(const CompactInput& input, const LowRankFit* low_rank, const
         panel[e] -= q < 0 ? -value : value;
       }
     }
-    RowEnergies(input.moments, panel.data(), count, input.columns, scratch, energies.data());
-    for (uint64_t i = 0; i < count; ++i) error += WeightOf(input, first + i) * energies[i];
+    const auto sum = [&] {
+      RowEnergies(input.moments, panel.data(), count, input.columns, scratch, energies.data());
+      double energy = 0;
+      for (uint64_t i = 0; i < count; ++i) energy += WeightOf(input, first + i) * energies[i];
+      return energy;
+    };
+    measured.error += sum();
+    if (!kept) continue;
+    for (uint64_t e = 0; e < panel.size(); ++e) panel[e] = values[e] - panel[e];
+    measured.kept += sum();
   }
-  return error;
+  return measured;
 }
+
+double Energy(const CompactInput& input) { return Measure(input, nullptr, nullptr, {}, false).error; }
 
 float Sigma(std::span<const float> delta) {
   double sum = 0;
@@ -105,12 +120,14 @@ uint32_t RankFor(const CompactInput& input, uint32_t wanted) {
       std::min<uint64_t>({wanted, input.rows, input.columns, kMaxRightFactorLevels / input.columns}));
 }
 
-// The factor on the whole delta. What is left out is orthogonal to what is kept (least squares), so what is kept has
-// 1 - drift of the energy: too short a step in the finetune's direction.
-float ScaleFor(const CompactChoice& choice, double drift) {
+// The factor on the whole delta. `along`: tr(kept H D^T) / tr(D H D^T), the part of the finetune's direction that is
+// kept. A delta that is too short in that direction costs more than one with some noise: in every layer the output
+// moves less, and these errors add up. Rows that are weighted (embeddings) are better left alone.
+float ScaleFor(const CompactInput& input, const CompactChoice& choice, double along) {
+  constexpr double kMostScale = 1.5;
   if (choice.scale > 0) return choice.scale;
-  constexpr double kMostScale = 1.25;
-  return static_cast<float>(std::min(kMostScale, 1 / std::sqrt(std::max(1e-3, 1 - drift))));
+  if (choice.bits > 0 || !input.row_weights.empty()) return 1;
+  return static_cast<float>(std::clamp(1 / std::max(along, 1e-3), 1.0, kMostScale));
 }
 
 double ScaledError(double error, double energy, float scale) {
@@ -152,7 +169,7 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
     if (choice.bits == 0) rank = std::max(rank, choice.rank);
   }
   CompactAnalysis analysis;
-  analysis.energy = MeasureError(input, nullptr, nullptr, {});
+  analysis.energy = Energy(input);
   analysis.estimates.push_back({CompactChoice{}, 0, analysis.energy});
   const LowRankBasis basis(input, analysis.energy > 0 ? RankFor(input, rank) : 0, analysis.energy);
   const RowSample sample = SampleRows(input, std::max(kLeastSample, input.rows / kSampleShare));
@@ -179,7 +196,8 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
         if (is_new) coder->second = FitDeadZone(input, *fit, choice.residual_step * sigma);
         AddResidual(input, *fit, coder->second, sample, 2, estimate.bytes, estimate.error);
       }
-      estimate.error = ScaledError(estimate.error, analysis.energy, ScaleFor(choice, estimate.error / analysis.energy));
+      estimate.error =
+          ScaledError(estimate.error, analysis.energy, ScaleFor(input, choice, 1 - estimate.error / analysis.energy));
     }
     analysis.estimates.push_back(estimate);
   }
@@ -192,7 +210,7 @@ Result<CompactTensor> EncodeTensor(const CompactInput& input, const CompactChoic
   CompactTensor tensor;
   tensor.segment.rows = input.rows;
   tensor.segment.columns = input.columns;
-  tensor.energy = tensor.error = MeasureError(input, nullptr, nullptr, {});
+  tensor.energy = tensor.error = Energy(input);
   if (!(tensor.energy > 0)) return tensor;
 
   LowRankFit low_rank;
@@ -206,20 +224,26 @@ Result<CompactTensor> EncodeTensor(const CompactInput& input, const CompactChoic
     }
     if (choice.residual_step > 0) coder = FitDeadZone(input, low_rank, choice.residual_step * Sigma(input.delta));
   }
-  double error = low_rank.error;
   if (coder) {
-    const RowSample all = SampleRows(input, input.rows);
-    error = QuantizeResidual(input, low_rank, *coder, all, false, &tensor.residual).error;
+    QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows), false, &tensor.residual);
     if (std::all_of(tensor.residual.begin(), tensor.residual.end(), [](int8_t q) { return q == 0; })) {
       tensor.residual.clear();
       coder.reset();
     }
   }
-  if (const float scale = choice.bits > 0 ? 1 : ScaleFor(choice, error / tensor.energy); scale != 1) {
-    for (float& s : low_rank.scales) s = FromBf16(ToBf16(s * scale));
-    if (coder) coder->steps[0] = FromBf16(ToBf16(coder->steps[0] * scale));
+  // Least squares keep as much as they leave out of the energy; a residual with error feedback is measured.
+  double along = 1 - low_rank.error / tensor.energy;
+  if (coder && choice.scale == 0) {
+    const Measured measured = Measure(input, &low_rank, &*coder, tensor.residual, true);
+    along = (tensor.energy + measured.kept - measured.error) / (2 * tensor.energy);
   }
-  tensor.error = MeasureError(input, &low_rank, coder ? &*coder : nullptr, tensor.residual);
+  if (const float scale = ScaleFor(input, choice, along); scale != 1) {
+    for (float& s : low_rank.scales) s = FromBf16(ToBf16(s * scale));
+    if (coder) {
+      for (float& s : coder->steps) s = FromBf16(ToBf16(s * scale));
+    }
+  }
+  tensor.error = Measure(input, &low_rank, coder ? &*coder : nullptr, tensor.residual, false).error;
   if (!std::isfinite(tensor.error)) return InvalidArgument("the delta is too large for its moments");
 
   tensor.segment.rank = low_rank.rank;

@@ -5,11 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace modelstore {
@@ -169,6 +172,224 @@ TEST(CompactEncoder, TheMomentsMetricPays) {
     EXPECT_LT(Error(with, *a, h), 0.95 * Error(with, *b, h));
     EXPECT_LT(a->bytes, 1.3 * b->bytes);
   }
+}
+
+TEST(CompactEncoder, ErrorFeedbackLowersTheErrorAtEqualLevels) {
+  constexpr uint64_t kRows = 64, kColumns = 130;  // more than two column blocks
+  const std::vector<float> delta = Normal(kRows * kColumns, 1, 7), h = Moments(kColumns, 500, 8);
+  const auto moments = Prepared(h, kColumns);
+  // All levels from one step and no pruning: what differs is the feedback alone.
+  CompactChoice choice;
+  choice.bits = 3;
+  const CompactInput with{kRows, kColumns, delta, moments.get(), {}}, without{kRows, kColumns, delta, nullptr, {}};
+  const auto fed = EncodeTensor(with, choice), plain = EncodeTensor(without, choice);
+  ASSERT_TRUE(fed.ok() && plain.ok());
+  EXPECT_LT(Error(with, *fed, h), 0.7 * Error(with, *plain, h));
+}
+
+TEST(CompactEncoder, PruningKeepsTheShareAndTheBits) {
+  constexpr uint64_t kRows = 96, kColumns = 128;
+  const std::vector<float> delta = Normal(kRows * kColumns, 1, 9), h = Moments(kColumns, 500, 10);
+  const auto moments = Prepared(h, kColumns);
+  for (const bool with_moments : {false, true}) {
+    for (const uint32_t bits : {1u, 2u, 3u, 4u, 8u}) {
+      for (const uint64_t group : {uint64_t{0}, uint64_t{1024}}) {
+        CompactChoice choice;
+        choice.bits = bits, choice.sparsity = 0.75f, choice.group_elems = group;
+        const auto t = EncodeTensor({kRows, kColumns, delta, with_moments ? moments.get() : nullptr, {}}, choice);
+        ASSERT_TRUE(t.ok());
+        ASSERT_EQ(t->residual.size(), delta.size());
+        const auto zeros = std::count(t->residual.begin(), t->residual.end(), 0);
+        EXPECT_NEAR(static_cast<double>(zeros) / static_cast<double>(delta.size()), 0.75, 0.001);
+        const auto [least, most] = std::minmax_element(t->residual.begin(), t->residual.end());
+        EXPECT_LE(std::max(-*least, int{*most}), std::min(1 << (bits - 1), 127));
+        EXPECT_EQ(t->segment.wide_residual, bits > 3);
+        EXPECT_EQ(t->segment.biases, (std::array<uint8_t, 3>{32, 32, 32}));
+        EXPECT_EQ(t->scales.size(), group == 0 ? 1 : delta.size() / group);
+      }
+    }
+  }
+}
+
+TEST(CompactEncoder, EstimatesAreNearWhatEncodingGives) {
+  constexpr uint64_t kRows = 400, kColumns = 100;
+  std::vector<float> weights(kRows);
+  for (size_t i = 0; i < kRows; ++i) weights[i] = 1.0f / static_cast<float>(1 + i);
+  const std::vector<float> delta = Delta(kRows, kColumns, 0.2f, 11), h = Moments(kColumns, 400, 12);
+  const auto moments = Prepared(h, kColumns);
+  std::vector<CompactChoice> ladder(6);
+  ladder[1].rank = 2;
+  ladder[2].rank = 5, ladder[2].scale = 0;
+  ladder[3].residual_step = 2;
+  ladder[4].rank = 3, ladder[4].residual_step = 1;
+  ladder[5].bits = 2, ladder[5].sparsity = 0.9f;
+  for (const bool with_weights : {false, true}) {
+    CompactInput input{kRows, kColumns, delta, moments.get(), {}};
+    if (with_weights) input.row_weights = weights;
+    const auto analysis = AnalyzeTensor(input, ladder);
+    ASSERT_TRUE(analysis.ok()) << analysis.status().ToString();
+    ASSERT_EQ(analysis->estimates.size(), ladder.size() + 1);
+    EXPECT_EQ(analysis->estimates[0].bytes, 0);
+    EXPECT_EQ(analysis->estimates[0].error, analysis->energy);
+    for (size_t c = 0; c < ladder.size(); ++c) {
+      const CompactEstimate& estimate = analysis->estimates[c + 1];
+      EXPECT_EQ(estimate.choice, ladder[c]);
+      const auto tensor = EncodeTensor(input, ladder[c]);
+      ASSERT_TRUE(tensor.ok());
+      EXPECT_NEAR(analysis->energy, tensor->energy, 1e-5 * tensor->energy);
+      EXPECT_NEAR(estimate.bytes, tensor->bytes, 0.1 * tensor->bytes) << c << with_weights;
+      EXPECT_NEAR(estimate.error, tensor->error, 0.25 * tensor->error) << c << with_weights;
+    }
+  }
+}
+
+TEST(CompactEncoder, RowsOfLittleWeightHaveNoFactors) {
+  constexpr uint64_t kRows = 300, kColumns = 40;
+  std::vector<float> weights(kRows, 1e-9f);
+  for (size_t i = 0; i < kRows; i += 3) weights[i] = 1;
+  const std::vector<float> delta = Delta(kRows, kColumns, 0.05f, 13);
+  const CompactInput input{kRows, kColumns, delta, nullptr, weights};
+  CompactChoice choice;
+  choice.rank = 3, choice.factor_step = 0.5f;
+  const auto tensor = EncodeTensor(input, choice);
+  ASSERT_TRUE(tensor.ok());
+  ASSERT_FALSE(tensor->segment.row_mask.empty());
+  for (size_t i = 0; i < kRows; ++i) {
+    EXPECT_EQ(tensor->segment.row_mask[i / 64] >> (i % 64) & 1, i % 3 == 0 ? 1u : 0u) << i;
+  }
+  EXPECT_LT(tensor->error, 0.25 * tensor->energy);
+  EXPECT_NEAR(tensor->error, Error(input, *tensor, {}), 1e-3 * tensor->error);
+}
+
+TEST(CompactEncoder, OddShapesAndEmptyDeltas) {
+  for (const auto& [rows, columns] : std::vector<std::pair<uint64_t, uint64_t>>{{1, 1}, {1, 50}, {50, 1}, {2, 3}}) {
+    for (const float sigma : {0.0f, 1e-20f, 1e-3f, 1e25f}) {
+      const std::vector<float> delta = Normal(rows * columns, sigma, 15);
+      const std::vector<float> h = Moments(columns, 20, 16);
+      const auto moments = Prepared(h, columns);
+      for (const InputMoments* m : {static_cast<const InputMoments*>(nullptr), moments.get()}) {
+        std::vector<CompactChoice> ladder(4);
+        ladder[0].rank = 64;
+        ladder[1].rank = 1, ladder[1].residual_step = 1, ladder[1].scale = 0;
+        ladder[2].bits = 2, ladder[2].sparsity = 1;
+        ladder[3].bits = 4, ladder[3].sparsity = 0.5f, ladder[3].group_elems = 2;
+        const CompactInput input{rows, columns, delta, m, {}};
+        ASSERT_TRUE(AnalyzeTensor(input, ladder).ok());
+        for (const CompactChoice& choice : ladder) {
+          const auto tensor = EncodeTensor(input, choice);
+          ASSERT_TRUE(tensor.ok()) << tensor.status().ToString();
+          EXPECT_LE(tensor->segment.rank, std::min(rows, columns));
+          Rebuild(*tensor);
+          EXPECT_TRUE(std::isfinite(tensor->error));
+          EXPECT_LE(tensor->error, tensor->energy * 1.01);
+        }
+      }
+    }
+  }
+}
+
+TEST(CompactEncoder, RefusesWhatDoesNotFit) {
+  const std::vector<float> delta(12, 1.0f), h = {2, 0, 0, 0, 2, 0, 0, 0, 2};
+  const auto moments = Prepared(h, 3);
+  const auto code = [](const CompactInput& input, const CompactChoice& choice) {
+    const StatusCode analyzed = AnalyzeTensor(input, {&choice, 1}).status().code();
+    EXPECT_EQ(analyzed, EncodeTensor(input, choice).status().code());
+    return analyzed;
+  };
+  CompactChoice good;
+  good.rank = 1;
+  EXPECT_EQ(code({4, 3, delta, moments.get(), {}}, good), StatusCode::kOk);
+  EXPECT_EQ(code({3, 4, delta, moments.get(), {}}, good), StatusCode::kInvalidArgument);  // moments of 3 inputs
+  EXPECT_EQ(code({5, 3, delta, nullptr, {}}, good), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({0, 0, {}, nullptr, {}}, good), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({1ull << 63, 2, delta, nullptr, {}}, good), StatusCode::kInvalidArgument);
+  const std::vector<float> few(3, 1), negative = {1, 1, 1, -1};
+  EXPECT_EQ(code({4, 3, delta, nullptr, few}, good), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({4, 3, delta, nullptr, negative}, good), StatusCode::kInvalidArgument);
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity(), -2e30f}) {
+    std::vector<float> broken = delta;
+    broken[7] = bad;
+    EXPECT_EQ(code({4, 3, broken, nullptr, {}}, good), StatusCode::kInvalidArgument);
+  }
+  std::vector<CompactChoice> bad(7);
+  bad[0].rank = 5000;
+  bad[1].rank = 1, bad[1].factor_step = 0;
+  bad[2].residual_step = -1;
+  bad[3].residual_step = std::nanf("");
+  bad[4].bits = 9;
+  bad[5].bits = 2, bad[5].sparsity = 1.5f;
+  bad[6].scale = std::nanf("");
+  for (const CompactChoice& choice : bad) {
+    EXPECT_EQ(code({4, 3, delta, nullptr, {}}, choice), StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(CompactEncoder, AllRowsOfNoWeightCostNothing) {
+  const std::vector<float> delta(12, 1.0f), weights(4, 0.0f);
+  CompactChoice choice;
+  choice.rank = 2, choice.residual_step = 1;
+  const auto tensor = EncodeTensor({4, 3, delta, nullptr, weights}, choice);
+  ASSERT_TRUE(tensor.ok());
+  EXPECT_EQ(tensor->segment.rank, 0u);
+  EXPECT_FALSE(tensor->segment.has_residual);
+  EXPECT_EQ(tensor->error, 0);
+}
+
+TEST(InputMoments, SurvivesSingularMatricesAndDeadInputs) {
+  constexpr uint64_t kRows = 30, kColumns = 60;
+  const std::vector<float> delta = Normal(kRows * kColumns, 1, 17);
+  std::vector<float> h = Moments(kColumns, 5, 18);  // of rank 5
+  for (const uint64_t dead : {uint64_t{0}, uint64_t{31}, kColumns - 1}) {
+    for (uint64_t j = 0; j < kColumns; ++j) h[dead * kColumns + j] = h[j * kColumns + dead] = 0;
+  }
+  const auto moments = Prepared(h, kColumns);
+  ASSERT_NE(moments, nullptr);
+  CompactChoice choice;
+  choice.rank = 3, choice.residual_step = 1;
+  const auto tensor = EncodeTensor({kRows, kColumns, delta, moments.get(), {}}, choice);
+  ASSERT_TRUE(tensor.ok());
+  EXPECT_LT(tensor->error, 0.2 * tensor->energy);
+}
+
+TEST(InputMoments, RefusesWhatIsNoSecondMoment) {
+  const std::vector<float> good = Moments(8, 100, 19);
+  EXPECT_TRUE(InputMoments::Prepare(good, 8).ok());
+  const auto refused = [](const std::vector<float>& h, uint64_t n, const char* why) {
+    const Status status = InputMoments::Prepare(h, n).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr(why));
+  };
+  refused(good, 7, "no matrix");
+  refused({}, 0, "no matrix");
+  refused(std::vector<float>(64, 0), 8, "all zero");
+  std::vector<float> h = good;
+  h[3 * 8 + 5] = std::nanf("");
+  refused(h, 8, "[5, 3]");
+  h = good;
+  h[2 * 8 + 2] = -1;
+  refused(h, 8, "[2, 2]");
+  h = good;
+  h[2 * 8 + 2] = std::numeric_limits<float>::infinity();
+  refused(h, 8, "[2, 2]");
+  h = good;
+  h[1] += 1;
+  refused(h, 8, "not symmetric at [1, 0]");
+  h.assign(64, 1);
+  for (size_t i = 0; i < 8; ++i) {
+    for (size_t j = 0; j < 8; ++j) h[i * 8 + j] = i == j ? 1.0f : -100.0f;
+  }
+  refused(h, 8, "not positive");
+}
+
+TEST(CompactEncoder, MemoryBoundsGrowWithWhatIsAsked) {
+  CompactChoice none, rank, residual;
+  rank.rank = 16;
+  residual.rank = 16, residual.residual_step = 1;
+  const auto bytes = [](const CompactChoice& c) { return CompactMemoryBytes(10000, 1000, true, c); };
+  EXPECT_LT(bytes(none), bytes(rank));
+  EXPECT_GE(bytes(residual), bytes(rank) + 10000 * 1000);
+  EXPECT_LT(bytes(residual), uint64_t{10000} * 1000 * 4);  // less than the delta itself
+  EXPECT_GE(InputMoments::MemoryBytes(1000), uint64_t{1000} * 1000 * 12);
 }
 
 }  // namespace
