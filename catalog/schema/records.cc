@@ -544,6 +544,12 @@ Result<SketchRecord> ParseSketchRecord(ByteSpan bytes) {
   return record;
 }
 
+namespace {
+
+constexpr uint8_t kInParts = 0x80;  // in the byte of a usage record's tensor that says its encoding
+
+}  // namespace
+
 Bytes Serialize(const UsageRecord& record) {
   ByteWriter out;
   out.U8(kRecordVersion);
@@ -556,7 +562,7 @@ Bytes Serialize(const UsageRecord& record) {
     out.U64(tensor.id);
     out.Varint(tensor.cost_bytes);
     out.Varint(tensor.bytes);
-    out.U8(static_cast<uint8_t>(tensor.encoding << 1 | (tensor.is_named ? 1 : 0)));
+    out.U8(static_cast<uint8_t>(tensor.encoding << 1 | (tensor.is_named ? 1 : 0) | (tensor.in_parts ? kInParts : 0)));
   }
   out.Varint(record.bases.size());
   for (const UsageRecord::Base& base : record.bases) {
@@ -588,8 +594,9 @@ Result<UsageRecord> ParseUsageRecord(ByteSpan bytes) {
     tensor.cost_bytes = in.Varint();
     tensor.bytes = in.Varint();
     const uint8_t how = in.U8();
-    tensor.encoding = how >> 1;
+    tensor.encoding = (how & (kInParts - 1)) >> 1;
     tensor.is_named = (how & 1) != 0;
+    tensor.in_parts = (how & kInParts) != 0;
   }
   const uint64_t bases = in.Varint();
   constexpr size_t kMinBaseBytes = 8 + 1;

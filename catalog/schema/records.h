@@ -182,6 +182,7 @@ struct UsageRecord {
     uint64_t bytes = 0;     // of its first extent in the file; of a tensor in parts, of all of them
     uint8_t encoding = 0;   // of its frame (codec/decode/frame.h)
     bool is_named = false;  // its first extent has a name
+    bool in_parts = false;  // the file may hold not all of it (extents of kind 2)
     bool operator==(const Tensor&) const = default;
   };
   struct Base {

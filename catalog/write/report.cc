@@ -52,7 +52,7 @@ class UsageCounter {
       : usage_(usage),
         tensor_holder_(usage.tensor_costs().size(), kNobody),
         file_holder_(usage.files().size(), kNobody),
-        tensor_counted_(usage.tensor_costs().size()),
+        tensor_counter_(usage.tensor_costs().size(), kNobody),
         file_counted_(usage.files().size()),
         seen_by_(usage.tensor_costs().size(), kNobody),
         usages_(usage.models().size()) {
@@ -94,7 +94,7 @@ class UsageCounter {
     usage.stored_bytes = model.cost_bytes;
     std::vector<uint32_t> files = model.files;
     for (const uint32_t file : files) {
-      if (file != StoreUsage::kMissing) CountLevels(usage_.files()[file], file, usage.levels);
+      if (file != StoreUsage::kMissing) CountLevels(usage_.files()[file], file, m, usage.levels);
     }
     std::sort(files.begin(), files.end());
     files.erase(std::unique(files.begin(), files.end()), files.end());
@@ -110,7 +110,7 @@ class UsageCounter {
     }
   }
 
-  void CountLevels(const StoreUsage::File& file, uint32_t index, LevelBytes& levels) {
+  void CountLevels(const StoreUsage::File& file, uint32_t index, uint32_t m, LevelBytes& levels) {
     if (std::exchange(file_counted_[index], true)) {
       levels.identical_file += file.bytes;
       return;
@@ -118,7 +118,11 @@ class UsageCounter {
     levels.content += file.literal_bytes;
     levels.identical_tensor += file.repeated_bytes;
     for (const StoreUsage::HeldTensor& held : usage_.TensorsOf(file)) {
-      if (std::exchange(tensor_counted_[held.tensor], true)) {
+      uint32_t& counter = tensor_counter_[held.tensor];
+      // Files of one model may each hold some of a tensor.
+      const bool is_first = counter == kNobody || (held.in_parts && counter == m);
+      if (counter == kNobody) counter = m;
+      if (!is_first) {
         levels.identical_tensor += held.bytes;
       } else {
         LevelOf(levels, static_cast<Encoding>(held.encoding), held.is_named) += held.bytes;
@@ -148,7 +152,8 @@ class UsageCounter {
 
   const StoreUsage& usage_;
   std::vector<uint32_t> tensor_holder_, file_holder_;
-  std::vector<char> tensor_counted_, file_counted_;
+  std::vector<uint32_t> tensor_counter_;  // of each tensor: the model that counted its bytes first
+  std::vector<char> file_counted_;
   std::vector<uint32_t> seen_by_;  // of each tensor: the model that counted its cost last
   std::unordered_map<ModelId, uint32_t> ids_;
   std::vector<ModelUsage> usages_;

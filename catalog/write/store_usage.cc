@@ -89,9 +89,10 @@ Result<UsageRecord> MakeUsage(const FileRecord& file, size_t record_bytes, Tenso
   usage.cost_bytes = FileCost(record_bytes);
   std::map<TensorId, size_t> seen;  // where in usage.tensors
   std::vector<const TensorFacts::Facts*> held;
-  const auto hold = [&](const TensorId& id, const TensorFacts::Facts& facts, uint64_t bytes, bool is_named) {
+  const auto hold = [&](const TensorId& id, const TensorFacts::Facts& facts, uint64_t bytes, bool is_named,
+                        bool in_parts) {
     if (!seen.emplace(id, held.size()).second) return false;
-    usage.tensors.push_back({ShortTensorId(id), facts.cost_bytes, bytes, facts.encoding, is_named});
+    usage.tensors.push_back({ShortTensorId(id), facts.cost_bytes, bytes, facts.encoding, is_named, in_parts});
     held.push_back(&facts);
     return true;
   };
@@ -100,17 +101,17 @@ Result<UsageRecord> MakeUsage(const FileRecord& file, size_t record_bytes, Tenso
     if (extent.kind != Extent::Kind::kLiteral) {
       ASSIGN_OR_RETURN(facts, tensors.Find(extent.tensor));
     }
+    const bool is_part = extent.kind == Extent::Kind::kTensorPart;
     if (facts == nullptr) {
       usage.literal_bytes += extent.bytes;
-    } else if (!hold(extent.tensor, *facts, extent.bytes, !extent.name.empty())) {
-      const bool is_part = extent.kind == Extent::Kind::kTensorPart;
+    } else if (!hold(extent.tensor, *facts, extent.bytes, !extent.name.empty(), is_part)) {
       (is_part ? usage.tensors[seen[extent.tensor]].bytes : usage.repeated_bytes) += extent.bytes;
     }
   }
   for (size_t i = 0; i < held.size(); ++i) {
     for (const TensorId& part : held[i]->parts) {
       ASSIGN_OR_RETURN(const TensorFacts::Facts* facts, tensors.Find(part));
-      if (facts != nullptr) hold(part, *facts, 0, false);
+      if (facts != nullptr) hold(part, *facts, 0, false, false);
     }
   }
   std::vector<TensorId> pending;
@@ -250,7 +251,8 @@ void StoreUsage::AddFile(const Sha256Digest& sha256, const UsageRecord& usage) {
   for (const UsageRecord::Base& base : usage.bases) index_.Prefetch(base.id);
   file.first_tensor = held_.size();
   for (const UsageRecord::Tensor& tensor : usage.tensors) {
-    held_.push_back({AddTensor(tensor.id, tensor.cost_bytes), tensor.encoding, tensor.is_named, tensor.bytes});
+    held_.push_back(
+        {AddTensor(tensor.id, tensor.cost_bytes), tensor.encoding, tensor.is_named, tensor.in_parts, tensor.bytes});
     file.bytes += tensor.bytes;
   }
   file.end_tensor = held_.size();

@@ -27,6 +27,7 @@ class StoreUsage {
     uint32_t tensor = 0;
     uint8_t encoding = 0;
     bool is_named = false;
+    bool in_parts = false;
     uint64_t bytes = 0;
   };
   struct File {

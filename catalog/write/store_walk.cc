@@ -94,24 +94,24 @@ UsageRecord StoreWalk::UsageOf(const File& file) const {
   usage.cost_bytes = file.cost;
   std::unordered_map<uint32_t, size_t> seen;  // where in usage.tensors
   std::vector<uint32_t> held;
-  const auto hold = [&](uint32_t index, uint64_t bytes, bool is_named) {
+  const auto hold = [&](uint32_t index, uint64_t bytes, bool is_named, bool in_parts) {
     if (!seen.emplace(index, held.size()).second) return false;
     const Tensor& tensor = tensors_[index];
     usage.tensors.push_back(
-        {ShortTensorId(tensor.id), tensor.cost, bytes, static_cast<uint8_t>(tensor.encoding), is_named});
+        {ShortTensorId(tensor.id), tensor.cost, bytes, static_cast<uint8_t>(tensor.encoding), is_named, in_parts});
     held.push_back(index);
     return true;
   };
   for (const FileExtent& extent : file.extents) {
     if (extent.tensor == kMissing) {
       usage.literal_bytes += extent.bytes;
-    } else if (!hold(extent.tensor, extent.bytes, extent.is_named)) {
+    } else if (!hold(extent.tensor, extent.bytes, extent.is_named, extent.is_part)) {
       (extent.is_part ? usage.tensors[seen[extent.tensor]].bytes : usage.repeated_bytes) += extent.bytes;
     }
   }
   for (size_t i = 0; i < held.size(); ++i) {
     for (const uint32_t part : tensors_[held[i]].parts)
-      if (part != kMissing) hold(part, 0, false);
+      if (part != kMissing) hold(part, 0, false, false);
   }
   std::unordered_set<uint32_t> needed(held.begin(), held.end());
   std::vector<uint32_t> pending = held;

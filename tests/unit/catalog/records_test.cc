@@ -127,7 +127,7 @@ UsageRecord SampleUsage() {
   r.cost_bytes = 129;
   r.literal_bytes = 3;
   r.repeated_bytes = 0;
-  r.tensors = {{ShortTensorId(kId), 151, 48, 3, true}};
+  r.tensors = {{ShortTensorId(kId), 151, 48, 3, true, false}};
   r.bases = {{ShortTensorId(kBase), 1000}};
   return r;
 }
@@ -251,6 +251,11 @@ TEST(Records, UsageRoundTripKeepsEveryField) {
   const auto usage = ParseUsageRecord(Serialize(SampleUsage()));
   ASSERT_TRUE(usage.ok()) << usage.status().ToString();
   EXPECT_EQ(*usage, SampleUsage());
+  UsageRecord in_parts = SampleUsage();
+  in_parts.tensors[0].in_parts = true;
+  const auto again = ParseUsageRecord(Serialize(in_parts));
+  ASSERT_TRUE(again.ok()) << again.status().ToString();
+  EXPECT_EQ(*again, in_parts);
   const auto totals = ParseUsageTotals(Serialize(UsageTotals{6, 1280}));
   ASSERT_TRUE(totals.ok()) << totals.status().ToString();
   EXPECT_EQ(totals->next_model, 6u);
