@@ -26,7 +26,10 @@ constexpr int kFitRounds = 2;
 constexpr float kPrice = 0.08f;
 constexpr float kDeadZoneRounding = 0.34f;  // of the first guess
 // A row's error counts as that of this share of the mean row at least: tokens that the calibration text lacks occur.
-constexpr double kLeastRowShare = 0.3;
+constexpr double kLeastRowShare = 0.1;
+// Steps of weighted rows are finer by this factor at the same price of a bit: rows of frequent tokens differ by less
+// than a standard deviation of the whole, and weigh a hundred times the mean.
+constexpr float kWeightedFineness = 4;
 
 // Quantizes panels of rows; collects what comes out.
 class Sweep {
@@ -223,12 +226,14 @@ RowSample SampleRows(const CompactInput& input, uint64_t wanted) {
   }
   std::sort(sample.rows.begin(), sample.rows.end(),
             [&](uint64_t a, uint64_t b) { return energy[a] != energy[b] ? energy[a] > energy[b] : a < b; });
-  std::vector<uint64_t> chosen(wanted);
-  sample.counts.resize(wanted);
-  for (uint64_t s = 0; s < wanted; ++s) {
-    const uint64_t begin = s * input.rows / wanted, end = (s + 1) * input.rows / wanted;
-    chosen[s] = sample.rows[begin + (end - begin) / 2];
-    sample.counts[s] = static_cast<double>(end - begin);
+  // A quarter for the rows of most energy, which may be most of the tensor's.
+  const uint64_t top = wanted / 4, others = input.rows - top, strata = wanted - top;
+  std::vector<uint64_t> chosen(sample.rows.begin(), sample.rows.begin() + static_cast<ptrdiff_t>(top));
+  sample.counts.assign(top, 1);
+  for (uint64_t s = 0; s < strata; ++s) {
+    const uint64_t begin = top + s * others / strata, end = top + (s + 1) * others / strata;
+    chosen.push_back(sample.rows[begin + (end - begin) / 2]);
+    sample.counts.push_back(static_cast<double>(end - begin));
   }
   sample.rows = std::move(chosen);
   return sample;
@@ -268,8 +273,9 @@ ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& lo
 
 ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank, float step) {
   ResidualCoder coder;
-  coder.steps = {FromBf16(ToBf16(step))};
-  coder.price = kPrice;
+  const float fineness = input.row_weights.empty() ? 1 : kWeightedFineness;
+  coder.steps = {FromBf16(ToBf16(step / fineness))};
+  coder.price = kPrice * fineness * fineness;
   coder.values.resize(8);
   SetBiases(coder, input.moments == nullptr ? std::array<double, 3>{0.1, 0.05, 0.02} : std::array<double, 3>{});
   const RowSample sample = SampleRows(input, kFitRows);

@@ -34,7 +34,8 @@ struct ResidualCoder {
   int max_level() const { return static_cast<int>(values.size()) - 1; }
 };
 
-// Some rows of a tensor, each standing for `counts` rows like it: one from each stratum of rows of similar energy.
+// Some rows of a tensor, each standing for `counts` rows like it: those of most energy, and one from each stratum of
+// rows of similar energy.
 struct RowSample {
   std::vector<uint64_t> rows;
   std::vector<double> counts;
