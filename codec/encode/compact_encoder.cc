@@ -172,7 +172,10 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
   analysis.energy = Energy(input);
   analysis.estimates.push_back({CompactChoice{}, 0, analysis.energy});
   const LowRankBasis basis(input, analysis.energy > 0 ? RankFor(input, rank) : 0, analysis.energy);
-  const RowSample sample = SampleRows(input, std::max(kLeastSample, input.rows / kSampleShare));
+  const uint64_t wanted = std::max(kLeastSample, input.rows / kSampleShare);
+  const RowSample sample = SampleRows(input, wanted, wanted / 4);
+  // Pruning keeps a share of the rows that it sees: no kind of them may be more frequent than in the tensor.
+  const RowSample even = SampleRows(input, wanted, 0);
   const float sigma = Sigma(input.delta);
   std::optional<LowRankFit> fit;
   CompactChoice fitted;
@@ -181,7 +184,7 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
     CompactEstimate estimate{choice, 0, analysis.energy};
     if (analysis.energy > 0 && choice.bits > 0) {
       const ResidualCoder coder = FitPruning(input, choice);
-      AddResidual(input, LowRankFit{}, coder, sample, 2 * static_cast<double>(coder.steps.size()), estimate.bytes,
+      AddResidual(input, LowRankFit{}, coder, even, 2 * static_cast<double>(coder.steps.size()), estimate.bytes,
                   estimate.error);
     } else if (analysis.energy > 0) {
       if (!fit || fitted.rank != choice.rank || fitted.factor_step != choice.factor_step) {
@@ -225,7 +228,7 @@ Result<CompactTensor> EncodeTensor(const CompactInput& input, const CompactChoic
     if (choice.residual_step > 0) coder = FitDeadZone(input, low_rank, choice.residual_step * Sigma(input.delta));
   }
   if (coder) {
-    QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows), false, &tensor.residual);
+    QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows, 0), false, &tensor.residual);
     if (std::all_of(tensor.residual.begin(), tensor.residual.end(), [](int8_t q) { return q == 0; })) {
       tensor.residual.clear();
       coder.reset();

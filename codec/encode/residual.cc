@@ -212,7 +212,7 @@ double ResidualOutcome::bits() const {
   return EntropyBits(magnitudes) + signs;
 }
 
-RowSample SampleRows(const CompactInput& input, uint64_t wanted) {
+RowSample SampleRows(const CompactInput& input, uint64_t wanted, uint64_t heaviest) {
   RowSample sample;
   sample.rows.resize(input.rows);
   std::iota(sample.rows.begin(), sample.rows.end(), 0);
@@ -226,8 +226,7 @@ RowSample SampleRows(const CompactInput& input, uint64_t wanted) {
   }
   std::sort(sample.rows.begin(), sample.rows.end(),
             [&](uint64_t a, uint64_t b) { return energy[a] != energy[b] ? energy[a] > energy[b] : a < b; });
-  // A quarter for the rows of most energy, which may be most of the tensor's.
-  const uint64_t top = wanted / 4, others = input.rows - top, strata = wanted - top;
+  const uint64_t top = std::min(heaviest, wanted - 1), others = input.rows - top, strata = wanted - top;
   std::vector<uint64_t> chosen(sample.rows.begin(), sample.rows.begin() + static_cast<ptrdiff_t>(top));
   sample.counts.assign(top, 1);
   for (uint64_t s = 0; s < strata; ++s) {
@@ -278,7 +277,7 @@ ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank,
   coder.price = kPrice * fineness * fineness;
   coder.values.resize(8);
   SetBiases(coder, input.moments == nullptr ? std::array<double, 3>{0.1, 0.05, 0.02} : std::array<double, 3>{});
-  const RowSample sample = SampleRows(input, kFitRows);
+  const RowSample sample = SampleRows(input, kFitRows, kFitRows / 4);
   std::vector<double> magnitudes(coder.values.size());
   for (const uint64_t row : sample.rows) {
     for (const float d : input.delta.subspan(row * input.columns, input.columns)) {

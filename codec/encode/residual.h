@@ -34,14 +34,14 @@ struct ResidualCoder {
   int max_level() const { return static_cast<int>(values.size()) - 1; }
 };
 
-// Some rows of a tensor, each standing for `counts` rows like it: those of most energy, and one from each stratum of
-// rows of similar energy.
+// Some rows of a tensor, each standing for `counts` rows like it.
 struct RowSample {
   std::vector<uint64_t> rows;
   std::vector<double> counts;
 };
-// All rows when there are at most `wanted`.
-RowSample SampleRows(const CompactInput& input, uint64_t wanted);
+// All rows when there are at most `wanted`; else the `heaviest` ones, of most energy, which may be most of the
+// tensor's, and one from each stratum of rows of similar energy. Precondition: wanted > 0.
+RowSample SampleRows(const CompactInput& input, uint64_t wanted, uint64_t heaviest);
 
 // What quantizing rows leads to; sums are over rows times their counts.
 struct ResidualOutcome {
