@@ -108,7 +108,7 @@ std::string RenderLs(std::string_view document, bool tree, const Style& style) {
     const uint64_t logical = model.at("logical_bytes"), stored = model.at("stored_bytes"),
                    shared = model.at("shared_bytes");
     std::string kind = model.at("kind");
-    if (model.at("fidelity") != "exact") kind += " (" + model.at("fidelity").get<std::string>() + ")";
+    if (model.contains("drift")) kind += " (compact, drift " + DriftText(model.at("drift")) + ")";
     std::vector<Cell> row = {
         {line.prefix + Printable(model.at("name").get<std::string>()), Tone::kBold},
         {kind},

@@ -112,7 +112,8 @@ std::string RenderReport(std::string_view document, const Style& style) {
     exclusive += model.at("stored_bytes").get<uint64_t>();
     size += model.at("logical_bytes").get<uint64_t>();
     table.Row({{Printable(model.at("name").get<std::string>()), Tone::kBold},
-               {model.at("kind").get<std::string>()},
+               {model.at("kind").get<std::string>() +
+                (model.contains("drift") ? " (compact, drift " + DriftText(model.at("drift")) + ")" : "")},
                {HumanBytes(model.at("logical_bytes"))},
                {HumanBytes(model.at("stored_bytes")), Tone::kGood},
                {BytesOrDash(model.at("shared_bytes"))},

@@ -24,6 +24,17 @@ std::string FractionOf(uint64_t stored, uint64_t logical) {
   return logical == 0 ? "-" : Percent(static_cast<double>(stored) / static_cast<double>(logical));
 }
 
+// Of a compact tensor also what is kept of its delta: "compact, rank 16 + residual, drift 0.1".
+std::string StoredAs(const json& tensor) {
+  std::string out = Text(tensor.at("encoding"));
+  if (!tensor.contains("rank")) return out;
+  const uint64_t rank = tensor.at("rank");
+  const bool residual = tensor.at("residual");
+  if (rank > 0) out += ", rank " + std::to_string(rank);
+  if (residual) out += rank > 0 ? " + residual" : ", residual";
+  return out + ", drift " + DriftText(tensor.at("drift"));
+}
+
 }  // namespace
 
 CommandSpec ShowCommand() {
@@ -47,6 +58,11 @@ std::string RenderShow(std::string_view document, const Style& style) {
   field("size", Both(logical));
   field("stored", Both(stored) + ", " + FractionOf(stored, logical));
   if (shared != 0) field("shared", Both(shared) + " with other models");
+  if (model.contains("drift")) {
+    field("drift", DriftText(model.at("drift")) + " (" + Text(model.at("drift_kind")) + ")");
+    field("method", Text(model.at("method")));
+  }
+  if (model.contains("allow_compact")) field("policy", "may be made compact when space is short");
   field("created", Text(model.at("created")));
 
   using Align = Table::Align;
@@ -81,7 +97,7 @@ std::string RenderShow(std::string_view document, const Style& style) {
       table.Row({{Text(tensor.at("name"))},
                  {Text(tensor.at("dtype"))},
                  {ShapeText(tensor.at("shape").get<std::vector<uint64_t>>())},
-                 {Text(tensor.at("encoding"))},
+                 {StoredAs(tensor)},
                  {HumanBytes(tensor.at("logical_bytes"))},
                  {HumanBytes(tensor.at("stored_bytes")), Tone::kGood},
                  {base.empty() ? "-" : base}});

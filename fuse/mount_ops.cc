@@ -146,6 +146,10 @@ std::string MountOps::Info(const NodeInfo& node) {
   nlohmann::ordered_json info;
   info["model"] = model.name;
   info["fidelity"] = model.fidelity == Fidelity::kExact ? "exact" : "compact";
+  if (model.fidelity == Fidelity::kCompact) {
+    info["drift"] = model.drift;
+    info["drift_kind"] = model.drift_kind == DriftKind::kMoments ? "moments" : "plain";
+  }
   const auto base = known->names.find(model.base);
   info["base"] = base == known->names.end() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(base->second);
   uint64_t logical = 0, stored = 0;

@@ -9,7 +9,8 @@ namespace modelstore {
 namespace {
 
 // How the memory budget is split: RocksDB a quarter (more than 256 MiB does not help it), the buffers of pushes a
-// quarter (no more than 1 GiB), decoded blocks the rest.
+// quarter up to 1 GiB or an eighth if that is more (a compact push holds a large layer as floats), decoded blocks the
+// rest.
 struct BudgetShares {
   uint64_t store_bytes, write_bytes, read_bytes;
 };
@@ -23,7 +24,7 @@ Result<BudgetShares> SplitBudget(uint64_t budget_bytes) {
                            std::to_string(kMinBudgetBytes) + " are needed");
   }
   const uint64_t store_bytes = std::min<uint64_t>(budget_bytes / 4, 256ull << 20);
-  const uint64_t write_bytes = std::min<uint64_t>(budget_bytes / 4, 1ull << 30);
+  const uint64_t write_bytes = std::max(std::min<uint64_t>(budget_bytes / 4, 1ull << 30), budget_bytes / 8);
   return BudgetShares{store_bytes, write_bytes, budget_bytes - store_bytes - write_bytes};
 }
 

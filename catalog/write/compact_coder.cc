@@ -18,8 +18,12 @@ constexpr uint64_t kWindowElems = 64 << 10;
 // tensor of tokens is full.
 constexpr uint64_t kWaveLevels = 16 << 20;
 constexpr uint64_t kPartElems = 8 << 20;
-constexpr uint32_t kLadderRanks[] = {0, 1, 2, 4, 8, 16, 32, 64};
-constexpr float kLadderSteps[] = {0, 4, 3, 2.5f, 2, 1.5f, 1};
+// Estimating a residual costs fifty times what a rank costs: few ranks have one, and only where a budget can pay it (4
+// standard deviations take a sixth of a bit an element).
+constexpr uint32_t kLadderRanks[] = {1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+constexpr uint32_t kResidualRanks[] = {0, 16};
+constexpr float kResidualSteps[] = {4, 3, 2.5f, 2, 1.5f, 1, 0.7f, 0.5f};
+constexpr double kMaxResidualRatio = 120;
 constexpr float kLadderSparsities[] = {0.5f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f, 0.99f};
 
 std::string Megabytes(uint64_t bytes) { return std::to_string((bytes + 999'999) / 1'000'000) + " MB"; }
@@ -40,11 +44,19 @@ std::vector<CompactChoice> LadderFor(const CompactOptions& options, uint64_t row
     }
     return ladder;
   }
+  const auto fits = [&](uint32_t rank) {
+    return rank <= std::min(rows, columns) && uint64_t{rank} * columns <= kMaxRightFactorLevels;
+  };
   for (const uint32_t rank : kLadderRanks) {
-    if (rank > std::min(rows, columns) || uint64_t{rank} * columns > kMaxRightFactorLevels) continue;
-    for (const float step : kLadderSteps) {
-      if (rank == 0 && step == 0) continue;  // nothing: always a choice
-      base.rank = rank;
+    if (!fits(rank)) continue;
+    base.rank = rank;
+    ladder.push_back(base);
+  }
+  if (options.target_ratio && *options.target_ratio > kMaxResidualRatio) return ladder;
+  for (const uint32_t rank : kResidualRanks) {
+    if (!fits(rank)) continue;
+    base.rank = rank;
+    for (const float step : kResidualSteps) {
       base.residual_step = step;
       ladder.push_back(base);
     }

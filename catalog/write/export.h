@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "catalog/read/catalog.h"
@@ -36,10 +37,14 @@ std::unique_ptr<ExportSink> NewFolderSink(std::string dir);
 struct ExportReport {
   uint64_t files = 0, bytes = 0;
 };
-// `may_read` (may be null) is asked for each file before the first is decoded.
+// Written beside the files of a compact model that have none of that name: what they are.
+inline constexpr std::string_view kFidelityFile = "MODELSTORE_FIDELITY.txt";
+// `may_read` (may be null) is asked for each file before the first is decoded, `may_see` (may be null) before a base is
+// named.
 // Errors: NotFound, Corruption, Io, Cancelled, what `may_read` and the sink answer.
 Result<ExportReport> Export(Catalog& catalog, const std::string& name,
                             const std::function<Status(const ModelRecord&, const ModelFile&)>& may_read,
-                            ExportSink& sink, JobControl& job);
+                            ExportSink& sink, JobControl& job,
+                            const std::function<bool(const ModelRecord&)>& may_see = nullptr);
 
 }  // namespace modelstore

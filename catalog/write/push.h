@@ -98,14 +98,14 @@ inline constexpr double kDefaultMaxDrift = 0.05;
 struct PushOptions {
   std::string name;
   enum class Base { kAuto, kNone, kNamed } base = Base::kAuto;
-  std::string base_name;    // kNamed
-  uint32_t owner_uid = 0;   // of the model: may rename, replace and remove it
-  std::string not_against;  // no base for this push: the model whose own files it stores
+  std::string base_name;      // kNamed
+  uint32_t owner_uid = 0;     // of the model: may rename, replace and remove it
+  std::string not_against{};  // no base for this push: the model whose own files it stores
   // Replaces a model of that name in the same moment; who reads the old content reads it to the end, and prune frees
   // it. Models stored against the old content keep what they need of it.
   bool update = false;
-  std::optional<CompactOptions> compact;  // none: exact
-  bool allow_compact = false;             // the daemon's policy may make the model compact when space is short
+  std::optional<CompactOptions> compact{};  // none: exact
+  bool allow_compact = false;               // the daemon's policy may make the model compact when space is short
   // Asked before the work and again in the moment of publishing, about the model that would be replaced; and once,
   // about the base that was named (NotFound: as if there were no such model). Null: everything is allowed. Called under
   // locks: they may not change the catalog.

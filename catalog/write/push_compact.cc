@@ -18,8 +18,9 @@ constexpr uint64_t kHashWindowBytes = 4 << 20;
 // Plans estimate; what they give is measured. The first plan leaves this much room, later ones what was missed.
 constexpr double kFirstMargin = 0.01;
 constexpr int kMaxRounds = 5;
-// Memory of a push besides what encoding takes.
+// Memory of a push besides what encoding takes, of a large one and at least.
 constexpr uint64_t kReserveBytes = CompactCoder::kPartBytes + (32 << 20);
+constexpr uint64_t kMinReserveBytes = 4 << 20;
 
 bool IsFloatTensor(const SourceExtent& extent) {
   return DTypeIsFloat(extent.dtype) && !extent.name.empty() && !extent.is_literal() && extent.bytes > 0;
@@ -64,6 +65,8 @@ std::string Names(const std::vector<std::string>& names) {
 
 }  // namespace
 
+uint64_t PushJob::ReserveBytes() const { return std::min(kReserveBytes, kMinReserveBytes + 2 * source_.total_bytes()); }
+
 Result<uint64_t> PushJob::CompactNeed() {
   uint64_t need = 0;
   std::string largest;
@@ -80,7 +83,7 @@ Result<uint64_t> PushJob::CompactNeed() {
       largest = extent.name;
     }
   }
-  need += kReserveBytes;
+  need += ReserveBytes();
   const uint64_t budget = catalog_.push_memory().budget_bytes();
   if (need <= budget) return need;
   return ResourceExhausted("making '" + options_.name + "' compact takes " + Megabytes(need) +
@@ -157,7 +160,7 @@ Status PushJob::SelectCompact() {
                        " large tensors: only a finetune whose base is stored can be made compact; push the base first" +
                        ", name it with --base, or push exactly");
   coder_ = std::make_unique<CompactCoder>(catalog_, *options_.compact, *lanes_,
-                                          memory_.bytes() - std::min(memory_.bytes(), kReserveBytes), job_);
+                                          memory_.bytes() - std::min(memory_.bytes(), ReserveBytes()), job_);
   RETURN_IF_ERROR(coder_->Examine(&items_));
 
   std::vector<std::string> not_finite, without_base;

@@ -113,6 +113,7 @@ class PushJob {
   // push_compact.cc
   // The memory that encoding the largest tensor takes. Errors: ResourceExhausted when no push may have as much.
   Result<uint64_t> CompactNeed();
+  uint64_t ReserveBytes() const;
   // Which extents are made compact, or bundled, and against what.
   Status SelectCompact();
   Status FindBases(std::vector<PlannedExtent*>* large, std::vector<PlannedExtent*>* small);

@@ -50,7 +50,8 @@ Result<std::string> HandleExport(Catalog& catalog, const Request& request) {
     return PermissionDenied(name + "/" + file.path + ": you may not read it");
   };
   ASSIGN_OR_RETURN(const ExportReport report,
-                   Export(catalog, name, may_read, folder ? *folder : *request.sink, *request.job));
+                   Export(catalog, name, may_read, folder ? *folder : *request.sink, *request.job,
+                          [&](const ModelRecord& model) { return request.caller->MaySee(model); }));
   return Dump({{"name", name}, {"dir", dir}, {"files", report.files}, {"bytes", report.bytes}});
 }
 

@@ -76,6 +76,12 @@ Json Usage(const ModelUsage& model) {
   out["name"] = model.name;
   out["kind"] = model.kind;
   out["fidelity"] = model.fidelity;
+  if (!model.drift_kind.empty()) {
+    out["drift"] = model.drift;
+    out["drift_kind"] = model.drift_kind;
+    out["method"] = model.method;
+  }
+  if (model.allow_compact) out["allow_compact"] = true;
   out["base"] = NullIfEmpty(model.base);
   out["files"] = model.files;
   out["logical_bytes"] = model.logical_bytes;
@@ -122,6 +128,10 @@ Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
                          {"base_tensor", base_is_hidden ? Json(nullptr) : NullIfEmpty(tensor.base_tensor)},
                          {"logical_bytes", tensor.logical_bytes},
                          {"stored_bytes", tensor.stored_bytes}});
+      if (tensor.encoding != "compact") continue;
+      tensors.back()["rank"] = tensor.rank;
+      tensors.back()["residual"] = tensor.has_residual;
+      tensors.back()["drift"] = tensor.drift;
     }
     files.push_back({{"path", file.path},
                      {"kind", file.kind},

@@ -32,7 +32,7 @@ inline constexpr unsigned kConcurrentDocuments = 4;
 // How many requests are parsed at once, before anyone's rights are known.
 inline constexpr unsigned kConcurrentParses = 4;
 // Of a thread that serves a client. Handlers keep what is large on the heap.
-inline constexpr size_t kThreadStackBytes = 512u << 10;
+inline constexpr size_t kThreadStackBytes = 1u << 20;
 
 // What all connections share; outlives them.
 struct ServerState {

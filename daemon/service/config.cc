@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -63,15 +64,27 @@ std::optional<uint64_t> SizeOf(std::string_view text) {
   return value << (10 * power);
 }
 
-Status TakeBytes(const toml::node& node, uint64_t* out) {
+Status TakeBytes(const toml::node& node, uint64_t low, uint64_t* out) {
   std::optional<uint64_t> bytes;
   if (const auto number = node.value_exact<int64_t>(); number && *number >= 0) bytes = static_cast<uint64_t>(*number);
   if (const auto text = node.value_exact<std::string>()) bytes = SizeOf(*text);
   if (!bytes) return Wrong("bytes, or a text like \"512M\" or \"2G\"", node);
-  if (*bytes < kMinMemoryBudgetBytes)
-    return InvalidArgument("expected at least " + std::to_string(kMinMemoryBudgetBytes) + " bytes, found " +
-                           std::to_string(*bytes));
+  if (*bytes < low)
+    return InvalidArgument("expected at least " + std::to_string(low) + " bytes, found " + std::to_string(*bytes));
   *out = *bytes;
+  return OkStatus();
+}
+
+// A number of [low, high]; or 0 where `or_zero`.
+Status TakeNumber(const toml::node& node, double low, double high, bool or_zero, double* out) {
+  const auto value = node.value<double>();
+  if (!value || node.is_boolean()) return Wrong("a number", node);
+  if ((*value < low || *value > high || std::isnan(*value)) && !(or_zero && *value == 0)) {
+    std::ostringstream text;
+    text << "expected a number from " << low << " to " << high << ", found " << *value;
+    return InvalidArgument(text.str());
+  }
+  *out = *value;
   return OkStatus();
 }
 
@@ -100,7 +113,8 @@ constexpr Key kKeys[] = {
     {"mount", [](const toml::node& n, Config* c) { return TakeText(n, &c->mount); }},
     {"socket", [](const toml::node& n, Config* c) { return TakeText(n, &c->socket); }},
     {"group", [](const toml::node& n, Config* c) { return TakeText(n, &c->group); }},
-    {"memory_budget_bytes", [](const toml::node& n, Config* c) { return TakeBytes(n, &c->memory_budget_bytes); }},
+    {"memory_budget_bytes",
+     [](const toml::node& n, Config* c) { return TakeBytes(n, kMinMemoryBudgetBytes, &c->memory_budget_bytes); }},
     {"read_ahead_kb", [](const toml::node& n, Config* c) { return TakeCount(n, 4, 1 << 20, &c->read_ahead_kb); }},
     {"threads", [](const toml::node& n, Config* c) { return TakeCount(n, 0, 1024, &c->threads); }},
     {"max_clients", [](const toml::node& n, Config* c) { return TakeCount(n, 1, 4096, &c->max_clients); }},
@@ -113,6 +127,12 @@ constexpr Key kKeys[] = {
      [](const toml::node& n, Config* c) {
        return TakeName(n, {"text", "json"}, &c->log_format);
      }},
+    {"compact_below_free_bytes",
+     [](const toml::node& n, Config* c) { return TakeBytes(n, 0, &c->compact_below_free_bytes); }},
+    {"compact_max_drift",
+     [](const toml::node& n, Config* c) { return TakeNumber(n, 0, 1, false, &c->compact_max_drift); }},
+    {"compact_target_ratio",
+     [](const toml::node& n, Config* c) { return TakeNumber(n, 1, 1e6, true, &c->compact_target_ratio); }},
     {"metrics", [](const toml::node& n, Config* c) { return TakeText(n, &c->metrics); }},
     {"access_log",
      [](const toml::node& n, Config* c) {

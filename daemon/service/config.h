@@ -27,7 +27,11 @@ struct Config {
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;
   bool access_log = false;
-  std::string metrics;  // a path, or a loopback address and port; "": none
+  // When less is free on the store's disk, models that allow it are made compact, the oldest first. 0: never.
+  uint64_t compact_below_free_bytes = 0;
+  double compact_max_drift = 0.05;  // none is made compact beyond
+  double compact_target_ratio = 0;  // to which; 0: as small as the drift allows
+  std::string metrics;              // a path, or a loopback address and port; "": none
 };
 
 struct DaemonFlags {

@@ -17,6 +17,7 @@
 
 #include "codec/support/log.h"
 #include "daemon/service/access_log.h"
+#include "daemon/service/compact_policy.h"
 #include "daemon/service/limits.h"
 #include "daemon/service/metrics.h"
 #include "daemon/service/metrics_server.h"
@@ -123,6 +124,8 @@ class Service {
       ShowMount();
     }
     server_ = std::make_unique<Server>(state_.get(), config_.max_clients);
+    if (config_.compact_below_free_bytes > 0 && why_read_only.ok())
+      policy_ = std::make_unique<CompactPolicy>(config_, state_.get());
     if (!config_.metrics.empty()) {
       ASSIGN_OR_RETURN(metrics_, MetricsServer::Start(config_.metrics, [this] { return MetricsText(Sample()); }));
       Log(LogLevel::kInfo, "metrics", {{"address", metrics_->address()}});
@@ -225,6 +228,7 @@ class Service {
   void StopAll() {
     const auto start = Clock::now();
     listener_.reset();
+    policy_.reset();
     if (server_) server_->Stop();
     if (mount_) {
       if (const Status status = mount_->Stop(); !status.ok())
@@ -288,6 +292,7 @@ class Service {
   std::unique_ptr<MountKeeper> mount_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<MetricsServer> metrics_;
+  std::unique_ptr<CompactPolicy> policy_;
   std::vector<Clock::time_point> mounted_again_;
 };
 

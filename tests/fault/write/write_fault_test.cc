@@ -15,6 +15,7 @@
 namespace modelstore {
 namespace {
 
+constexpr char kCompact[] = "compact";
 constexpr char kChildDir[] = "MODELSTORE_FAULT_CHILD_DIR";
 
 class WriteFaultTest : public ModelTest {
@@ -27,7 +28,9 @@ class WriteFaultTest : public ModelTest {
   }
   // Every model that is there is whole, and after a prune the store holds exactly what the models need.
   void ExpectGoodStore() {
-    for (const std::string& name : ModelNames()) ExpectStored(name, folders_.at(name));
+    for (const std::string& name : ModelNames()) {
+      if (name != kCompact) ExpectStored(name, folders_.at(name));  // what that is, only verify knows
+    }
     ExpectClean();
     ASSERT_OK(Prune(catalog(), false, job_).status());
     ExpectClean();
@@ -43,6 +46,15 @@ class WriteFaultTest : public ModelTest {
       }));
     }
     EXPECT_EQ(kept, report->stored_bytes);
+  }
+  // A finetune as a compact model.
+  static PushOptions Compact() {
+    PushOptions options;
+    options.name = kCompact;
+    CompactChoice& choice = options.compact.emplace().choice.emplace();
+    choice.rank = 2;
+    choice.residual_step = 2;
+    return options;
   }
   bool Has(const std::string& name) {
     const std::vector<std::string> names = ModelNames();
@@ -106,6 +118,23 @@ TEST_F(FullDiskTest, Push) {
       });
 }
 
+TEST_F(FullDiskTest, CompactPush) {
+  Sweep(
+      [&] {
+        Reopen();
+        if (!Has("base")) MustPush(folders_.at("base"));
+        if (Has(kCompact)) {
+          ASSERT_OK(Remove(catalog(), kCompact, false, job_).status());
+        }
+        ASSERT_OK(Prune(catalog(), false, job_).status());
+      },
+      [&] {
+        const Status status = PushPath(folders_.at("ft"), Compact()).status();
+        EXPECT_EQ(Has(kCompact), status.ok());
+        return status;
+      });
+}
+
 TEST_F(FullDiskTest, RemoveAndPrune) {
   Sweep(
       [&] {
@@ -141,6 +170,11 @@ TEST_F(KillTest, DISABLED_Child) {
       const Status status = Push(**catalog, *source, push, job_).status();
       ASSERT_TRUE(status.ok() || status.code() == StatusCode::kAlreadyExists) << status.ToString();
     }
+    Result<SourceTree> source = SourceTree::Scan(root + "/sources/ft");
+    ASSERT_OK(source.status());
+    const Status status = Push(**catalog, *source, Compact(), job_).status();
+    ASSERT_TRUE(status.ok() || status.code() == StatusCode::kAlreadyExists) << status.ToString();
+    ASSERT_OK(Remove(**catalog, kCompact, false, job_).status());
     ASSERT_OK(Remove(**catalog, "ft", false, job_).status());
     ASSERT_OK(Remove(**catalog, "base", false, job_).status());
     ASSERT_OK(Prune(**catalog, false, job_).status());

@@ -43,7 +43,8 @@ TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
   }
   EXPECT_EQ(keys, (std::set<std::string>{"store", "mount", "socket", "group", "memory_budget_bytes", "read_ahead_kb",
                                          "threads", "max_clients", "shutdown_seconds", "log_level", "log_format",
-                                         "access_log", "metrics"}));
+                                         "access_log", "metrics", "compact_below_free_bytes", "compact_max_drift",
+                                         "compact_target_ratio"}));
   const Result<Config> defaults = Load("");
   const Result<Config> loaded = Load(uncommented);
   ASSERT_TRUE(defaults.ok() && loaded.ok()) << loaded.status().ToString();
@@ -56,6 +57,9 @@ TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
   EXPECT_EQ(loaded->threads, defaults->threads);
   EXPECT_EQ(loaded->max_clients, defaults->max_clients);
   EXPECT_EQ(loaded->shutdown_seconds, defaults->shutdown_seconds);
+  EXPECT_EQ(loaded->compact_below_free_bytes, defaults->compact_below_free_bytes);
+  EXPECT_EQ(loaded->compact_max_drift, defaults->compact_max_drift);
+  EXPECT_EQ(loaded->compact_target_ratio, defaults->compact_target_ratio);
   EXPECT_EQ(loaded->log_level, defaults->log_level);
   EXPECT_EQ(loaded->log_format, defaults->log_format);
   EXPECT_EQ(loaded->access_log, defaults->access_log);

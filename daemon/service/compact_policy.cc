@@ -1,0 +1,128 @@
+#include "daemon/service/compact_policy.h"
+
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <exception>
+#include <string>
+
+#include "catalog/write/compact_model.h"
+#include "catalog/write/maintain.h"
+#include "codec/support/log.h"
+
+namespace modelstore {
+namespace {
+
+constexpr auto kLookEvery = std::chrono::minutes(1);
+
+}  // namespace
+
+std::optional<ModelRecord> NextToCompact(const std::vector<ModelRecord>& models,
+                                         const std::set<std::pair<ModelId, PushId>>& in_vain) {
+  std::set<ModelId> bases;
+  for (const ModelRecord& model : models) bases.insert(model.base);
+  const ModelRecord* oldest = nullptr;
+  for (const ModelRecord& model : models) {
+    if (!model.allow_compact || model.fidelity != Fidelity::kExact || model.base == 0) continue;
+    if (bases.contains(model.id) || in_vain.contains({model.id, model.push})) continue;
+    if (oldest == nullptr || model.created_ns < oldest->created_ns) oldest = &model;
+  }
+  return oldest == nullptr ? std::nullopt : std::optional(*oldest);
+}
+
+CompactPolicy::CompactPolicy(const Config& config, ServerState* state)
+    : config_(config), state_(*state), thread_([this] { Run(); }) {}
+
+CompactPolicy::~CompactPolicy() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (job_ != nullptr) job_->Cancel();
+  }
+  changed_.notify_all();
+  state_.pushes.WakeAll();
+  thread_.join();
+}
+
+void CompactPolicy::Run() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    lock.unlock();
+    Status status;
+    try {
+      status = Relieve();
+    } catch (const std::exception& e) {
+      status = Internal(e.what());
+    }
+    if (!status.ok() && status.code() != StatusCode::kCancelled)
+      Log(LogLevel::kError, "making models compact", {{"error", std::string(status.message())}});
+    lock.lock();
+    changed_.wait_for(lock, kLookEvery, [this] { return stopping_; });
+  }
+}
+
+Result<uint64_t> CompactPolicy::FreeBytes() const {
+  struct statvfs st;
+  if (statvfs(config_.store.c_str(), &st) != 0)
+    return StatusFromErrno(errno, "asking for the free space of " + config_.store);
+  return uint64_t{st.f_bavail} * st.f_frsize;
+}
+
+Status CompactPolicy::Relieve() {
+  while (true) {
+    ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes());
+    if (free_bytes >= config_.compact_below_free_bytes) return OkStatus();
+    ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, state_.catalog.ListModels());
+    const std::optional<ModelRecord> model = NextToCompact(models, in_vain_);
+    if (!model) return OkStatus();
+    Log(LogLevel::kInfo, "space is short; making a model compact",
+        {{"model", model->name}, {"free_bytes", std::to_string(free_bytes)}});
+    const Status made = MakeCompact(*model);
+    if (made.ok()) continue;
+    if (made.code() == StatusCode::kCancelled) return made;
+    in_vain_.emplace(model->id, model->push);
+    Log(LogLevel::kWarning, "a model stays exact", {{"model", model->name}, {"error", std::string(made.message())}});
+  }
+}
+
+Status CompactPolicy::MakeCompact(const ModelRecord& model) {
+  JobTable::Entry entry(&state_.jobs, JobInfo{.request = "compact", .model = model.name, .uid = geteuid()});
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return Cancelled("the daemon stops");
+    job_ = std::make_unique<JobControl>([&](const JobProgress& progress) { entry.Update(progress); });
+    job_->on_warning = [&](const std::string& message) {
+      Log(LogLevel::kWarning, "making a model compact", {{"model", model.name}, {"warning", message}});
+    };
+  }
+  const auto work = [&]() -> Status {
+    ASSIGN_OR_RETURN(const Gate::Place place, state_.pushes.Enter(*job_, std::nullopt));
+    PushOptions options;
+    options.name = model.name;
+    // What the caller of the push allowed then is what counts: a model that was pushed again meanwhile may not be
+    // meant.
+    options.may_replace = [&](const ModelRecord& now) {
+      return now.id == model.id && now.push == model.push ? OkStatus() : Busy("it was replaced meanwhile");
+    };
+    CompactOptions& compact = options.compact.emplace();
+    compact.max_drift = config_.compact_max_drift;
+    if (config_.compact_target_ratio > 0) compact.target_ratio = config_.compact_target_ratio;
+    ASSIGN_OR_RETURN(const PushReport report, CompactModel(state_.catalog, options, *job_));
+    ASSIGN_OR_RETURN(const PruneReport pruned, Prune(state_.catalog, /*dry_run=*/false, *job_));
+    Log(LogLevel::kInfo, "a model is compact",
+        {{"model", model.name},
+         {"stored_bytes", std::to_string(report.stored_bytes)},
+         {"drift", std::to_string(report.drift)},
+         {"freed_bytes", std::to_string(pruned.freed_bytes)}});
+    return OkStatus();
+  };
+  const Status status = work();
+  const std::lock_guard lock(mutex_);
+  job_.reset();
+  return status;
+}
+
+}  // namespace modelstore

@@ -1,0 +1,45 @@
+// CompactPolicy: makes models compact that allow it when the store's disk becomes short of space
+// (layer: daemon/service; docs/compact.md). A thread of its own, one model at a time.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "daemon/service/client_connection.h"
+#include "daemon/service/config.h"
+
+namespace modelstore {
+
+// The oldest exact model that allows it, has a base and is no other's base, of those that were not tried in vain.
+std::optional<ModelRecord> NextToCompact(const std::vector<ModelRecord>& models,
+                                         const std::set<std::pair<ModelId, PushId>>& in_vain);
+
+class CompactPolicy {
+ public:
+  // `state` outlives the object. Looks at the disk now and every minute.
+  CompactPolicy(const Config& config, ServerState* state);
+  ~CompactPolicy();  // ends a job under way; it rolls back
+
+ private:
+  void Run();
+  // Until enough is free or no model is left.
+  Status Relieve();
+  Status MakeCompact(const ModelRecord& model);
+  Result<uint64_t> FreeBytes() const;
+
+  const Config& config_;
+  ServerState& state_;
+  std::set<std::pair<ModelId, PushId>> in_vain_;
+  std::unique_ptr<JobControl> job_;  // under mutex_ to set and cancel
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace modelstore
