@@ -20,7 +20,6 @@ constexpr float kLargestDelta = 1e30f;
 constexpr uint64_t kLeastSample = 48;
 constexpr uint64_t kSampleShare = 48;
 constexpr uint32_t kMaxPruneBits = 8;
-constexpr double kMissingUnderFeedback = 0.4;
 
 Status Check(const CompactInput& input) {
   const std::string shape = std::to_string(input.rows) + " x " + std::to_string(input.columns);
@@ -203,10 +202,8 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
         if (is_new) coder->second = FitDeadZone(input, *fit, choice.residual_step * sigma);
         AddResidual(input, *fit, coder->second, sample, 2, estimate.bytes, estimate.error);
       }
-      // Of what feedback leaves, most is noise beside the finetune's direction.
-      const double missing = estimate.error / analysis.energy *
-                             (choice.residual_step > 0 && input.moments != nullptr ? kMissingUnderFeedback : 1);
-      estimate.error = ScaledError(estimate.error, analysis.energy, ScaleFor(input, choice, 1 - missing));
+      estimate.error =
+          ScaledError(estimate.error, analysis.energy, ScaleFor(input, choice, 1 - estimate.error / analysis.energy));
     }
     analysis.estimates.push_back(estimate);
   }
