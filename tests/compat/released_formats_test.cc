@@ -25,9 +25,6 @@ class ReleasedFormat : public testing::Test {
     std::string pattern = (fs::temp_directory_path() / "modelstore-compat-XXXXXX").string();
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     folder_ = pattern;
-    const fs::path released = fs::path(MODELSTORE_SOURCE_DIR) / "tests/data/compat/format-1";
-    fs::copy(released, folder_ / "store", fs::copy_options::recursive);
-    fs::permissions(folder_ / "store", fs::perms::owner_all);
   }
   void TearDown() override { fs::remove_all(folder_); }
 
@@ -38,6 +35,10 @@ class ReleasedFormat : public testing::Test {
     EXPECT_TRUE(catalog.ok()) << catalog.status().ToString();
     return catalog.ok() ? std::move(catalog).value() : nullptr;
   }
+
+  // Each model's files by the SHA-256 of their content.
+  using Models = std::map<std::string, std::map<std::string, std::string>>;
+  void CheckStore(const std::string& released, const Models& expected);
 
   fs::path folder_;
 };
@@ -50,18 +51,10 @@ std::string HashOfFile(const fs::path& path) {
   return ToHex(sha.Finish());
 }
 
-// Raw, zstd, self, delta, a finetune widened to F32, an empty tensor and an empty file.
-TEST_F(ReleasedFormat, One) {
-  const std::map<std::string, std::map<std::string, std::string>> expected = {
-      {"base",
-       {{"config.json", "b3e5d6c91987ae0b8dc03b4660ac7f4fedcd297267ebf2e764bfb9d232b8b0a5"},
-        {"empty.txt", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
-        {"model.safetensors", "559870e188acdaf39b4c4ee99baef6897d122b81e7777a9d5bfcdfb9cc803e5f"}}},
-      {"finetune",
-       {{"config.json", "b3e5d6c91987ae0b8dc03b4660ac7f4fedcd297267ebf2e764bfb9d232b8b0a5"},
-        {"model.safetensors", "cc234b4a1bfbc358aa15b4673a339240140189b25191108acede539d9b2ae4d2"}}},
-      {"widened", {{"model.safetensors", "6c5e0d904d6814470b2c1539382e7f46eb537b501a15ba7dc031d38589c4184b"}}},
-  };
+void ReleasedFormat::CheckStore(const std::string& released, const Models& expected) {
+  fs::copy(fs::path(MODELSTORE_SOURCE_DIR) / "tests/data/compat" / released, folder_ / "store",
+           fs::copy_options::recursive);
+  fs::permissions(folder_ / "store", fs::perms::owner_all);
   const std::unique_ptr<Catalog> catalog = OpenCatalog();
   ASSERT_NE(catalog, nullptr);
   JobControl job;
@@ -88,6 +81,39 @@ TEST_F(ReleasedFormat, One) {
   const Result<PushReport> pushed = Push(*catalog, *source, options, job);
   ASSERT_TRUE(pushed.ok()) << pushed.status().ToString();
   EXPECT_EQ(pushed->identical_file_bytes, pushed->logical_bytes);
+}
+
+// Raw, zstd, self, delta, a finetune widened to F32, an empty tensor and an empty file.
+TEST_F(ReleasedFormat, One) {
+  CheckStore(
+      "format-1",
+      {
+          {"base",
+           {{"config.json", "b3e5d6c91987ae0b8dc03b4660ac7f4fedcd297267ebf2e764bfb9d232b8b0a5"},
+            {"empty.txt", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+            {"model.safetensors", "559870e188acdaf39b4c4ee99baef6897d122b81e7777a9d5bfcdfb9cc803e5f"}}},
+          {"finetune",
+           {{"config.json", "b3e5d6c91987ae0b8dc03b4660ac7f4fedcd297267ebf2e764bfb9d232b8b0a5"},
+            {"model.safetensors", "cc234b4a1bfbc358aa15b4673a339240140189b25191108acede539d9b2ae4d2"}}},
+          {"widened", {{"model.safetensors", "6c5e0d904d6814470b2c1539382e7f46eb537b501a15ba7dc031d38589c4184b"}}},
+      });
+}
+
+// A finetune made compact twice, BF16, F16 and F32: from factors and a residual, and pruned and quantized in groups
+// with levels of more than 3 bits; its norms are one delta.
+TEST_F(ReleasedFormat, OneWithCompactModels) {
+  CheckStore("format-1-compact",
+             {
+                 {"base",
+                  {{"config.json", "3216f32d8cd1cb6f7f5ed3330a9b72a5952cf1e3bf0ac9d3a4f4a80fa8f92eda"},
+                   {"model.safetensors", "a07e96330d7ea9c6adf522f7dc286565143b11a512c84a145fee6744dfd21009"}}},
+                 {"small",
+                  {{"config.json", "3216f32d8cd1cb6f7f5ed3330a9b72a5952cf1e3bf0ac9d3a4f4a80fa8f92eda"},
+                   {"model.safetensors", "2bb29acb2aac06222cc7efeb409a232d5c49a646484b76d27c09659f12bf31a0"}}},
+                 {"pruned",
+                  {{"config.json", "3216f32d8cd1cb6f7f5ed3330a9b72a5952cf1e3bf0ac9d3a4f4a80fa8f92eda"},
+                   {"model.safetensors", "882180213819e9be4dd910f292606e39706af35e9a08b0717441858a91364613"}}},
+             });
 }
 
 }  // namespace

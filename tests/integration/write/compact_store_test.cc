@@ -358,6 +358,42 @@ TEST_F(CompactStoreTest, VerifyRebuildsItOnce) {
   EXPECT_LT(total, content_.size() + 2 * (*tensor)->record.bytes);
 }
 
+// Pushed, not made by hand: one compact tensor and one bundle of small tensors, spread over the model's files.
+TEST_F(ModelTest, ACompactModelOfSeveralFilesIsCountedOnce) {
+  const std::vector<TestTensor> base = SmallModel(1), finetune = FinetunedModel(base, 50);
+  const auto write = [&](const std::string& name, const std::vector<TestTensor>& tensors) {
+    const size_t half = tensors.size() / 2;
+    WriteSource(name, "a.safetensors", SafetensorsFile({tensors.begin(), tensors.begin() + half}));
+    return WriteSource(name, "b.safetensors", SafetensorsFile({tensors.begin() + half, tensors.end()}));
+  };
+  const std::string base_folder = write("base", base);
+  MustPush(base_folder);
+  PushOptions options;
+  options.compact.emplace();
+  options.compact->choice = CompactChoice{.rank = 2, .residual_step = 3};
+  const PushReport pushed = MustPush(write("small", finetune), options);
+  EXPECT_EQ(pushed.fidelity, Fidelity::kCompact);
+
+  uint64_t large = 0, small = 0;
+  for (const TestTensor& tensor : finetune) (tensor.shape.size() == 1 ? small : large) += tensor.bytes.size();
+  const ModelUsage usage = UsageOf("small");
+  EXPECT_EQ(usage.levels.compact, large);
+  EXPECT_EQ(usage.levels.delta + usage.levels.self + usage.levels.raw, small);
+  EXPECT_EQ(usage.levels.identical_tensor, usage.logical_bytes - large - small);  // the headers are the base's
+  EXPECT_EQ(usage.stored_bytes, pushed.stored_bytes);
+  const Result<StoreWalk> walk = StoreWalk::Load(catalog().store());
+  ASSERT_OK(walk.status());
+  EXPECT_TRUE(UsageRepairs(catalog().store(), *walk)->empty());
+  ExpectClean();
+  EXPECT_EQ(Remove(catalog(), "base", false, job_).status().code(), StatusCode::kHasDependents);
+  const Result<RemoveReport> removed = Remove(catalog(), "small", false, job_);
+  ASSERT_OK(removed.status());
+  EXPECT_EQ(removed->freed_bytes, pushed.stored_bytes);
+  ASSERT_OK(Remove(catalog(), "base", false, job_).status());
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  EXPECT_EQ(CountKeys(Family::kTensors) + CountKeys(Family::kBlocks) + CountKeys(Family::kFiles), 0u);
+}
+
 TEST(TensorsInFullTest, AreThoseWhosePartsFollowEachOther) {
   const TensorId a{{1, 1}, 0}, b{{2, 2}, 0}, c{{3, 3}, 0};
   const auto part = [](const TensorId& id, uint64_t offset, uint64_t bytes) {
