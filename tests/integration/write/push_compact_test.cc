@@ -63,6 +63,7 @@ class CompactPushTest : public ModelTest {
     CompactOptions compact;
     compact.choice.emplace();
     compact.choice->rank = rank;
+    compact.choice->factor_step = 1;  // what these expect of a rank does not hang on the default
     compact.choice->residual_step = residual_step;
     return Options(name, compact);
   }
