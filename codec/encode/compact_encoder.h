@@ -22,11 +22,17 @@
 
 namespace modelstore {
 
+// Share of the mean diagonal that is added to the moments' diagonal, for encoding and measuring alike. A few directions
+// hold most of the energy of a transformer's inputs; with the usual 0.01 error feedback hides errors from those alone,
+// and the divergence from the finetune does not follow. On the real pair 0.4 needs 14 % fewer bytes than 0.01 for the
+// same divergence, and keeps more of the gain; 1 keeps more still at a higher divergence.
+inline constexpr double kMomentsDamping = 0.4;
+
 // Second moments of a tensor's inputs, ready for use: damped and factored. Immutable.
 class InputMoments {
  public:
-  // `h`: n x n, row-major, symmetric (float32, as the file of moments has it). Adds damping (1 % of the mean diagonal,
-  // more when it is singular). Errors: InvalidArgument (not n x n, not finite, negative diagonal, all zero, not
+  // `h`: n x n, row-major, symmetric (float32, as the file of moments has it). Adds kMomentsDamping, more where that
+  // is not enough for a factor. Errors: InvalidArgument (not n x n, not finite, negative diagonal, all zero, not
   // symmetric, not positive after damping).
   static Result<std::shared_ptr<const InputMoments>> Prepare(std::span<const float> h, uint64_t n);
   // Bytes that preparing and keeping them takes at most, besides `h`.

@@ -8,9 +8,8 @@
 namespace modelstore {
 namespace {
 
-// Share of the mean diagonal that is added to it; ten times more until the factorization succeeds.
-constexpr double kDamping = 0.01;
-constexpr double kLargestDamping = 10;
+constexpr double kLargestDamping = 40;  // ten times more until the factorization succeeds
+
 // Rounding of a float32 X^T X leaves less asymmetry than this share of sqrt(h_ii h_jj).
 constexpr double kAsymmetry = 1e-2;
 
@@ -61,7 +60,7 @@ Result<std::shared_ptr<const InputMoments>> InputMoments::Prepare(std::span<cons
   // H with rows and columns reversed is L L^T; reversed again, L is the upper factor.
   const auto size = static_cast<Eigen::Index>(n);
   Eigen::MatrixXd reversed(size, size);
-  for (double damping = kDamping; damping <= kLargestDamping; damping *= 10) {
+  for (double damping = kMomentsDamping; damping <= kLargestDamping; damping *= 10) {
     for (uint64_t i = 0; i < n; ++i) {
       for (uint64_t j = 0; j <= i; ++j) {
         const double mean = (static_cast<double>(h[i * n + j]) + h[j * n + i]) / 2;
