@@ -13,6 +13,8 @@ namespace {
 constexpr uint8_t kRecordVersion = 1;  // first byte of every record
 constexpr uint8_t kPackedVersion = 2;  // of tensors and files: the body is packed
 constexpr std::byte kCompactEncoding{4};
+// Of a packed record: what is packed well may say millions of them in some kilobytes.
+constexpr uint64_t kMaxPackedItems = 1 << 20;
 constexpr size_t kMaxFeatures = 256;
 
 void PutTensorId(ByteWriter& out, const TensorId& id) {
@@ -192,9 +194,10 @@ void PutView(ByteWriter& out, const std::vector<ViewSegment>& view) {
   }
 }
 
-Status TakeView(ByteReader& in, std::vector<ViewSegment>* view, uint64_t* elems) {
+Status TakeView(ByteReader& in, bool is_packed, std::vector<ViewSegment>* view, uint64_t* elems) {
   const uint64_t segments = in.Varint();
-  if (!Fits(in, segments, 2)) return Malformed("tensor", std::to_string(segments) + " view segments do not fit");
+  if (!Fits(in, segments, 2) || (is_packed && segments > kMaxPackedItems))
+    return Malformed("tensor", std::to_string(segments) + " view segments do not fit");
   view->reserve(segments);
   *elems = 0;
   for (uint64_t i = 0; i < segments && in.ok(); ++i) {
@@ -225,10 +228,10 @@ Result<TensorRecord> ParseTensorBody(ByteReader& in, bool is_packed) {
   const ByteSpan frame = in.LengthPrefixed();
   record.frame.assign(frame.begin(), frame.end());
   uint64_t view_elems = 0, part_elems = 0;
-  RETURN_IF_ERROR(TakeView(in, &record.view, &view_elems));
+  RETURN_IF_ERROR(TakeView(in, is_packed, &record.view, &view_elems));
   if (is_packed) {
     for (auto* part : {&record.factors, &record.residual, &record.scales})
-      RETURN_IF_ERROR(TakeView(in, part, &part_elems));
+      RETURN_IF_ERROR(TakeView(in, is_packed, part, &part_elems));
   }
   RETURN_IF_ERROR(CheckEnd(in, kWhat));
   if (record.is_compact() != is_packed)
@@ -301,7 +304,8 @@ Result<FileRecord> ParseFileBody(ByteReader& in, bool is_packed) {
   record.kind = static_cast<FileKind>(kind);
   record.bytes = in.Varint();
   const uint64_t extents = in.Varint();
-  if (!Fits(in, extents, 3)) return Malformed(kWhat, std::to_string(extents) + " extents do not fit");
+  if (!Fits(in, extents, 3) || (is_packed && extents > kMaxPackedItems))
+    return Malformed(kWhat, std::to_string(extents) + " extents do not fit");
   // Grown by push_back: an extent in memory is larger than its smallest encoding.
   uint64_t covered = 0;
   for (uint64_t i = 0; i < extents && in.ok(); ++i) {

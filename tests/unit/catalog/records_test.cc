@@ -441,6 +441,20 @@ TEST(Records, PackedBodiesAreBoundedBeforeTheyAreUnpacked) {
   EXPECT_EQ(ParseFileRecord(twice).status().code(), StatusCode::kCorruption);
 }
 
+// 3 million segments of one kind are packed into some hundred bytes.
+TEST(Records, PackedRecordsHaveABoundedCountOfItems) {
+  TensorRecord tensor = SampleCompactTensor();
+  tensor.residual.assign((1 << 20) + 1, {ViewSegment::Kind::kNone, 1, {}, 0});
+  EXPECT_EQ(ParseTensorRecord(Serialize(tensor)).status().code(), StatusCode::kCorruption);
+  tensor.residual.pop_back();
+  EXPECT_TRUE(ParseTensorRecord(Serialize(tensor)).ok()) << ParseTensorRecord(Serialize(tensor)).status().ToString();
+  FileRecord file = SampleFileWithParts();
+  file.extents.resize((1 << 20) + 1, Extent{Extent::Kind::kLiteral, 0, {}, 0, {}, ""});
+  EXPECT_EQ(ParseFileRecord(Serialize(file)).status().code(), StatusCode::kCorruption);
+  file.extents.pop_back();
+  EXPECT_TRUE(ParseFileRecord(Serialize(file)).ok()) << ParseFileRecord(Serialize(file)).status().ToString();
+}
+
 TEST(Records, VersionsSayWhatTheRecordsAre) {
   // What is written as one version is refused in the other.
   TensorRecord tensor = SampleCompactTensor();
