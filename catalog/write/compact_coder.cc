@@ -19,11 +19,12 @@ constexpr uint64_t kWindowElems = 64 << 10;
 constexpr uint64_t kWaveLevels = 16 << 20;
 constexpr uint64_t kPartElems = 8 << 20;
 // Estimating a residual costs fifty times what a rank costs: few ranks have one, and only where a budget can pay it (4
-// standard deviations take a sixth of a bit an element).
+// standard deviations take a sixth of a bit an element). Above this ratio low rank alone diverges less at equal bytes,
+// though its drift is larger: half of that is noise of the factors, which costs little.
 constexpr uint32_t kLadderRanks[] = {1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64};
 constexpr uint32_t kResidualRanks[] = {0, 16};
 constexpr float kResidualSteps[] = {4, 3, 2.5f, 2, 1.5f, 1, 0.7f, 0.5f};
-constexpr double kMaxResidualRatio = 120;
+constexpr double kMaxResidualRatio = 70;
 constexpr float kLadderSparsities[] = {0.5f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f, 0.99f};
 
 std::string Megabytes(uint64_t bytes) { return std::to_string((bytes + 999'999) / 1'000'000) + " MB"; }
