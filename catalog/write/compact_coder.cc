@@ -137,7 +137,7 @@ uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, u
   const CompactChoice largest =
       HasFixedChoice(options) ? *options.choice : LargestOf(LadderFor(options, rows, columns));
   const bool has_moments = options.moments != nullptr;
-  uint64_t bytes = rows * columns * sizeof(float) + CompactMemoryBytes(rows, columns, has_moments, largest);
+  uint64_t bytes = 2 * rows * columns * sizeof(float) + CompactMemoryBytes(rows, columns, has_moments, largest);
   if (has_moments) bytes += columns * columns * sizeof(float) + InputMoments::MemoryBytes(columns);
   return bytes;
 }
@@ -252,12 +252,15 @@ double CompactCoder::DriftOf(const std::vector<CompactItem>& items) {
   return elems > 0 ? sum / elems : 0;
 }
 
-Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>* out) const {
+Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>* out,
+                                     std::vector<float>* base_out) const {
   ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*item.file));
   const DType dtype = item.source->dtype;
   const uint32_t width = DTypeBytes(dtype);
   const std::vector<ViewSegment> view = {{ViewSegment::Kind::kIdentity, item.elems(), item.base, 0}};
   out->resize(item.elems());
+  const bool keeps_base = dtype == DType::kBF16;
+  base_out->resize(keeps_base ? item.elems() : 0);
   Buffer source, base;
   std::vector<double> own(kWindowElems), predicted(kWindowElems);
   bool finite = true;
@@ -275,6 +278,7 @@ Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>
       const float delta = static_cast<float>(own[i] - predicted[i]);
       finite &= std::isfinite(delta);
       (*out)[at + i] = delta;
+      if (keeps_base) (*base_out)[at + i] = static_cast<float>(predicted[i]);
     }
   }
   return finite;
@@ -290,14 +294,14 @@ Status CompactCoder::VisitGroup(const std::vector<CompactItem*>& group, const Vi
     if (!prepared.ok()) return prepared.status().WithContext("moments of '" + first.source->name + "'");
     moments = *std::move(prepared);
   }
-  std::vector<float> delta, row_weights;
+  std::vector<float> delta, base, row_weights;
   for (CompactItem* item : group) {
     RETURN_IF_ERROR(job_.Check());
-    ASSIGN_OR_RETURN(item->finite, LoadDelta(*item, &delta));
+    ASSIGN_OR_RETURN(item->finite, LoadDelta(*item, &delta, &base));
     if (!item->finite) continue;
     row_weights.clear();
     if (item->has_rows) RETURN_IF_ERROR(moments_->LoadRowWeights(item->source->name, &row_weights));
-    const CompactInput input = {item->rows, item->columns, delta, moments.get(), row_weights};
+    const CompactInput input = {item->rows, item->columns, delta, moments.get(), row_weights, base};
     RETURN_IF_ERROR(visit(*item, input).WithContext("tensor '" + item->source->name + "'"));
   }
   return OkStatus();

@@ -85,8 +85,8 @@ class CompactCoder {
   // Calls visit for each item with its delta, several at once, those of equal moments after each other.
   Status ForEachDelta(const std::vector<CompactItem*>& items, const Visit& visit);
   Status VisitGroup(const std::vector<CompactItem*>& group, const Visit& visit);
-  // finetune - base. False when one of them is not finite.
-  Result<bool> LoadDelta(const CompactItem& item, std::vector<float>* out) const;
+  // finetune - base, and of BF16 tensors the base. False when one of them is not finite.
+  Result<bool> LoadDelta(const CompactItem& item, std::vector<float>* out, std::vector<float>* base_out) const;
   Result<std::vector<CompactCandidate>> Candidates(const std::vector<CompactItem>& items) const;
 
   Catalog& catalog_;

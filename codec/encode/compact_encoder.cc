@@ -27,6 +27,10 @@ Status Check(const CompactInput& input) {
       input.delta.size() % input.rows != 0) {
     return InvalidArgument("a delta of " + std::to_string(input.delta.size()) + " elements is not of shape " + shape);
   }
+  if (!input.base.empty() && input.base.size() != input.delta.size()) {
+    return InvalidArgument("a base of " + std::to_string(input.base.size()) + " elements does not fit a delta of " +
+                           std::to_string(input.delta.size()));
+  }
   if (input.moments != nullptr && input.moments->state().n != input.columns) {
     return InvalidArgument("moments of " + std::to_string(input.moments->state().n) +
                            " inputs do not fit a tensor of " + shape);
@@ -68,8 +72,9 @@ struct Measured {
 };
 
 // Without low rank and levels the error is the delta's energy.
+// `rounded`: after rounding to nearest.
 Measured Measure(const CompactInput& input, const LowRankFit* low_rank, const ResidualCoder* coder,
-                 std::span<const int8_t> levels, bool kept) {
+                 std::span<const int8_t> levels, bool kept, bool rounded = false) {
   std::optional<LowRankRows> lower;
   if (low_rank != nullptr) lower.emplace(*low_rank, input.columns);
   std::vector<float> panel, scratch;
@@ -91,6 +96,12 @@ Measured Measure(const CompactInput& input, const LowRankFit* low_rank, const Re
         if (q == 0) continue;
         const float value = coder->values[static_cast<size_t>(std::abs(q))] * coder->steps[coder->GroupOf(begin + e)];
         panel[e] -= q < 0 ? -value : value;
+      }
+    }
+    if (rounded) {
+      for (uint64_t e = 0; e < panel.size(); ++e) {
+        const float finetune = input.base[begin + e] + values[e];
+        panel[e] = finetune - RoundToBf16(finetune - panel[e]);
       }
     }
     const auto sum = [&] {
@@ -210,7 +221,10 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
   return analysis;
 }
 
-Result<CompactTensor> EncodeTensor(const CompactInput& input, const CompactChoice& choice) {
+Result<CompactTensor> EncodeTensor(const CompactInput& given, const CompactChoice& choice) {
+  CompactInput input = given;
+  // Levels that were chosen with the rounding in mind fit their own steps only, not steps times another scale.
+  if (choice.scale != 0 && choice.scale != 1) input.base = {};
   RETURN_IF_ERROR(Check(input));
   RETURN_IF_ERROR(Check(choice));
   CompactTensor tensor;
@@ -239,17 +253,18 @@ Result<CompactTensor> EncodeTensor(const CompactInput& input, const CompactChoic
   }
   // Least squares keep as much as they leave out of the energy; a residual with error feedback is measured.
   double along = 1 - low_rank.error / tensor.energy;
-  if (coder && choice.scale == 0) {
+  const bool rounded = coder && !coder->prune && !input.base.empty();
+  if (coder && !rounded && choice.scale == 0) {
     const Measured measured = Measure(input, &low_rank, &*coder, tensor.residual, true);
     along = (tensor.energy + measured.kept - measured.error) / (2 * tensor.energy);
   }
-  if (const float scale = ScaleFor(input, choice, along); scale != 1) {
+  if (const float scale = rounded ? 1 : ScaleFor(input, choice, along); scale != 1) {
     for (float& s : low_rank.scales) s = FromBf16(ToBf16(s * scale));
     if (coder) {
       for (float& s : coder->steps) s = FromBf16(ToBf16(s * scale));
     }
   }
-  tensor.error = Measure(input, &low_rank, coder ? &*coder : nullptr, tensor.residual, false).error;
+  tensor.error = Measure(input, &low_rank, coder ? &*coder : nullptr, tensor.residual, false, rounded).error;
   if (!std::isfinite(tensor.error)) return InvalidArgument("the delta is too large for its moments");
 
   tensor.segment.rank = low_rank.rank;
@@ -259,6 +274,7 @@ Result<CompactTensor> EncodeTensor(const CompactInput& input, const CompactChoic
   for (const float s : low_rank.scales) tensor.scales.push_back(ToBf16(s));
   if (coder) {
     tensor.segment.has_residual = true;
+    tensor.segment.nearest = rounded;
     tensor.segment.wide_residual = coder->wide;
     tensor.segment.group_elems = coder->group_elems;
     tensor.segment.biases = coder->biases;

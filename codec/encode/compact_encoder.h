@@ -50,8 +50,11 @@ struct CompactInput {
   uint64_t rows = 0, columns = 0;
   std::span<const float> delta;           // finetune - base, row-major, finite
   const InputMoments* moments = nullptr;  // null: the identity
-  std::span<const float>
-      row_weights;  // how much a row's error counts (embeddings: ROWS of the moments' file); empty: all alike
+  // How much a row's error counts (embeddings: ROWS of the moments' file). Empty: all alike.
+  std::span<const float> row_weights;
+  // A BF16 tensor's base: its residual is then chosen with the rounding of what it makes in mind, and rounded to
+  // nearest. Empty: values are not rounded, or by the dither.
+  std::span<const float> base;
 };
 
 // What is kept of a tensor. All zero: nothing (the base's tensor as it is).

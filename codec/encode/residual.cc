@@ -59,8 +59,10 @@ class Sweep {
     }
   }
 
-  // targets: rows x columns; become the errors. levels: as many, or null.
-  void Panel(const uint64_t* rows, const double* counts, uint64_t row_count, float* targets, int8_t* levels) {
+  // targets: rows x columns; become the errors. anchors: the sums that levels are added to, when these are rounded to
+  // nearest, else null. levels: as many, or null.
+  void Panel(const uint64_t* rows, const double* counts, uint64_t row_count, float* targets, const float* anchors,
+             int8_t* levels) {
     moved_.resize(row_count * kBlockColumns);
     for (uint64_t first = 0; first < columns_; first += kBlockColumns) {
       const uint64_t width = std::min(kBlockColumns, columns_ - first);
@@ -75,8 +77,8 @@ class Sweep {
       }
       if (coder_.prune) MarkPruned(rows, row_count, targets, first, width);
       for (uint64_t i = 0; i < row_count; ++i) {
-        Row(rows[i], i, counts[i], targets + i * columns_, first, width,
-            levels != nullptr ? levels + i * columns_ : nullptr);
+        Row(rows[i], i, counts[i], targets + i * columns_, anchors != nullptr ? anchors + i * columns_ : nullptr, first,
+            width, levels != nullptr ? levels + i * columns_ : nullptr);
       }
     }
   }
@@ -121,7 +123,8 @@ class Sweep {
     return t * t * column_cost_[j];
   }
 
-  void Row(uint64_t row, uint64_t i, double count, float* target, uint64_t first, uint64_t width, int8_t* levels) {
+  void Row(uint64_t row, uint64_t i, double count, float* target, const float* anchors, uint64_t first, uint64_t width,
+           int8_t* levels) {
     const double weight = row_weights_.empty() ? 1.0 : static_cast<double>(row_weights_[row]) / mean_row_;
     float* moved = moved_.data() + i * kBlockColumns;
     const auto cost = static_cast<float>(row_weights_.empty() ? 1 : (weight + kLeastRowShare) / (1 + kLeastRowShare));
@@ -131,10 +134,16 @@ class Sweep {
       const float step = coder_.steps[coder_.GroupOf(row * columns_ + j)];
       const float t = target[j] + moved[c] * inverse_[j];
       const float x = step > 0 ? std::abs(t) / step : 0;
-      const int q = coder_.prune ? (kept_[i * kBlockColumns + c] && step > 0 ? Nearest(x) : 0)
-                                 : Cheapest(x, column_cost_[j] * cost);
+      int q;
+      float value;
+      if (anchors != nullptr && step > 0) {
+        value = CheapestRounded(t, anchors[j], step, column_cost_[j] * cost, &q);
+      } else {
+        q = coder_.prune ? (kept_[i * kBlockColumns + c] && step > 0 ? Nearest(x) : 0)
+                         : Cheapest(x, column_cost_[j] * cost);
+        value = std::copysign(coder_.values[static_cast<size_t>(q)] * step, t);
+      }
       magnitudes_[static_cast<size_t>(q)] += count;
-      const float value = std::copysign(coder_.values[static_cast<size_t>(q)] * step, t);
       if (q != 0) {
         const auto b = static_cast<size_t>(std::min(q, 3) - 1);
         const double w = count * weight * column_cost_[j];
@@ -142,7 +151,7 @@ class Sweep {
         shortfall_weight_[b] += w;
       }
       row_error += static_cast<double>((t - value) * (t - value) * column_cost_[j]);
-      const float error = q != 0 ? target[j] - value : target[j];
+      const float error = target[j] - value;
       target[j] = error;
       if (levels != nullptr) levels[j] = static_cast<int8_t>(t < 0 ? -q : q);
       if (state_ != nullptr) {
@@ -170,6 +179,33 @@ class Sweep {
       }
     }
     return best;
+  }
+
+  // The same where anchor + value is rounded to nearest: a level may reach exactly what is wanted, or be lost. Gives
+  // the value after rounding.
+  float CheapestRounded(float t, float anchor, float step, float cost, int* best) const {
+    const float unit = 1 / step;
+    const auto rounded = [&](int q) {
+      return RoundToBf16(anchor + std::copysign(coder_.values[static_cast<size_t>(q)] * step, t)) - anchor;
+    };
+    const auto loss = [&](int q, float value) {
+      const float rest = (t - value) * unit;
+      return cost * rest * rest + coder_.price * coder_.bits[static_cast<size_t>(q)];
+    };
+    *best = 0;
+    float best_value = rounded(0);
+    const float x = std::abs(t) * unit;
+    if (x < 0.2f) return best_value;
+    float least = loss(0, best_value);
+    const int top = std::min(static_cast<int>(std::min(x + 0.5f, 1000.0f)) + 1, coder_.max_level());
+    for (int q = std::max(1, top - 2); q <= top; ++q) {
+      const float value = rounded(q), own = loss(q, value);
+      if (own >= least) continue;
+      least = own;
+      best_value = value;
+      *best = q;
+    }
+    return best_value;
   }
 
   const ResidualCoder& coder_;
@@ -243,7 +279,8 @@ ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& lo
   const LowRankRows lower(low_rank, input.columns);
   Sweep sweep(input, coder);
   if (levels != nullptr) levels->resize(input.delta.size());
-  std::vector<float> panel, scratch;
+  const bool rounds = !input.base.empty() && !coder.prune;
+  std::vector<float> panel, anchors, scratch;
   std::vector<double> energies(kPanelRows);
   double left = 0;
   for (uint64_t first = 0; first < sample.rows.size(); first += kPanelRows) {
@@ -254,6 +291,14 @@ ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& lo
       std::copy(row.begin(), row.end(), panel.begin() + static_cast<ptrdiff_t>(i * input.columns));
     }
     lower.Subtract(std::span(sample.rows).subspan(first, count), panel.data());
+    if (rounds) {
+      anchors.resize(panel.size());
+      for (uint64_t i = 0; i < count; ++i) {
+        const uint64_t begin = sample.rows[first + i] * input.columns;
+        for (uint64_t j = 0, e = i * input.columns; j < input.columns; ++j, ++e)
+          anchors[e] = input.base[begin + j] + (input.delta[begin + j] - panel[e]);
+      }
+    }
     if (untouched) {
       RowEnergies(input.moments, panel.data(), count, input.columns, scratch, energies.data());
       for (uint64_t i = 0; i < count; ++i) {
@@ -263,6 +308,7 @@ ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& lo
       }
     }
     sweep.Panel(sample.rows.data() + first, sample.counts.data() + first, count, panel.data(),
+                rounds ? anchors.data() : nullptr,
                 levels != nullptr ? levels->data() + first * input.columns : nullptr);
   }
   ResidualOutcome out = sweep.Outcome();
@@ -276,7 +322,8 @@ ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank,
   coder.steps = {FromBf16(ToBf16(step / fineness))};
   coder.price = kPrice * fineness * fineness;
   coder.values.resize(8);
-  SetBiases(coder, input.moments == nullptr ? std::array<double, 3>{0.1, 0.05, 0.02} : std::array<double, 3>{});
+  SetBiases(coder, input.moments == nullptr && input.base.empty() ? std::array<double, 3>{0.1, 0.05, 0.02}
+                                                                  : std::array<double, 3>{});
   const RowSample sample = SampleRows(input, kFitRows, kFitRows / 4);
   std::vector<double> magnitudes(coder.values.size());
   for (const uint64_t row : sample.rows) {
@@ -290,7 +337,7 @@ ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank,
     const ResidualOutcome outcome = QuantizeResidual(input, low_rank, coder, sample, false, nullptr);
     SetBits(coder, outcome.magnitudes);
     // Under feedback a level's mean is no better than its number: what it misses, later columns make good.
-    if (input.moments == nullptr) SetBiases(coder, outcome.shortfall);
+    if (input.moments == nullptr && input.base.empty()) SetBiases(coder, outcome.shortfall);
   }
   return coder;
 }
