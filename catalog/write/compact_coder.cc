@@ -137,7 +137,8 @@ uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, u
   const CompactChoice largest =
       HasFixedChoice(options) ? *options.choice : LargestOf(LadderFor(options, rows, columns));
   const bool has_moments = options.moments != nullptr;
-  uint64_t bytes = 2 * rows * columns * sizeof(float) + CompactMemoryBytes(rows, columns, has_moments, largest);
+  uint64_t bytes =
+      rows * columns * (sizeof(float) + sizeof(uint16_t)) + CompactMemoryBytes(rows, columns, has_moments, largest);
   if (has_moments) bytes += columns * columns * sizeof(float) + InputMoments::MemoryBytes(columns);
   return bytes;
 }
@@ -253,7 +254,7 @@ double CompactCoder::DriftOf(const std::vector<CompactItem>& items) {
 }
 
 Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>* out,
-                                     std::vector<float>* base_out) const {
+                                     std::vector<uint16_t>* base_out) const {
   ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*item.file));
   const DType dtype = item.source->dtype;
   const uint32_t width = DTypeBytes(dtype);
@@ -274,11 +275,11 @@ Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>
     };
     widen(source.span(), own);
     widen(base.span(), predicted);
+    if (keeps_base) std::memcpy(base_out->data() + at, base.span().data(), base.span().size());
     for (uint64_t i = 0; i < elems; ++i) {
       const float delta = static_cast<float>(own[i] - predicted[i]);
       finite &= std::isfinite(delta);
       (*out)[at + i] = delta;
-      if (keeps_base) (*base_out)[at + i] = static_cast<float>(predicted[i]);
     }
   }
   return finite;
@@ -294,7 +295,8 @@ Status CompactCoder::VisitGroup(const std::vector<CompactItem*>& group, const Vi
     if (!prepared.ok()) return prepared.status().WithContext("moments of '" + first.source->name + "'");
     moments = *std::move(prepared);
   }
-  std::vector<float> delta, base, row_weights;
+  std::vector<float> delta, row_weights;
+  std::vector<uint16_t> base;
   for (CompactItem* item : group) {
     RETURN_IF_ERROR(job_.Check());
     ASSIGN_OR_RETURN(item->finite, LoadDelta(*item, &delta, &base));

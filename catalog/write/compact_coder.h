@@ -86,7 +86,7 @@ class CompactCoder {
   Status ForEachDelta(const std::vector<CompactItem*>& items, const Visit& visit);
   Status VisitGroup(const std::vector<CompactItem*>& group, const Visit& visit);
   // finetune - base, and of BF16 tensors the base. False when one of them is not finite.
-  Result<bool> LoadDelta(const CompactItem& item, std::vector<float>* out, std::vector<float>* base_out) const;
+  Result<bool> LoadDelta(const CompactItem& item, std::vector<float>* out, std::vector<uint16_t>* base_out) const;
   Result<std::vector<CompactCandidate>> Candidates(const std::vector<CompactItem>& items) const;
 
   Catalog& catalog_;

@@ -100,7 +100,7 @@ Measured Measure(const CompactInput& input, const LowRankFit* low_rank, const Re
     }
     if (rounded) {
       for (uint64_t e = 0; e < panel.size(); ++e) {
-        const float finetune = input.base[begin + e] + values[e];
+        const float finetune = FromBf16(input.base[begin + e]) + values[e];
         panel[e] = finetune - RoundToBf16(finetune - panel[e]);
       }
     }

@@ -296,7 +296,7 @@ ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& lo
       for (uint64_t i = 0; i < count; ++i) {
         const uint64_t begin = sample.rows[first + i] * input.columns;
         for (uint64_t j = 0, e = i * input.columns; j < input.columns; ++j, ++e)
-          anchors[e] = input.base[begin + j] + (input.delta[begin + j] - panel[e]);
+          anchors[e] = FromBf16(input.base[begin + j]) + (input.delta[begin + j] - panel[e]);
       }
     }
     if (untouched) {
