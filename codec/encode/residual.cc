@@ -275,7 +275,7 @@ RowSample SampleRows(const CompactInput& input, uint64_t wanted, uint64_t heavie
 }
 
 ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& low_rank, const ResidualCoder& coder,
-                                 const RowSample& sample, bool untouched, std::vector<int8_t>* levels) {
+                                 const RowSample& sample, bool untouched, std::vector<int8_t>* levels, float aim) {
   const LowRankRows lower(low_rank, input.columns);
   Sweep sweep(input, coder);
   if (levels != nullptr) levels->resize(input.delta.size());
@@ -288,7 +288,8 @@ ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& lo
     panel.resize(count * input.columns);
     for (uint64_t i = 0; i < count; ++i) {
       const auto row = input.delta.subspan(sample.rows[first + i] * input.columns, input.columns);
-      std::copy(row.begin(), row.end(), panel.begin() + static_cast<ptrdiff_t>(i * input.columns));
+      std::transform(row.begin(), row.end(), panel.begin() + static_cast<ptrdiff_t>(i * input.columns),
+                     [&](float d) { return aim * d; });
     }
     lower.Subtract(std::span(sample.rows).subspan(first, count), panel.data());
     if (rounds) {
@@ -296,7 +297,7 @@ ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& lo
       for (uint64_t i = 0; i < count; ++i) {
         const uint64_t begin = sample.rows[first + i] * input.columns;
         for (uint64_t j = 0, e = i * input.columns; j < input.columns; ++j, ++e)
-          anchors[e] = FromBf16(input.base[begin + j]) + (input.delta[begin + j] - panel[e]);
+          anchors[e] = FromBf16(input.base[begin + j]) + (aim * input.delta[begin + j] - panel[e]);
       }
     }
     if (untouched) {

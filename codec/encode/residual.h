@@ -58,8 +58,8 @@ ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank,
 ResidualCoder FitPruning(const CompactInput& input, const CompactChoice& choice);
 
 // Quantizes what `low_rank` leaves of the rows in `sample`. `levels`, when not null: of all rows in order (`sample`
-// must then be all of them). `untouched`: whether to compute that too.
+// must then be all of them). `aim`: the delta is taken times that. `untouched`: whether to compute that too.
 ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& low_rank, const ResidualCoder& coder,
-                                 const RowSample& sample, bool untouched, std::vector<int8_t>* levels);
+                                 const RowSample& sample, bool untouched, std::vector<int8_t>* levels, float aim = 1);
 
 }  // namespace modelstore
