@@ -54,7 +54,7 @@ struct CompactInput {
   std::span<const float> row_weights;
   // A BF16 tensor's base: its residual is then chosen with the rounding of what it makes in mind, and rounded to
   // nearest. Empty: values are not rounded, or by the dither.
-  std::span<const uint16_t> base;  // patterns
+  std::span<const uint16_t> base{};  // patterns
 };
 
 // What is kept of a tensor. All zero: nothing (the base's tensor as it is).

@@ -122,6 +122,45 @@ std::shared_ptr<const InputMoments> Prepared(const std::vector<float>& h, uint64
   return made.ok() ? *made : nullptr;
 }
 
+// A finetune in bfloat16 differs from its base by whole ulps: levels that are chosen for what rounding to nearest makes
+// of them meet most of these exactly.
+TEST(CompactEncoder, MeetsRoundedFinetunesByKnowingTheRounding) {
+  constexpr uint64_t kRows = 64, kColumns = 96;
+  const std::vector<float> base = Normal(kRows * kColumns, 0.1f, 5), change = Normal(kRows * kColumns, 2e-4f, 6);
+  std::vector<uint16_t> patterns(base.size());
+  std::vector<float> delta(base.size());
+  const auto rounded = [](float x) {
+    return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x8000u) & 0xffff0000u);
+  };
+  for (size_t e = 0; e < base.size(); ++e) {
+    const float b = rounded(base[e]);
+    patterns[e] = static_cast<uint16_t>(std::bit_cast<uint32_t>(b) >> 16);
+    delta[e] = rounded(b + change[e]) - b;
+  }
+  CompactInput input{kRows, kColumns, delta, nullptr, {}};
+  CompactChoice choice;
+  choice.rank = 2;
+  choice.residual_step = 1;
+  choice.scale = 0;
+  const auto plain = EncodeTensor(input, choice);
+  input.base = patterns;
+  const auto knowing = EncodeTensor(input, choice);
+  ASSERT_TRUE(plain.ok() && knowing.ok());
+  EXPECT_FALSE(plain->segment.nearest);
+  ASSERT_TRUE(knowing->segment.nearest);
+  const std::vector<double> sums = Rebuild(*knowing);
+  double error = 0;
+  for (size_t e = 0; e < sums.size(); ++e) {
+    const float b = Bf16(patterns[e]);
+    const double left = static_cast<double>(b + delta[e] - rounded(b + static_cast<float>(sums[e])));
+    error += left * left;
+  }
+  EXPECT_NEAR(knowing->error / error, 1, 0.01);
+  EXPECT_LT(knowing->error, plain->error / 2);
+  input.base = input.base.first(3);
+  EXPECT_EQ(EncodeTensor(input, choice).status().code(), StatusCode::kInvalidArgument);
+}
+
 TEST(CompactEncoder, MeasuresTheErrorOfWhatIsStored) {
   constexpr uint64_t kRows = 90, kColumns = 70;
   const std::vector<float> delta = Delta(kRows, kColumns, 0.05f, 1), h = Moments(kColumns, 300, 2);
