@@ -286,6 +286,8 @@ Result<bool> PushJob::EqualsStored(const TensorData& data, const TensorId& id) {
   const TensorRecord& record = tensor->record;
   const SourceExtent& source = data.extent();
   if (record.dtype != source.dtype || record.shape != source.shape || record.bytes != source.bytes) return false;
+  // Only the push that makes a compact tensor again takes it: an exact file must not depend on one.
+  if (record.is_compact()) return false;
   std::atomic<bool> equal{true};
   const auto compare = [&](size_t block) -> Status {
     if (!equal) return OkStatus();

@@ -124,7 +124,8 @@ TEST_F(CompactPolicyTest, NeverGoesBeyondTheDrift) {
     while (state.jobs.List().empty()) std::this_thread::yield();
     while (!state.jobs.List().empty()) std::this_thread::yield();
   }
-  EXPECT_EQ(Find("allowed").fidelity, Fidelity::kExact);
+  // Exact, or compact without any error: a residual that knows the rounding may meet every value.
+  EXPECT_EQ(Find("allowed").drift, 0);
 }
 
 TEST_F(CompactPolicyTest, DoesNothingWhileThereIsRoom) {
