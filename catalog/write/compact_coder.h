@@ -3,7 +3,7 @@
 //
 //   coder.Examine(&items)           reads every delta once; what a budget can choose from
 //   coder.PlanBytes | PlanDrift     what each tensor gets
-//   coder.Encode(items, dtype)      reads every delta again; token tensors go to the sink as they fill
+//   coder.Encode(items, sink)       reads every delta again; token tensors go to the sink as they fill
 //
 // Not thread-safe; spreads its work over the lanes of the push, within the bytes that it is given.
 #pragma once

@@ -289,7 +289,7 @@ Status PushJob::MakeCompact(CompactCoder& coder, bool nothing) {
     record.dtype = dtype;
     record.push = push_;
     uint64_t elems = 0;
-    ByteWriter names;  // no two models' tensors are rounded by the same pattern
+    ByteWriter names;  // what the dither's seed is made of
     for (const size_t i : members) {
       PlannedExtent& extent = *item_extents_[i];
       extent.part_offset = elems * DTypeBytes(dtype);

@@ -254,23 +254,29 @@ Result<CompactTensor> EncodeTensor(const CompactInput& given, const CompactChoic
   // Least squares keep as much as they leave out of the energy; a residual with error feedback is measured.
   double along = 1 - low_rank.error / tensor.energy;
   const bool rounded = coder && !coder->prune && !input.base.empty();
+  std::optional<double> error;  // while nothing changed since it was measured
   if (coder && choice.scale == 0) {
     const Measured measured = Measure(input, &low_rank, &*coder, tensor.residual, true, rounded);
     along = (tensor.energy + measured.kept - measured.error) / (2 * tensor.energy);
+    error = measured.error;
   }
   if (rounded) {
     // Rounded values cannot be scaled: the levels are chosen anew for a longer delta, of which as much gets lost.
     constexpr float kLeastGain = 1.002f;
-    if (const float aim = ScaleFor(input, choice, along); aim > kLeastGain)
+    if (const float aim = ScaleFor(input, choice, along); aim > kLeastGain) {
       QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows, 0), false, &tensor.residual, aim);
+      error.reset();
+    }
   }
   if (const float scale = rounded ? 1 : ScaleFor(input, choice, along); scale != 1) {
     for (float& s : low_rank.scales) s = FromBf16(ToBf16(s * scale));
     if (coder) {
       for (float& s : coder->steps) s = FromBf16(ToBf16(s * scale));
     }
+    error.reset();
   }
-  tensor.error = Measure(input, &low_rank, coder ? &*coder : nullptr, tensor.residual, false, rounded).error;
+  if (!error) error = Measure(input, &low_rank, coder ? &*coder : nullptr, tensor.residual, false, rounded).error;
+  tensor.error = *error;
   if (!std::isfinite(tensor.error)) return InvalidArgument("the delta is too large for its moments");
 
   tensor.segment.rank = low_rank.rank;

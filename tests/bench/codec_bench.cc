@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <fstream>
 #include <map>
 #include <random>
 #include <string>
@@ -20,36 +19,10 @@
 #include "codec/encode/exact_encoder.h"
 #include "codec/kernels/cpu_target.h"
 #include "codec/kernels/level_tokens.h"
-#include "codec/tensor/safetensors.h"
+#include "tests/bench/checkpoint.h"
 
 namespace modelstore {
 namespace {
-
-struct Loaded {
-  Bytes bytes;
-  TensorIndex index;
-};
-
-Loaded Load(const char* path) {
-  Loaded l;
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) {
-    std::fprintf(stderr, "%s: cannot open\n", path);
-    std::exit(1);
-  }
-  l.bytes.resize(static_cast<size_t>(in.tellg()));
-  in.seekg(0);
-  in.read(reinterpret_cast<char*>(l.bytes.data()), static_cast<std::streamsize>(l.bytes.size()));
-  auto header = SafetensorsHeaderBytes(ByteSpan(l.bytes).first(8), l.bytes.size());
-  auto index = header.ok() ? ParseSafetensorsHeader(ByteSpan(l.bytes).first(*header), l.bytes.size())
-                           : Result<TensorIndex>(header.status());
-  if (!index.ok()) {
-    std::fprintf(stderr, "%s: %s\n", path, index.status().ToString().c_str());
-    std::exit(1);
-  }
-  l.index = std::move(index).value();
-  return l;
-}
 
 // Seconds by `clock`: the thread's own CPU time where another process may take the core, else the wall's.
 double Now(clockid_t clock = CLOCK_THREAD_CPUTIME_ID) {
@@ -79,7 +52,7 @@ struct Coded {
   std::vector<Bytes> blocks;
 };
 
-ByteSpan TensorBytes(const Loaded& l, const TensorEntry& e) {
+ByteSpan TensorBytes(const Checkpoint& l, const TensorEntry& e) {
   return ByteSpan(l.bytes).subspan(e.begin, e.end - e.begin);
 }
 
@@ -226,7 +199,7 @@ double WallSeconds(const std::vector<Item>& items, unsigned threads, int rounds)
   return least;
 }
 
-void Bench(const char* label, const Loaded& model, const Loaded* base) {
+void Bench(const char* label, const Checkpoint& model, const Checkpoint* base) {
   std::map<std::string, const TensorEntry*> by_name;
   if (base)
     for (const TensorEntry& e : base->index.tensors) by_name[e.name] = &e;
@@ -391,10 +364,10 @@ int main(int argc, char** argv) {
     modelstore::BenchCompact();
     return 0;
   }
-  const modelstore::Loaded base = modelstore::Load(argv[1]);
+  const modelstore::Checkpoint base = modelstore::LoadCheckpoint(argv[1]);
   modelstore::Bench("by itself", base, nullptr);
   if (argc > 2) {
-    const modelstore::Loaded finetune = modelstore::Load(argv[2]);
+    const modelstore::Checkpoint finetune = modelstore::LoadCheckpoint(argv[2]);
     modelstore::Bench("as a delta", finetune, &base);
   }
 }

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <string>
@@ -16,45 +15,21 @@
 
 #include "codec/encode/compact_encoder.h"
 #include "codec/kernels/convert.h"
-#include "codec/tensor/safetensors.h"
+#include "tests/bench/checkpoint.h"
 
 namespace modelstore {
 namespace {
 
 constexpr uint64_t kLeastElems = 65536;
 
-struct Loaded {
-  Bytes bytes;
+struct Loaded : Checkpoint {
   std::map<std::string, TensorEntry> tensors;
-
-  std::vector<float> Floats(const TensorEntry& entry) const {
-    const uint64_t elems = (entry.end - entry.begin) / DTypeBytes(entry.dtype);
-    std::vector<float> out(elems);
-    ConvertFloats(entry.dtype, DType::kF32, bytes.data() + entry.begin, reinterpret_cast<std::byte*>(out.data()),
-                  elems);
-    return out;
-  }
 };
 
 Loaded Load(const char* path) {
-  Loaded l;
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) {
-    std::fprintf(stderr, "%s: cannot open\n", path);
-    std::exit(1);
-  }
-  l.bytes.resize(static_cast<size_t>(in.tellg()));
-  in.seekg(0);
-  in.read(reinterpret_cast<char*>(l.bytes.data()), static_cast<std::streamsize>(l.bytes.size()));
-  auto header = SafetensorsHeaderBytes(ByteSpan(l.bytes).first(8), l.bytes.size());
-  auto index = header.ok() ? ParseSafetensorsHeader(ByteSpan(l.bytes).first(*header), l.bytes.size())
-                           : Result<TensorIndex>(header.status());
-  if (!index.ok()) {
-    std::fprintf(stderr, "%s: %s\n", path, index.status().ToString().c_str());
-    std::exit(1);
-  }
-  for (TensorEntry& entry : index->tensors) l.tensors.emplace(entry.name, std::move(entry));
-  return l;
+  Loaded loaded{LoadCheckpoint(path), {}};
+  for (const TensorEntry& entry : loaded.index.tensors) loaded.tensors.emplace(entry.name, entry);
+  return loaded;
 }
 
 double CpuSeconds() {

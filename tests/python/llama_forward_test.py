@@ -4,7 +4,6 @@ the table of compact_bench.py show what its results say.
 
 Exits 77 (skipped) where torch or transformers is missing.
 """
-import os
 import pathlib
 import sys
 import tempfile
@@ -13,16 +12,10 @@ import unittest
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "bench"))
 
-try:
-    import numpy as np
-    import torch
-    import transformers
-except ImportError as missing:
-    python = os.environ.pop("MODELSTORE_PYTHON", None)
-    if python:  # popped: it is asked once
-        os.execve(python, [python, *sys.argv], os.environ)
-    print(f"skipped: {missing} (MODELSTORE_PYTHON names a python with torch, transformers and safetensors)")
-    sys.exit(77)
+import with_torch  # noqa: E402, F401
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 import compact_bench  # noqa: E402
 import llama_forward  # noqa: E402

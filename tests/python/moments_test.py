@@ -6,7 +6,6 @@ Exits 77 (skipped) where torch or transformers is missing.
 import contextlib
 import io
 import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -16,18 +15,12 @@ import unittest.mock
 sys.dont_write_bytecode = True
 TOOL_FOLDER = pathlib.Path(__file__).resolve().parents[2] / "python"
 
-try:
-    import numpy as np
-    import safetensors.torch
-    import torch
-    import transformers
-    from transformers.pytorch_utils import Conv1D
-except ImportError as missing:
-    python = os.environ.pop("MODELSTORE_PYTHON", None)
-    if python:  # popped: it is asked once
-        os.execve(python, [python, *sys.argv], os.environ)
-    print(f"skipped: {missing} (MODELSTORE_PYTHON names a python with torch, transformers and safetensors)")
-    sys.exit(77)
+import with_torch  # noqa: E402, F401
+import numpy as np  # noqa: E402
+import safetensors.torch  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 sys.path.insert(0, str(TOOL_FOLDER))
 import modelstore_moments  # noqa: E402
