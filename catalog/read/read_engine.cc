@@ -661,7 +661,7 @@ Result<TensorRef> ReadEngine::OpenUnpublished(const TensorId& id, TensorRecord r
 
 void ReadEngine::Introduce(TensorRef tensor) { impl_->tensors.Introduce(std::move(tensor)); }
 
-void ReadEngine::Withdraw(const TensorId& id) { impl_->tensors.Withdraw(id); }
+void ReadEngine::Withdraw(const TensorRef& tensor) { impl_->tensors.Withdraw(tensor); }
 
 Result<size_t> ReadEngine::Read(const FileRef& file, uint64_t offset, MutableByteSpan out) {
   return Guarded([&] { return impl_->Read(file, offset, out); });

@@ -76,9 +76,9 @@ class ReadEngine {
   // its own before it is introduced. Errors: Corruption, Unsupported, Io.
   Result<TensorRef> OpenUnpublished(const TensorId& id, TensorRecord record);
   // Makes it known to OpenTensorById and to what names it as its base, until it is withdrawn: for the push that wrote
-  // it (nobody else knows the id of unpublished content).
+  // it. Another push may introduce the same content: the last one is found.
   void Introduce(TensorRef tensor);
-  void Withdraw(const TensorId& id);
+  void Withdraw(const TensorRef& tensor);
 
   // Copies up to out.size() bytes from `offset`; fewer only at the end of the file. Errors: Corruption, Io: `out` is
   // then undefined and no byte of it may be used.

@@ -76,7 +76,7 @@ Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
       recent_.splice(recent_.begin(), recent_, it->second);
       tensor = it->second->tensor;
     } else if (const auto introduced = introduced_.find(id); introduced != introduced_.end()) {
-      tensor = introduced->second;
+      tensor = introduced->second.back();
     }
   }
   if (tensor == nullptr) return Load(id, max_depth, generation);
@@ -115,13 +115,15 @@ Result<TensorRef> TensorTable::Open(const TensorId& id, TensorRecord record, uin
 
 void TensorTable::Introduce(TensorRef tensor) {
   const std::lock_guard lock(mutex_);
-  const TensorId id = tensor->id;
-  introduced_.insert_or_assign(id, std::move(tensor));
+  introduced_[tensor->id].push_back(std::move(tensor));
 }
 
-void TensorTable::Withdraw(const TensorId& id) {
+void TensorTable::Withdraw(const TensorRef& tensor) {
   const std::lock_guard lock(mutex_);
-  introduced_.erase(id);
+  const auto known = introduced_.find(tensor->id);
+  if (known == introduced_.end()) return;
+  std::erase(known->second, tensor);
+  if (known->second.empty()) introduced_.erase(known);
 }
 
 Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint64_t generation) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <vector>
 
 #include "catalog/read/read_engine.h"
 #include "catalog/schema/records.h"
@@ -38,9 +39,9 @@ class TensorTable {
   uint64_t peak_bytes() const;
   // A tensor from a record that is not in the store, checked like those that are. Errors: as Get.
   Result<TensorRef> Open(const TensorId& id, TensorRecord record) { return Open(id, std::move(record), kMaxDepth); }
-  // Makes such a tensor known until it is withdrawn.
+  // Makes such a tensor known until it is withdrawn. Several may have one id: the one that came last is found.
   void Introduce(TensorRef tensor);
-  void Withdraw(const TensorId& id);
+  void Withdraw(const TensorRef& tensor);
   // Forgets all that is published; what is being read from the store meanwhile is not kept either, as its record may be
   // gone.
   void Clear();
@@ -76,7 +77,7 @@ class TensorTable {
   mutable std::mutex mutex_;
   std::unordered_map<TensorId, std::list<Slot>::iterator, IdHash> slots_;
   std::list<Slot> recent_;
-  std::unordered_map<TensorId, TensorRef, IdHash> introduced_;
+  std::unordered_map<TensorId, std::vector<TensorRef>, IdHash> introduced_;  // none empty
   uint64_t bytes_ = 0, peak_bytes_ = 0;
   uint64_t generation_ = 0;  // counts Clear
 };

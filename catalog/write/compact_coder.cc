@@ -6,6 +6,8 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <new>
+#include <stdexcept>
 
 #include "codec/decode/block_decoder.h"
 #include "codec/kernels/level_tokens.h"
@@ -18,11 +20,12 @@ constexpr uint64_t kWindowElems = 64 << 10;
 // tensor of tokens is full.
 constexpr uint64_t kWaveLevels = 16 << 20;
 constexpr uint64_t kPartElems = 8 << 20;
-// Estimating a residual costs fifty times what a rank costs: few ranks have one, and only where a budget can pay it (4
-// standard deviations take a sixth of a bit an element). Above this ratio low rank alone diverges less at equal bytes,
-// though its drift is larger: half of that is noise of the factors, which costs little.
+// Estimating a residual costs fifty times what a rank costs: one rank has it (on the real pair 4, 8 and 16 are within
+// 2 % of each other, 0 is worse), and only where a budget can pay it (4 standard deviations take a sixth of a bit an
+// element). Above this ratio low rank alone diverges less at equal bytes, though its drift is larger: half of that is
+// noise of the factors, which costs little.
 constexpr uint32_t kLadderRanks[] = {1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64};
-constexpr uint32_t kResidualRanks[] = {0, 16};
+constexpr uint32_t kResidualRank = 16;
 constexpr float kResidualSteps[] = {4, 3, 2.5f, 2, 1.5f, 1, 0.7f, 0.5f};
 constexpr double kMaxResidualRatio = 70;
 constexpr float kLadderSparsities[] = {0.5f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f, 0.99f};
@@ -54,13 +57,10 @@ std::vector<CompactChoice> LadderFor(const CompactOptions& options, uint64_t row
     ladder.push_back(base);
   }
   if (options.target_ratio && *options.target_ratio > kMaxResidualRatio) return ladder;
-  for (const uint32_t rank : kResidualRanks) {
-    if (!fits(rank)) continue;
-    base.rank = rank;
-    for (const float step : kResidualSteps) {
-      base.residual_step = step;
-      ladder.push_back(base);
-    }
+  base.rank = fits(kResidualRank) ? kResidualRank : 0;
+  for (const float step : kResidualSteps) {
+    base.residual_step = step;
+    ladder.push_back(base);
   }
   return ladder;
 }
@@ -115,6 +115,13 @@ class PartWriter {
     LevelsToTokens(last, 1, group(), values_.data() + at + whole);
   }
   void AddValues(const std::vector<uint16_t>& values) { values_.insert(values_.end(), values.begin(), values.end()); }
+  // Elements [begin, end) of what a view shows of stored tensors.
+  Status AddStored(Catalog& catalog, const std::vector<ViewSegment>& view, uint64_t begin, uint64_t end) {
+    const size_t at = values_.size();
+    values_.resize(at + (end - begin));
+    const DType dtype = part_ == CompactCoder::Part::kScales ? DType::kBF16 : DType::kU16;
+    return catalog.reader().ReadPrediction(view, dtype, begin, std::as_writable_bytes(std::span(values_).subspan(at)));
+  }
   Status FlushWhenFull() { return values_.size() >= kPartElems ? Flush() : OkStatus(); }
   Status Flush() {
     if (values_.empty()) return OkStatus();
@@ -217,7 +224,11 @@ Result<std::vector<CompactCandidate>> CompactCoder::Candidates(const std::vector
 namespace {
 
 void TakePicks(const CompactPlan& plan, std::vector<CompactItem>* items) {
-  for (size_t i = 0; i < items->size(); ++i) (*items)[i].choice = (*items)[i].analysis.estimates[plan.picks[i]].choice;
+  for (size_t i = 0; i < items->size(); ++i) {
+    CompactItem& item = (*items)[i];
+    item.pick = plan.picks[i];
+    item.choice = item.analysis.estimates[item.pick].choice;
+  }
 }
 
 // The words were right; the model does not allow it.
@@ -243,6 +254,12 @@ Status CompactCoder::PlanDrift(std::vector<CompactItem>* items, double max_drift
   return OkStatus();
 }
 
+double CompactCoder::BytesOf(const std::vector<CompactItem>& items) {
+  double sum = 0;
+  for (const CompactItem& item : items) sum += item.bytes;
+  return sum;
+}
+
 double CompactCoder::DriftOf(const std::vector<CompactItem>& items) {
   double sum = 0, elems = 0;
   for (const CompactItem& item : items) {
@@ -263,23 +280,32 @@ Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>
   const bool keeps_base = dtype == DType::kBF16;
   base_out->resize(keeps_base ? item.elems() : 0);
   Buffer source, base;
-  std::vector<double> own(kWindowElems), predicted(kWindowElems);
+  std::vector<float> own, predicted;
+  std::vector<double> own_wide, predicted_wide;
   bool finite = true;
   for (uint64_t at = 0; at < item.elems(); at += kWindowElems) {
     RETURN_IF_ERROR(job_.Check());
     const uint64_t elems = std::min(kWindowElems, item.elems() - at);
     RETURN_IF_ERROR(reader.ReadAt(item.source->begin + at * width, source.Resize(elems * width)));
     RETURN_IF_ERROR(catalog_.reader().ReadPrediction(view, dtype, at, base.Resize(elems * width)));
-    const auto widen = [&](ByteSpan in, std::vector<double>& values) {
-      ConvertElements(dtype, DType::kF64, in, std::as_writable_bytes(std::span(values).first(elems)));
+    const auto subtract = [&](auto& a, auto& b) {
+      a.resize(elems);
+      b.resize(elems);
+      using T = std::remove_reference_t<decltype(a[0])>;
+      constexpr DType kWide = std::is_same_v<T, float> ? DType::kF32 : DType::kF64;
+      ConvertElements(dtype, kWide, source.span(), std::as_writable_bytes(std::span(a)));
+      ConvertElements(dtype, kWide, base.span(), std::as_writable_bytes(std::span(b)));
+      for (uint64_t i = 0; i < elems; ++i) {
+        const float delta = static_cast<float>(a[i] - b[i]);
+        finite &= std::isfinite(delta);
+        (*out)[at + i] = delta;
+      }
     };
-    widen(source.span(), own);
-    widen(base.span(), predicted);
-    if (keeps_base) std::memcpy(base_out->data() + at, base.span().data(), base.span().size());
-    for (uint64_t i = 0; i < elems; ++i) {
-      const float delta = static_cast<float>(own[i] - predicted[i]);
-      finite &= std::isfinite(delta);
-      (*out)[at + i] = delta;
+    if (keeps_base) {
+      subtract(own, predicted);
+      std::memcpy(base_out->data() + at, base.span().data(), base.span().size());
+    } else {
+      subtract(own_wide, predicted_wide);
     }
   }
   return finite;
@@ -295,6 +321,14 @@ Status CompactCoder::VisitGroup(const std::vector<CompactItem*>& group, const Vi
     if (!prepared.ok()) return prepared.status().WithContext("moments of '" + first.source->name + "'");
     moments = *std::move(prepared);
   }
+  const ParallelFor parallel = [&](size_t n, const std::function<void(size_t)>& task) {
+    const Status status = lanes_.Run(n, [&](size_t i) {
+      task(i);
+      return OkStatus();
+    });
+    if (status.code() == StatusCode::kResourceExhausted) throw std::bad_alloc();
+    if (!status.ok()) throw std::runtime_error(status.ToString());
+  };
   std::vector<float> delta, row_weights;
   std::vector<uint16_t> base;
   for (CompactItem* item : group) {
@@ -303,7 +337,9 @@ Status CompactCoder::VisitGroup(const std::vector<CompactItem*>& group, const Vi
     if (!item->finite) continue;
     row_weights.clear();
     if (item->has_rows) RETURN_IF_ERROR(moments_->LoadRowWeights(item->source->name, &row_weights));
-    const CompactInput input = {item->rows, item->columns, delta, moments.get(), row_weights, base};
+    CompactInput input{item->rows, item->columns, delta, moments.get(), row_weights, base};
+    input.parallel = &parallel;
+    if (!item->analysis.estimates.empty()) input.energy = item->analysis.energy;
     RETURN_IF_ERROR(visit(*item, input).WithContext("tensor '" + item->source->name + "'"));
   }
   return OkStatus();
@@ -321,12 +357,25 @@ Status CompactCoder::ForEachDelta(const std::vector<CompactItem*>& items, const 
     if (added) groups.emplace_back();
     groups[known->second].push_back(item);
   }
-  MemoryGate memory(memory_bytes_);
-  return lanes_.Run(groups.size(), [&](size_t g) -> Status {
+  const auto need_of = [&](const std::vector<CompactItem*>& group) {
     uint64_t need = 0;
-    for (const CompactItem* item : groups[g]) need = std::max(need, MemoryFor(options_, item->rows, item->columns));
+    for (const CompactItem* item : group) need = std::max(need, MemoryFor(options_, item->rows, item->columns));
+    return need;
+  };
+  // A group that takes most of the memory has it alone, and all lanes for the panels of its tensors.
+  std::vector<const std::vector<CompactItem*>*> others;
+  for (const std::vector<CompactItem*>& group : groups) {
+    if (need_of(group) <= memory_bytes_ / 2) {
+      others.push_back(&group);
+    } else {
+      RETURN_IF_ERROR(Guarded([&] { return VisitGroup(group, visit); }));
+    }
+  }
+  MemoryGate memory(memory_bytes_);
+  return lanes_.Run(others.size(), [&](size_t g) -> Status {
+    const uint64_t need = need_of(*others[g]);
     memory.Take(need);
-    const Status status = Guarded([&] { return VisitGroup(groups[g], visit); });
+    const Status status = Guarded([&] { return VisitGroup(*others[g], visit); });
     memory.GiveBack(need);
     return status;
   });
@@ -345,48 +394,76 @@ Result<CompactParts> CompactCoder::Nothing(const std::vector<CompactItem*>& item
   return parts;
 }
 
-Result<CompactParts> CompactCoder::Encode(const std::vector<CompactItem*>& items, const Sink& sink) {
+Result<CompactParts> CompactCoder::Encode(const std::vector<CompactItem*>& items, const CompactParts* previous,
+                                          const Sink& sink) {
   CompactParts parts;
   PartWriter factors(sink, Part::kPairs, &parts.factors);
   PartWriter narrow(sink, Part::kQuads, &parts.residual), wide(sink, Part::kPairs, &parts.residual);
   PartWriter scales(sink, Part::kScales, &parts.scales);
+  const auto residual_writer = [&](const CompactSegment& segment) -> Result<PartWriter*> {
+    // A view is in order: what the other kind of tokens has gathered comes first.
+    RETURN_IF_ERROR((segment.wide_residual ? narrow : wide).Flush());
+    return segment.wide_residual ? &wide : &narrow;
+  };
+  const auto copy = [&](size_t index) -> Status {
+    const CompactFrame& frame = previous->frame;
+    const CompactSegment& from = frame.segments[index];
+    const CompactSegment* next = index + 1 < frame.segments.size() ? &frame.segments[index + 1] : nullptr;
+    RETURN_IF_ERROR(factors.AddStored(catalog_, previous->factors, from.first_factor_token,
+                                      next != nullptr ? next->first_factor_token : frame.factor_tokens));
+    ASSIGN_OR_RETURN(PartWriter * residual, residual_writer(from));
+    RETURN_IF_ERROR(residual->AddStored(catalog_, previous->residual, from.first_residual_token,
+                                        next != nullptr ? next->first_residual_token : frame.residual_tokens));
+    return scales.AddStored(catalog_, previous->scales, from.first_scale,
+                            next != nullptr ? next->first_scale : frame.scales);
+  };
   uint64_t elems = 0;
   for (size_t begin = 0; begin < items.size();) {
     // A wave: its levels are in memory until they are written in order.
     size_t end = begin;
     uint64_t levels = 0;
-    do {
-      const CompactItem& item = *items[end++];
-      levels += (item.rows + item.columns) * item.choice.rank + (HasResidual(item.choice) ? item.elems() : 0);
-    } while (end < items.size() && levels < kWaveLevels);
     std::map<const CompactItem*, CompactTensor> encoded;
-    const std::vector<CompactItem*> wave(items.begin() + static_cast<ptrdiff_t>(begin),
-                                         items.begin() + static_cast<ptrdiff_t>(end));
-    for (const CompactItem* item : wave) encoded[item];
+    std::vector<CompactItem*> wave;
+    do {
+      CompactItem* item = items[end++];
+      if (previous != nullptr && item->encoded == item->choice) continue;
+      levels += (item->rows + item->columns) * item->choice.rank + (HasResidual(item->choice) ? item->elems() : 0);
+      encoded[item];
+      wave.push_back(item);
+    } while (end < items.size() && levels < kWaveLevels);
     const Visit visit = [&](CompactItem& item, const CompactInput& input) -> Status {
       ASSIGN_OR_RETURN(encoded.at(&item), EncodeTensor(input, item.choice));
       job_.Advance(item.source->bytes);
       return OkStatus();
     };
     RETURN_IF_ERROR(ForEachDelta(wave, visit));
-    for (CompactItem* item : wave) {
-      if (!item->finite)
-        return SourceChanged(*item->file, "tensor '" + item->source->name + "' was finite when it was first read");
-      const CompactTensor& tensor = encoded.at(item);
-      item->segment = tensor.segment;
-      item->error = tensor.error;
-      item->energy = tensor.energy;
-      elems += item->elems();
-      factors.AddLevels(tensor.right);
-      factors.AddLevels(tensor.left);
-      // A view is in order: what the other kind of tokens has gathered comes first.
-      RETURN_IF_ERROR(tensor.segment.wide_residual ? narrow.Flush() : wide.Flush());
-      (tensor.segment.wide_residual ? wide : narrow).AddLevels(tensor.residual);
-      scales.AddValues(tensor.scales);
-      parts.frame.segments.push_back(tensor.segment);
+    for (; begin < end; ++begin) {
+      CompactItem& item = *items[begin];
+      elems += item.elems();
+      if (const auto made = encoded.find(&item); made == encoded.end()) {
+        RETURN_IF_ERROR(copy(begin));
+      } else {
+        if (!item.finite)
+          return SourceChanged(*item.file, "tensor '" + item.source->name + "' was finite when it was first read");
+        const CompactTensor& tensor = made->second;
+        item.encoded = item.choice;
+        item.segment = tensor.segment;
+        item.error = tensor.error;
+        item.energy = tensor.energy;
+        item.bytes = tensor.bytes;
+        if (!HasFixedChoice(options_)) {
+          item.analysis.estimates[item.pick].bytes = tensor.bytes;
+          item.analysis.estimates[item.pick].error = tensor.error;
+        }
+        factors.AddLevels(tensor.right);
+        factors.AddLevels(tensor.left);
+        ASSIGN_OR_RETURN(PartWriter * residual, residual_writer(tensor.segment));
+        residual->AddLevels(tensor.residual);
+        scales.AddValues(tensor.scales);
+      }
+      parts.frame.segments.push_back(item.segment);
       for (PartWriter* writer : {&factors, &narrow, &wide, &scales}) RETURN_IF_ERROR(writer->FlushWhenFull());
     }
-    begin = end;
   }
   for (PartWriter* writer : {&factors, &narrow, &wide, &scales}) RETURN_IF_ERROR(writer->Flush());
   RETURN_IF_ERROR(parts.frame.FinishLayout(elems));

@@ -10,6 +10,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,9 +35,12 @@ struct CompactItem {
   double energy = 0;   // set by Examine
   CompactAnalysis analysis;
   CompactChoice choice;  // set by a plan
+  size_t pick = 0;       // … of `analysis`, which learns what Encode measures
   // Set by Encode:
+  std::optional<CompactChoice> encoded;  // what the rest is of
   CompactSegment segment;
   double error = 0;
+  double bytes = 0;  // entropy of its levels and scales
 
   uint64_t elems() const { return rows * columns; }
 };
@@ -71,10 +75,12 @@ class CompactCoder {
   // Sets every item's choice. Errors: Unsupported when the budget cannot be met; says what can.
   Status PlanBytes(std::vector<CompactItem>* items, double budget_bytes) const;
   Status PlanDrift(std::vector<CompactItem>* items, double max_drift) const;
-  // `items` (finite ones, of one dtype) become the segments, in order.
-  Result<CompactParts> Encode(const std::vector<CompactItem*>& items, const Sink& sink);
+  // `items` (finite ones, of one dtype) become the segments, in order. `previous`: what the same items became before,
+  // or null; whose choice is the same is copied from there.
+  Result<CompactParts> Encode(const std::vector<CompactItem*>& items, const CompactParts* previous, const Sink& sink);
   // What Encode gives when no tensor keeps anything.
   static Result<CompactParts> Nothing(const std::vector<CompactItem*>& items);
+  static double BytesOf(const std::vector<CompactItem>& items);
   // Element-weighted mean of the tensors' drifts.
   static double DriftOf(const std::vector<CompactItem>& items);
 

@@ -1,7 +1,7 @@
 // The compact part of a push (push_job.h): which tensors, what of them, and the files that they make.
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
-#include <map>
 
 #include "catalog/write/push_job.h"
 #include "codec/decode/block_decoder.h"
@@ -15,9 +15,12 @@ constexpr uint64_t kMinCompactElems = 4096;
 constexpr uint64_t kMaxBundleBytes = 8 << 20;
 constexpr uint64_t kMaxBundledBytes = 1 << 20;
 constexpr uint64_t kHashWindowBytes = 4 << 20;
-// Plans estimate; what they give is measured. The first plan leaves this much room, later ones what was missed.
-constexpr double kFirstMargin = 0.01;
-constexpr int kMaxRounds = 5;
+// Plans estimate; what they give is measured, and the next plan knows it. Each leaves a little more room than the one
+// before. In the first rounds a plan that leaves much of the budget is made again, too.
+constexpr double kRoomOfRound = 0.001;
+constexpr double kUnspent = 0.004;
+constexpr int kSpendingRounds = 3;
+constexpr int kMaxRounds = 10;
 // Memory of a push besides what encoding takes, of a large one and at least.
 constexpr uint64_t kReserveBytes = CompactCoder::kPartBytes + (32 << 20);
 constexpr uint64_t kMinReserveBytes = 4 << 20;
@@ -197,7 +200,7 @@ Status PushJob::SelectCompact() {
 Status PushJob::EncodeCompact() {
   RETURN_IF_ERROR(MakeBundles(small_));
   const CompactOptions& compact = *options_.compact;
-  const size_t first_new = new_tensors_.size();
+  for (size_t i = 0; i < items_.size(); ++i) compact_[items_[i].source->dtype].members.push_back(i);
   const double logical = static_cast<double>(source_.total_bytes());
   const bool is_fixed = CompactCoder::HasFixedChoice(compact);
   const double target = compact.target_ratio ? logical / *compact.target_ratio : 0;
@@ -205,7 +208,7 @@ Status PushJob::EncodeCompact() {
   const bool is_limited = compact.max_drift || (!is_fixed && !compact.target_ratio);
   const auto too_large = [&](double stored) {
     return Unsupported("a ratio of " + Ratio(*compact.target_ratio) + " cannot be reached for '" + options_.name +
-                       "': the least that it takes is " + Megabytes(static_cast<uint64_t>(stored)) + ", a ratio of " +
+                       "': what comes nearest takes " + Megabytes(static_cast<uint64_t>(stored)) + ", a ratio of " +
                        Ratio(logical / stored));
   };
   const auto too_far = [&](const std::string& why) {
@@ -214,90 +217,94 @@ Status PushJob::EncodeCompact() {
   };
   double others = 0;  // bytes besides the tokens
   if (compact.target_ratio) {
-    RETURN_IF_ERROR(MakeCompact(*coder_, /*nothing=*/true));
+    RETURN_IF_ERROR(MakeCompact(/*nothing=*/true));
     ASSIGN_OR_RETURN(const uint64_t measured, MeasureAdded());
-    UndoCompact(first_new);
     others = static_cast<double>(measured);
     if (others > target) return too_large(others);
   }
-  double budget = (target - others) * (1 - kFirstMargin);
-  double aim = limit;
+  std::optional<std::vector<CompactChoice>> fitting;  // the last plan that kept the ratio
   for (int round = 1;; ++round) {
-    if (compact.target_ratio) {
-      RETURN_IF_ERROR(coder_->PlanBytes(&items_, budget));
+    const double room = 1 - kRoomOfRound * round;
+    if (round > kMaxRounds) {
+      for (size_t i = 0; i < items_.size(); ++i) items_[i].choice = (*fitting)[i];
+    } else if (compact.target_ratio) {
+      RETURN_IF_ERROR(coder_->PlanBytes(&items_, std::max(0.0, target * room - others)));
     } else if (!is_fixed) {
-      if (const Status planned = coder_->PlanDrift(&items_, aim); !planned.ok())
+      if (const Status planned = coder_->PlanDrift(&items_, limit * room); !planned.ok())
         return planned.code() == StatusCode::kUnsupported ? too_far(": " + std::string(planned.message())) : planned;
     }
-    RETURN_IF_ERROR(MakeCompact(*coder_, /*nothing=*/false));
-    const double drift = CompactCoder::DriftOf(items_);
-    double missed = 0;
+    RETURN_IF_ERROR(MakeCompact(/*nothing=*/false));
+    const bool may_retry = !is_fixed && round < kMaxRounds;
     if (compact.target_ratio) {
       ASSIGN_OR_RETURN(const uint64_t measured, MeasureAdded());
-      missed = static_cast<double>(measured) - target;
-    }
-    const bool may_retry = !is_fixed && round < kMaxRounds;
-    if (missed > 0 && may_retry) {
-      // Plans jump from one choice to the next: each round leaves more room than was missed.
-      budget *= std::max(0.0, 1 - 1.5 * missed / target - 0.004 * round);
-      UndoCompact(first_new);
-      continue;
-    }
-    if (missed > 0) return too_large(target + missed);
-    if (is_limited && drift > limit) {
-      if (!compact.target_ratio && may_retry) {
-        aim *= 0.98 * limit / drift;
-        UndoCompact(first_new);
-        continue;
+      const double stored = static_cast<double>(measured), unspent = 1 - stored / target;
+      others = stored - CompactCoder::BytesOf(items_);
+      if (unspent >= 0) {
+        fitting.emplace();
+        for (const CompactItem& item : items_) fitting->push_back(item.choice);
       }
-      return too_far((compact.target_ratio ? ": at that ratio it is " : ": it is ") + Ratio(drift));
+      if (unspent < 0 ? may_retry || (fitting && round == kMaxRounds) : unspent > kUnspent && round <= kSpendingRounds)
+        continue;
+      if (unspent < 0) return too_large(stored);
     }
-    break;
+    const double drift = CompactCoder::DriftOf(items_);
+    if (!is_limited || drift <= limit) break;
+    if (compact.target_ratio || !may_retry)
+      return too_far((compact.target_ratio ? ": at that ratio it is " : ": it is ") + Ratio(drift));
   }
+  RETURN_IF_ERROR(FinishCompact());
   RETURN_IF_ERROR(CheckSources());
   return HashFilesWithParts();
 }
 
-Status PushJob::MakeCompact(CompactCoder& coder, bool nothing) {
-  std::map<DType, std::vector<size_t>> by_dtype;
+Status PushJob::MakeCompact(bool nothing) {
   uint64_t bytes = 0;
-  for (size_t i = 0; i < items_.size(); ++i) {
-    by_dtype[items_[i].source->dtype].push_back(i);
-    bytes += items_[i].source->bytes;
+  for (const CompactItem& item : items_) {
+    if (item.encoded != item.choice) bytes += item.source->bytes;
   }
   if (!nothing) job_.Begin("making compact", bytes);
-  for (const auto& [dtype, members] : by_dtype) {
+  const CompactCoder::Sink sink = [&](ByteSpan content, CompactCoder::Part part) -> Result<TensorId> {
+    SourceExtent extent;
+    extent.bytes = content.size();
+    extent.dtype = part == CompactCoder::Part::kScales ? DType::kBF16 : DType::kU16;
+    extent.shape = {extent.elems()};
+    extent.name = "parts of compact tensors";
+    BaseChoice choice;
+    if (part == CompactCoder::Part::kScales) {
+      ASSIGN_OR_RETURN(choice, bases_->Choose(TensorData::Over(extent, content), {}));
+    } else {
+      choice.plan = TokenPlan(extent.elems(), Sample(content, extent));
+    }
+    return StoreDerived(content, extent, choice);
+  };
+  for (auto& [dtype, group] : compact_) {
     std::vector<CompactItem*> items;
-    for (const size_t i : members) items.push_back(&items_[i]);
-    const CompactCoder::Sink sink = [&](ByteSpan content, CompactCoder::Part part) -> Result<TensorId> {
-      SourceExtent extent;
-      extent.bytes = content.size();
-      extent.dtype = part == CompactCoder::Part::kScales ? DType::kBF16 : DType::kU16;
-      extent.shape = {extent.elems()};
-      extent.name = "parts of compact tensors";
-      BaseChoice choice;
-      if (part == CompactCoder::Part::kScales) {
-        ASSIGN_OR_RETURN(choice, bases_->Choose(TensorData::Over(extent, content), {}));
-      } else {
-        choice.plan = TokenPlan(extent.elems(), Sample(content, extent));
-      }
-      return StoreDerived(content, extent, choice);
-    };
-    ASSIGN_OR_RETURN(CompactParts parts, nothing ? CompactCoder::Nothing(items) : coder.Encode(items, sink));
+    for (const size_t i : group.members) items.push_back(&items_[i]);
+    CompactParts parts;
+    if (nothing) {
+      ASSIGN_OR_RETURN(parts, CompactCoder::Nothing(items));
+    } else {
+      ASSIGN_OR_RETURN(parts, coder_->Encode(items, group.parts ? &*group.parts : nullptr, sink));
+      group.parts = parts;
+    }
 
     TensorRecord record;
     record.dtype = dtype;
     record.push = push_;
     uint64_t elems = 0;
-    ByteWriter names;  // what the dither's seed is made of
-    for (const size_t i : members) {
+    ByteWriter seed;
+    for (const size_t i : group.members) {
       PlannedExtent& extent = *item_extents_[i];
       extent.part_offset = elems * DTypeBytes(dtype);
       record.view.push_back({ViewSegment::Kind::kIdentity, items_[i].elems(), items_[i].base, 0});
       elems += items_[i].elems();
-      names.String(extent.source.name);
+      seed.String(extent.source.name);
     }
-    parts.frame.seed = static_cast<uint32_t>(Checksum64(names.view()));
+    // Two finetunes of one architecture differ in these, and so in their dither.
+    for (const std::vector<ViewSegment>* view : {&parts.factors, &parts.residual, &parts.scales}) {
+      for (const ViewSegment& segment : *view) seed.String(TensorKey(segment.base));
+    }
+    parts.frame.seed = static_cast<uint32_t>(Checksum64(seed.view()));
     Frame frame;
     frame.encoding = Encoding::kCompact;
     frame.dtype = frame.coded_dtype = dtype;
@@ -312,72 +319,71 @@ Status PushJob::MakeCompact(CompactCoder& coder, bool nothing) {
     record.residual = std::move(parts.residual);
     record.scales = std::move(parts.scales);
 
-    std::optional<TensorId> stored;
-    NewTensor* made = nullptr;
-    if (nothing) {
-      ASSIGN_OR_RETURN(made, AddDerived({HashBytes(record.frame), 0}, std::move(record)));
-    } else {
-      RETURN_IF_ERROR(FinishCompact(std::move(record), &stored, &made));
-    }
-    for (const size_t i : members) {
-      item_extents_[i]->stored = stored;
-      item_extents_[i]->made = made;
-    }
+    NewTensor made;
+    made.id = {HashBytes(record.frame), 0};
+    made.record = std::move(record);
+    made.derived = true;
+    group.made = &new_tensors_.emplace_back(std::move(made));
+    for (const size_t i : group.members) item_extents_[i]->made = group.made;
   }
   return OkStatus();
 }
 
-// The id is that of the rebuilt content.
-Status PushJob::FinishCompact(TensorRecord record, std::optional<TensorId>* stored, NewTensor** made) {
-  job_.Begin("rebuilding", record.bytes);
-  PlannedExtent found;
-  ASSIGN_OR_RETURN(found.hash, writer_->HashStored(record));
-  ASSIGN_OR_RETURN(const TensorRef own, catalog_.reader().OpenUnpublished({found.hash, 0}, record));
-  std::vector<TensorId> ids;
-  RETURN_IF_ERROR(StoredOfHash(found.hash, &ids));
-  for (const TensorId& id : ids) {
-    ASSIGN_OR_RETURN(const TensorRef other, catalog_.reader().OpenTensorById(id));
-    ASSIGN_OR_RETURN(const bool equal, SameContent(own, other));
-    if (!equal) continue;
-    *stored = id;
-    return OkStatus();
+Status PushJob::FinishCompact() {
+  for (auto& [dtype, group] : compact_) {
+    NewTensor& made = *group.made;
+    job_.Begin("rebuilding", made.record.bytes);
+    ASSIGN_OR_RETURN(made.id.hash, writer_->HashStored(made.record));
+    ASSIGN_OR_RETURN(const TensorRef own, catalog_.reader().OpenUnpublished(made.id, made.record));
+    std::vector<TensorId> ids;
+    RETURN_IF_ERROR(StoredOfHash(made.id.hash, &ids));
+    for (const TensorId& id : ids) {
+      const auto compare = [&]() -> Result<bool> {
+        ASSIGN_OR_RETURN(const TensorRef other, catalog_.reader().OpenTensorById(id));
+        return SameContent(own, other);
+      };
+      const Result<bool> equal = compare();
+      // A damaged tensor equals nothing: pushing its content again stores it again.
+      if (!equal.ok() && equal.status().code() != StatusCode::kCorruption) return equal.status();
+      if (!equal.ok() || !*equal) continue;
+      for (const size_t i : group.members) {
+        item_extents_[i]->stored = id;
+        item_extents_[i]->made = nullptr;
+      }
+      break;
+    }
+    if (item_extents_[group.members.front()]->stored) continue;
+    if (!ids.empty()) {
+      if (ids.back().ordinal == UINT16_MAX)
+        return ResourceExhausted("more than 65535 different contents share the hash of '" + options_.name + "'");
+      made.id.ordinal = static_cast<uint16_t>(ids.back().ordinal + 1);
+    }
+    RETURN_IF_ERROR(Introduce(&made));
   }
-  const uint16_t ordinal = ids.empty() ? 0 : static_cast<uint16_t>(ids.back().ordinal + 1);
-  ASSIGN_OR_RETURN(*made, AddDerived({found.hash, ordinal}, std::move(record)));
   return OkStatus();
 }
 
 Result<bool> PushJob::SameContent(const TensorRef& a, const TensorRef& b) {
-  if (a->record.dtype != b->record.dtype || a->record.shape != b->record.shape || a->record.bytes != b->record.bytes)
+  if (a->record.dtype != b->record.dtype || a->record.shape != b->record.shape ||
+      a->frame.block_elems != b->frame.block_elems)
     return false;
-  constexpr uint64_t kWindow = 1 << 20;
-  Buffer first, second;
-  for (uint64_t at = 0; at < a->record.bytes; at += kWindow) {
+  std::atomic<bool> equal{true};
+  const auto compare = [&](size_t block) -> Status {
+    if (!equal) return OkStatus();
     RETURN_IF_ERROR(job_.Check());
-    const uint64_t bytes = std::min(kWindow, a->record.bytes - at);
-    RETURN_IF_ERROR(catalog_.reader().ReadTensor(a, at, first.Resize(bytes)));
-    RETURN_IF_ERROR(catalog_.reader().ReadTensor(b, at, second.Resize(bytes)));
-    if (!SameBytes(first.span(), second.span())) return false;
-  }
-  return true;
-}
-
-void PushJob::UndoCompact(size_t first_new) {
-  Withdraw(first_new);
-  WriteBatch batch;
-  for (size_t i = first_new; i < new_tensors_.size(); ++i) {
-    const TensorRecord& record = new_tensors_[i].record;
-    if (record.block_count > 0)
-      batch.DeleteRange(Family::kBlocks, BlockKey(push_, record.first_block),
-                        BlocksEnd(push_, uint64_t{record.first_block} + record.block_count));
-  }
-  // What stays in vain is found by prune.
-  (void)catalog_.store().Write(batch, Durability::kNone);
-  new_tensors_.resize(first_new);
-  for (PlannedExtent* extent : item_extents_) {
-    extent->stored.reset();
-    extent->made = nullptr;
-  }
+    const uint32_t index = static_cast<uint32_t>(block);
+    BufferPool::Lease copy(scratches_);
+    {
+      // Nobody may wait for memory while holding a block.
+      ASSIGN_OR_RETURN(const BlockRef first, catalog_.reader().ReadBlock(a, index, /*keep=*/false));
+      std::copy(first.bytes().begin(), first.bytes().end(), copy->Resize(first.bytes().size()).begin());
+    }
+    ASSIGN_OR_RETURN(const BlockRef second, catalog_.reader().ReadBlock(b, index, /*keep=*/false));
+    if (!SameBytes(copy.get()->span(), second.bytes())) equal = false;
+    return OkStatus();
+  };
+  RETURN_IF_ERROR(lanes_->Run(a->frame.BlockCount(), compare));
+  return equal.load();
 }
 
 Status PushJob::MakeBundles(const std::vector<PlannedExtent*>& small) {
@@ -447,6 +453,12 @@ Result<TensorId> PushJob::StoreDerived(ByteSpan content, const SourceExtent& ext
   PlannedExtent planned;
   planned.source = extent;
   planned.hash = hasher.Finish();
+  // An earlier round of planning may have made it already.
+  for (const NewTensor& tensor : new_tensors_) {
+    if (!tensor.derived || tensor.id.hash != planned.hash || tensor.introduced == nullptr) continue;
+    ASSIGN_OR_RETURN(const bool equal, EqualsTensor(data, tensor.introduced));
+    if (equal) return tensor.id;
+  }
   {
     const std::lock_guard lock(mutex_);
     planned.rank = static_cast<uint16_t>(std::min<size_t>(claims_[planned.hash].made++, UINT16_MAX));
@@ -469,19 +481,25 @@ Result<TensorId> PushJob::StoreDerived(ByteSpan content, const SourceExtent& ext
 }
 
 Result<PushJob::NewTensor*> PushJob::AddDerived(const TensorId& id, TensorRecord record) {
-  ASSIGN_OR_RETURN(TensorRef opened, catalog_.reader().OpenUnpublished(id, record));
-  catalog_.reader().Introduce(std::move(opened));
   NewTensor made;
   made.id = id;
   made.record = std::move(record);
   made.derived = true;
+  RETURN_IF_ERROR(Introduce(&made));
   const std::lock_guard lock(mutex_);
   return &new_tensors_.emplace_back(std::move(made));
 }
 
-void PushJob::Withdraw(size_t first_new) {
-  for (size_t i = first_new; i < new_tensors_.size(); ++i) {
-    if (new_tensors_[i].derived) catalog_.reader().Withdraw(new_tensors_[i].id);
+Status PushJob::Introduce(NewTensor* tensor) {
+  ASSIGN_OR_RETURN(tensor->introduced, catalog_.reader().OpenUnpublished(tensor->id, tensor->record));
+  catalog_.reader().Introduce(tensor->introduced);
+  return OkStatus();
+}
+
+void PushJob::Withdraw() {
+  for (NewTensor& tensor : new_tensors_) {
+    if (tensor.introduced != nullptr) catalog_.reader().Withdraw(tensor.introduced);
+    tensor.introduced = nullptr;
   }
 }
 

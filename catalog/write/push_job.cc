@@ -283,6 +283,10 @@ Result<bool> PushJob::FindIdentical(const TensorData& data, PlannedExtent& exten
 
 Result<bool> PushJob::EqualsStored(const TensorData& data, const TensorId& id) {
   ASSIGN_OR_RETURN(const TensorRef tensor, catalog_.reader().OpenTensorById(id));
+  return EqualsTensor(data, tensor);
+}
+
+Result<bool> PushJob::EqualsTensor(const TensorData& data, const TensorRef& tensor) {
   const TensorRecord& record = tensor->record;
   const SourceExtent& source = data.extent();
   if (record.dtype != source.dtype || record.shape != source.shape || record.bytes != source.bytes) return false;

@@ -37,7 +37,7 @@ class PushJob {
  public:
   PushJob(Catalog& catalog, const SourceTree& source, const PushOptions& options, JobControl& job)
       : catalog_(catalog), source_(source), options_(options), job_(job) {}
-  ~PushJob() { Withdraw(0); }
+  ~PushJob() { Withdraw(); }
   PushJob(const PushJob&) = delete;
   PushJob& operator=(const PushJob&) = delete;
   Result<PushReport> Run();
@@ -51,6 +51,7 @@ class PushJob {
     TensorRecord record;
     bool needed = false;   // a file that is published refers to it
     bool derived = false;  // not an extent of a source: compact, a part of that, a bundle
+    TensorRef introduced;  // to the reader, who finds it before it is published
   };
   struct PlannedFile;
   // One extent of a file and what became of it. Exactly one of `stored`, `made` and `repeats` is set in the end
@@ -103,6 +104,7 @@ class PushJob {
   Status StoredOfHash(const Hash128& hash, std::vector<TensorId>* ids);
   Result<bool> FindIdentical(const TensorData& data, PlannedExtent& extent);
   Result<bool> EqualsStored(const TensorData& data, const TensorId& id);
+  Result<bool> EqualsTensor(const TensorData& data, const TensorRef& tensor);
   Result<bool> EqualsExtent(const TensorData& data, const PlannedExtent& other);
   Status StoreNew(const TensorData& data, PlannedExtent& extent, const std::vector<BaseCandidate>& candidates);
   void CountBases(const TensorRecord& record);
@@ -118,20 +120,22 @@ class PushJob {
   Status SelectCompact();
   Status FindBases(std::vector<PlannedExtent*>* large, std::vector<PlannedExtent*>* small);
   Status EncodeCompact();
-  // The compact tensors, their extents pointing into them. `nothing`: for measuring what the rest takes.
-  Status MakeCompact(CompactCoder& coder, bool nothing);
-  Status FinishCompact(TensorRecord record, std::optional<TensorId>* stored, NewTensor** made);
+  // A tensor for each dtype of compact_, their extents pointing into them, by another id than they will have. What an
+  // earlier call made is superseded. `nothing`: they keep nothing; for measuring what the rest takes.
+  Status MakeCompact(bool nothing);
+  // Gives them the id of their content, or lets their extents point to a tensor of the same content that is stored.
+  Status FinishCompact();
   Result<bool> SameContent(const TensorRef& a, const TensorRef& b);
-  void UndoCompact(size_t first_new);
   Status MakeBundles(const std::vector<PlannedExtent*>& small);
   Status MakeBundle(const std::vector<PlannedExtent*>& extents);
   // Stores what is no extent of a source, unless it is stored already; makes it readable before it is published.
   Result<TensorId> StoreDerived(ByteSpan content, const SourceExtent& extent, const BaseChoice& choice);
   Result<NewTensor*> AddDerived(const TensorId& id, TensorRecord record);
+  Status Introduce(NewTensor* tensor);
   Status HashFilesWithParts();
   // What publishing would add now.
   Result<uint64_t> MeasureAdded();
-  void Withdraw(size_t first_new);
+  void Withdraw();
   std::string CompactMethod() const;
 
   // push_publish.cc: verifying and publishing.
@@ -186,7 +190,13 @@ class PushJob {
   std::unique_ptr<CompactCoder> coder_;
   std::vector<CompactItem> items_;
   std::vector<PlannedExtent*> item_extents_;  // of each item
-  std::vector<PlannedExtent*> small_;         // in files with parts: bundled
+  struct CompactGroup {
+    std::vector<size_t> members;        // items of one dtype
+    std::optional<CompactParts> parts;  // as they were encoded last
+    NewTensor* made = nullptr;
+  };
+  std::map<DType, CompactGroup> compact_;
+  std::vector<PlannedExtent*> small_;  // in files with parts: bundled
   bool exceeds_drift_ = false;
 
   Status damage_;  // the first that GoOnDespite was given

@@ -2,6 +2,7 @@
 #include <chrono>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "catalog/write/file_reader.h"
 #include "catalog/write/levels.h"
@@ -139,9 +140,9 @@ Status PushJob::MarkNeeded() {
   for (NewTensor& tensor : new_tensors_) {
     if (tensor.derived) derived.emplace(tensor.id, &tensor);
   }
-  for (const auto& [id, tensor] : derived) {
-    if (!tensor->needed) continue;
-    ForEachPart(tensor->record, [&](const TensorId& part) {
+  for (NewTensor& tensor : new_tensors_) {
+    if (!tensor.derived || !tensor.needed) continue;
+    ForEachPart(tensor.record, [&](const TensorId& part) {
       if (const auto own = derived.find(part); own != derived.end()) own->second->needed = true;
     });
   }
@@ -237,20 +238,15 @@ Status PushJob::YieldToRivals() {
 
 // What was derived has no source to compare with: both are decoded.
 Status PushJob::YieldDerived() {
-  Withdraw(0);
   for (NewTensor& tensor : new_tensors_) {
     if (!tensor.derived || !tensor.needed) continue;
-    const Result<TensorRef> rival = catalog_.reader().OpenTensorById(tensor.id);
-    if (rival.status().code() == StatusCode::kNotFound) continue;
-    RETURN_IF_ERROR(rival.status());
-    ASSIGN_OR_RETURN(const TensorRef own, catalog_.reader().OpenUnpublished(tensor.id, tensor.record));
-    bool equal = own->record.bytes == (*rival)->record.bytes && own->frame.block_elems == (*rival)->frame.block_elems;
-    for (uint32_t i = 0; equal && i < own->frame.BlockCount(); ++i) {
-      ASSIGN_OR_RETURN(const BlockRef theirs, catalog_.reader().ReadBlock(*rival, i, /*keep=*/false));
-      const Bytes copy(theirs.bytes().begin(), theirs.bytes().end());
-      ASSIGN_OR_RETURN(const BlockRef ours, catalog_.reader().ReadBlock(own, i, /*keep=*/false));
-      equal = SameBytes(copy, ours.bytes());
-    }
+    const Result<StoredValue> stored = catalog_.store().Get(Family::kTensors, TensorKey(tensor.id));
+    if (stored.status().code() == StatusCode::kNotFound) continue;
+    RETURN_IF_ERROR(stored.status());
+    const TensorRef own = tensor.introduced;
+    catalog_.reader().Withdraw(std::exchange(tensor.introduced, nullptr));
+    ASSIGN_OR_RETURN(const TensorRef rival, catalog_.reader().OpenTensorById(tensor.id));
+    ASSIGN_OR_RETURN(const bool equal, SameContent(own, rival));
     if (!equal)
       return Busy("another push stored a tensor of the same hash as one of '" + options_.name +
                   "' at the same time; push again");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <string>
 
@@ -10,6 +11,7 @@
 #include "codec/encode/input_moments.h"
 #include "codec/encode/low_rank.h"
 #include "codec/encode/residual.h"
+#include "codec/kernels/residual_sweep.h"
 
 namespace modelstore {
 namespace {
@@ -19,6 +21,7 @@ constexpr float kLargestDelta = 1e30f;
 // Rows that an estimate of a residual looks at: at least so many, else a share of them.
 constexpr uint64_t kLeastSample = 48;
 constexpr uint64_t kSampleShare = 48;
+constexpr uint64_t kFitRows = 96;  // of the sample that a dead zone is fitted to
 constexpr uint32_t kMaxPruneBits = 8;
 
 Status Check(const CompactInput& input) {
@@ -66,28 +69,19 @@ double WeightOf(const CompactInput& input, uint64_t row) {
   return input.row_weights.empty() ? 1 : static_cast<double>(input.row_weights[row]);
 }
 
-struct Measured {
-  double error = 0;  // tr(W E H E^T), E = delta - low rank - residual as stored
-  double kept = 0;   // the same of delta - E: when asked for
-};
-
-// Without low rank and levels the error is the delta's energy.
-// `rounded`: after rounding to nearest.
-Measured Measure(const CompactInput& input, const LowRankFit* low_rank, const ResidualCoder* coder,
-                 std::span<const int8_t> levels, bool kept, bool rounded = false) {
+// tr(W E H E^T), E = delta - low rank - residual as stored, before rounding. Without both it is the delta's energy.
+double Measure(const CompactInput& input, const LowRankFit* low_rank, const ResidualCoder* coder,
+               std::span<const int8_t> levels) {
   std::optional<LowRankRows> lower;
   if (low_rank != nullptr) lower.emplace(*low_rank, input.columns);
-  std::vector<float> panel, scratch;
-  std::vector<uint64_t> rows;
-  std::vector<double> energies(kPanelRows);
-  Measured measured;
-  for (uint64_t first = 0; first < input.rows; first += kPanelRows) {
-    const uint64_t count = std::min(kPanelRows, input.rows - first), begin = first * input.columns;
+  std::vector<double> errors(PanelCount(input.rows, input.columns));
+  ForEachPanel(input, input.rows, [&](size_t p, uint64_t first, uint64_t count) {
+    const uint64_t begin = first * input.columns;
     const auto values = input.delta.subspan(begin, count * input.columns);
-    panel.assign(values.begin(), values.end());
+    std::vector<float> panel(values.begin(), values.end()), scratch;
     if (lower) {
-      rows.resize(count);
-      for (uint64_t i = 0; i < count; ++i) rows[i] = first + i;
+      std::vector<uint64_t> rows(count);
+      std::iota(rows.begin(), rows.end(), first);
       lower->Subtract(rows, panel.data());
     }
     if (!levels.empty()) {
@@ -98,27 +92,14 @@ Measured Measure(const CompactInput& input, const LowRankFit* low_rank, const Re
         panel[e] -= q < 0 ? -value : value;
       }
     }
-    if (rounded) {
-      for (uint64_t e = 0; e < panel.size(); ++e) {
-        const float finetune = FromBf16(input.base[begin + e]) + values[e];
-        panel[e] = finetune - RoundToBf16(finetune - panel[e]);
-      }
-    }
-    const auto sum = [&] {
-      RowEnergies(input.moments, panel.data(), count, input.columns, scratch, energies.data());
-      double energy = 0;
-      for (uint64_t i = 0; i < count; ++i) energy += WeightOf(input, first + i) * energies[i];
-      return energy;
-    };
-    measured.error += sum();
-    if (!kept) continue;
-    for (uint64_t e = 0; e < panel.size(); ++e) panel[e] = values[e] - panel[e];
-    measured.kept += sum();
-  }
-  return measured;
+    std::vector<double> energies(count);
+    RowEnergies(input.moments, panel.data(), count, input.columns, scratch, energies.data());
+    for (uint64_t i = 0; i < count; ++i) errors[p] += WeightOf(input, first + i) * energies[i];
+  });
+  return std::accumulate(errors.begin(), errors.end(), 0.0);
 }
 
-double Energy(const CompactInput& input) { return Measure(input, nullptr, nullptr, {}, false).error; }
+double Energy(const CompactInput& input) { return Measure(input, nullptr, nullptr, {}); }
 
 float Sigma(std::span<const float> delta) {
   double sum = 0;
@@ -149,20 +130,31 @@ double ScaledError(double error, double energy, float scale) {
   return error + excess * excess * std::max(0.0, energy - error);
 }
 
-// What a residual of `coder` would cost and leave, by a sample of rows.
+// What a residual of `coder` would cost and leave, by a sample of rows of which `untouched` is left without it.
 void AddResidual(const CompactInput& input, const LowRankFit& low_rank, const ResidualCoder& coder,
-                 const RowSample& sample, double scale_bytes, double& bytes, double& error) {
-  const ResidualOutcome outcome = QuantizeResidual(input, low_rank, coder, sample, true, nullptr);
-  bytes += outcome.bits() / 8 + scale_bytes;
-  if (outcome.untouched > 0) error *= outcome.error / outcome.untouched;
+                 const RowSample& sample, double untouched, double scale_bytes, CompactEstimate& estimate) {
+  const ResidualOutcome outcome = QuantizeResidual(input, low_rank, coder, sample, 1, false, nullptr);
+  estimate.bytes += outcome.bits() / 8 + scale_bytes;
+  if (untouched > 0) estimate.error *= outcome.error / untouched;
+}
+
+// The factor on a delta whose residual is rounded with it: what is quantized is longer by what a sample loses.
+float AimFor(const CompactInput& input, const CompactChoice& choice, const LowRankFit& low_rank,
+             const ResidualCoder& coder) {
+  constexpr uint64_t kRows = 192;
+  constexpr float kLeastGain = 1.002f;
+  const ResidualOutcome outcome =
+      QuantizeResidual(input, low_rank, coder, SampleRows(input, kRows, kRows / 4), 1, true, nullptr);
+  const float aim = outcome.energy > 0 ? ScaleFor(input, choice, 1 - outcome.cross / outcome.energy) : 1;
+  return aim > kLeastGain ? aim : 1;
 }
 
 }  // namespace
 
 uint64_t CompactMemoryBytes(uint64_t rows, uint64_t columns, bool has_moments, const CompactChoice& largest) {
-  const uint64_t elems = rows * columns;
-  const uint64_t panel = std::min(rows, kPanelRows) * (columns * 3 + 256) * sizeof(float);
-  uint64_t bytes = panel + rows * 64 + columns * 32;
+  const uint64_t elems = rows * columns, panel_rows = std::min(rows, PanelRows(columns)) + kSweepRows;
+  const uint64_t panels = std::min(kPanelsAtOnce, PanelCount(rows, columns));
+  uint64_t bytes = panels * panel_rows * (columns * 5 + 512) * sizeof(float) + rows * 64 + columns * 32;
   if (largest.rank > 0) {
     const auto rank = static_cast<uint32_t>(std::min<uint64_t>({largest.rank, rows, columns}));
     bytes += LowRankBasis::MemoryBytes(rows, columns, rank) + (rows + columns) * rank * 4;
@@ -183,9 +175,9 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
     if (choice.bits == 0) rank = std::max(rank, choice.rank);
   }
   CompactAnalysis analysis;
-  analysis.energy = Energy(input);
+  analysis.energy = input.energy ? *input.energy : Energy(input);
   analysis.estimates.push_back({CompactChoice{}, 0, analysis.energy});
-  const LowRankBasis basis(input, analysis.energy > 0 ? RankFor(input, rank) : 0, analysis.energy);
+  std::map<float, LowRankBasis> bases;  // by their steps
   const uint64_t wanted = std::max(kLeastSample, input.rows / kSampleShare);
   const RowSample sample = SampleRows(input, wanted, wanted / 4);
   // Pruning keeps a share of the rows that it sees: no kind of them may be more frequent than in the tensor.
@@ -193,25 +185,30 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
   const float sigma = Sigma(input.delta);
   std::optional<LowRankFit> fit;
   CompactChoice fitted;
+  std::optional<double> left;  // by `fit`, of the sample
   std::map<float, ResidualCoder> coders;
   for (const CompactChoice& choice : ladder) {
     CompactEstimate estimate{choice, 0, analysis.energy};
     if (analysis.energy > 0 && choice.bits > 0) {
       const ResidualCoder coder = FitPruning(input, choice);
-      AddResidual(input, LowRankFit{}, coder, even, 2 * static_cast<double>(coder.steps.size()), estimate.bytes,
-                  estimate.error);
+      AddResidual(input, LowRankFit{}, coder, even, EnergyLeft(input, LowRankFit{}, even),
+                  2 * static_cast<double>(coder.steps.size()), estimate);
     } else if (analysis.energy > 0) {
       if (!fit || fitted.rank != choice.rank || fitted.factor_step != choice.factor_step) {
-        fit = basis.Fit(input, choice.rank, choice.factor_step);
+        const auto [basis, is_new] =
+            bases.try_emplace(choice.factor_step, input, RankFor(input, rank), choice.factor_step, analysis.energy);
+        fit = basis->second.Fit(input, choice.rank);
         fitted = choice;
+        left.reset();
       }
       estimate.bytes = fit->bytes;
       estimate.error = fit->error;
       if (choice.residual_step > 0) {
         // Costs and biases of a step change little with the rank: they are fitted once.
         const auto [coder, is_new] = coders.try_emplace(choice.residual_step);
-        if (is_new) coder->second = FitDeadZone(input, *fit, choice.residual_step * sigma);
-        AddResidual(input, *fit, coder->second, sample, 2, estimate.bytes, estimate.error);
+        if (is_new) coder->second = FitDeadZone(input, *fit, choice.residual_step * sigma, sample);
+        if (!left) left = EnergyLeft(input, *fit, sample);
+        AddResidual(input, *fit, coder->second, sample, *left, 2, estimate);
       }
       estimate.error =
           ScaledError(estimate.error, analysis.energy, ScaleFor(input, choice, 1 - estimate.error / analysis.energy));
@@ -230,7 +227,7 @@ Result<CompactTensor> EncodeTensor(const CompactInput& given, const CompactChoic
   CompactTensor tensor;
   tensor.segment.rows = input.rows;
   tensor.segment.columns = input.columns;
-  tensor.energy = tensor.error = Energy(input);
+  tensor.energy = input.energy ? *input.energy : Energy(input);
   if (!(tensor.energy > 0)) return tensor;
 
   LowRankFit low_rank;
@@ -240,42 +237,43 @@ Result<CompactTensor> EncodeTensor(const CompactInput& given, const CompactChoic
     coder = FitPruning(input, choice);
   } else {
     if (const uint32_t rank = RankFor(input, choice.rank); rank > 0) {
-      low_rank = LowRankBasis(input, rank, tensor.energy).Fit(input, rank, choice.factor_step);
+      low_rank = LowRankBasis(input, rank, choice.factor_step, tensor.energy).Fit(input, rank);
     }
-    if (choice.residual_step > 0) coder = FitDeadZone(input, low_rank, choice.residual_step * Sigma(input.delta));
+    if (choice.residual_step > 0) {
+      const RowSample sample = SampleRows(input, kFitRows, kFitRows / 4);
+      coder = FitDeadZone(input, low_rank, choice.residual_step * Sigma(input.delta), sample);
+    }
   }
+  // Least squares keep as much as they leave out of the energy; of a residual with error feedback it is measured.
+  double along = 1 - low_rank.error / tensor.energy;
+  std::optional<double> error;  // while nothing changed since it was measured
+  bool rounded = coder && !coder->prune && !input.base.empty();
   if (coder) {
-    QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows, 0), false, &tensor.residual);
+    // Rounded values cannot be scaled afterwards: the levels are chosen for a longer delta, of which as much gets lost.
+    const float aim = rounded && choice.scale == 0 ? AimFor(input, choice, low_rank, *coder) : 1;
+    const bool needs_cross = aim != 1 || (!rounded && choice.scale == 0);
+    const ResidualOutcome outcome =
+        QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows, 0), aim, needs_cross, &tensor.residual);
     if (std::all_of(tensor.residual.begin(), tensor.residual.end(), [](int8_t q) { return q == 0; })) {
       tensor.residual.clear();
       coder.reset();
-    }
-  }
-  // Least squares keep as much as they leave out of the energy; a residual with error feedback is measured.
-  double along = 1 - low_rank.error / tensor.energy;
-  const bool rounded = coder && !coder->prune && !input.base.empty();
-  std::optional<double> error;  // while nothing changed since it was measured
-  if (coder && choice.scale == 0) {
-    const Measured measured = Measure(input, &low_rank, &*coder, tensor.residual, true, rounded);
-    along = (tensor.energy + measured.kept - measured.error) / (2 * tensor.energy);
-    error = measured.error;
-  }
-  if (rounded) {
-    // Rounded values cannot be scaled: the levels are chosen anew for a longer delta, of which as much gets lost.
-    constexpr float kLeastGain = 1.002f;
-    if (const float aim = ScaleFor(input, choice, along); aim > kLeastGain) {
-      QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows, 0), false, &tensor.residual, aim);
-      error.reset();
+      rounded = false;
+    } else {
+      along = 1 - outcome.cross / tensor.energy;
+      error = outcome.ErrorFor(aim);
     }
   }
   if (const float scale = rounded ? 1 : ScaleFor(input, choice, along); scale != 1) {
-    for (float& s : low_rank.scales) s = FromBf16(ToBf16(s * scale));
+    low_rank.ScaleBy(scale);
     if (coder) {
       for (float& s : coder->steps) s = FromBf16(ToBf16(s * scale));
     }
     error.reset();
   }
-  if (!error) error = Measure(input, &low_rank, coder ? &*coder : nullptr, tensor.residual, false, rounded).error;
+  // What least squares say of the error is a difference of numbers of the energy's size.
+  constexpr double kLeastDifference = 1e-3;
+  if (!coder && low_rank.error > kLeastDifference * tensor.energy) error = low_rank.error;
+  if (!error) error = Measure(input, &low_rank, coder ? &*coder : nullptr, tensor.residual);
   tensor.error = *error;
   if (!std::isfinite(tensor.error)) return InvalidArgument("the delta is too large for its moments");
 

@@ -1,6 +1,6 @@
 // Compact encoding of one tensor's delta: quantized low-rank factors and a pruned, quantized residual
 // (layer: codec/encode; the numbers are made with Eigen over BLAS in the .cc). No I/O and no threads of its own: the
-// caller works on several tensors at once.
+// caller works on several tensors at once, and may lend a ParallelFor.
 //
 //   InputMoments::Prepare(H)                       once for tensors that share an input (q, k, v; gate, up)
 //   AnalyzeTensor(delta, moments, ladder)       -> what each rung would cost and leave: the budget planner's input
@@ -12,7 +12,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,6 +48,10 @@ class InputMoments {
   std::unique_ptr<State> state_;
 };
 
+// Calls task(i) for every i < n, in any order, perhaps several at once; returns when all are done. When a task throws,
+// some may be skipped and the call throws.
+using ParallelFor = std::function<void(size_t n, const std::function<void(size_t)>& task)>;
+
 struct CompactInput {
   uint64_t rows = 0, columns = 0;
   std::span<const float> delta;           // finetune - base, row-major, finite
@@ -55,6 +61,9 @@ struct CompactInput {
   // A BF16 tensor's base: its residual is then chosen with the rounding of what it makes in mind, and rounded to
   // nearest. Empty: values are not rounded, or by the dither.
   std::span<const uint16_t> base{};  // patterns
+  std::optional<double> energy{};    // tr(D H D^T), row-weighted, when it is known already
+  // For panels of rows, which are independent; results are the same. Null: one after the other.
+  const ParallelFor* parallel = nullptr;
 };
 
 // What is kept of a tensor. All zero: nothing (the base's tensor as it is).

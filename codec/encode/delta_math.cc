@@ -1,7 +1,9 @@
 #include "codec/encode/delta_math.h"
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 
@@ -14,6 +16,18 @@ using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMa
 using ConstMap = Eigen::Map<const Matrix>;
 
 }  // namespace
+
+void ForEachPanel(const CompactInput& input, uint64_t rows,
+                  const std::function<void(size_t panel, uint64_t first, uint64_t count)>& visit) {
+  const uint64_t each = PanelRows(input.columns), panels = PanelCount(rows, input.columns);
+  std::atomic<size_t> next{0};
+  const auto work = [&](size_t) {
+    for (size_t panel; (panel = next.fetch_add(1, std::memory_order_relaxed)) < panels;)
+      visit(panel, panel * each, std::min(each, rows - panel * each));
+  };
+  if (input.parallel == nullptr || panels < 2) return work(0);
+  (*input.parallel)(std::min(kPanelsAtOnce, panels), work);
+}
 
 uint16_t ToBf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
@@ -52,7 +66,12 @@ void RowEnergies(const InputMoments* moments, const float* e, uint64_t rows, uin
   scratch.resize(rows * columns);
   Eigen::Map<Matrix> product(scratch.data(), m, n);
   const InputMoments::State& state = moments->state();
-  product.noalias() = error * ConstMap(state.root.data(), n, n).triangularView<Eigen::Upper>();
+  const ConstMap root(state.root.data(), n, n);
+  for (Eigen::Index first = 0; first < n; first += kRootBlock) {
+    const Eigen::Index count = std::min(kRootBlock, n - first);
+    product.middleCols(first, count).noalias() =
+        error.leftCols(first + count) * root.block(0, first, first + count, count);
+  }
   for (Eigen::Index i = 0; i < m; ++i) energies[i] = product.row(i).cast<double>().squaredNorm() * state.unit;
 }
 

@@ -16,6 +16,7 @@ namespace {
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using ConstMap = Eigen::Map<const Matrix>;
+using ConstLevels = Eigen::Map<const Eigen::Matrix<int8_t, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
 using Index = Eigen::Index;
 
 constexpr uint32_t kExtraColumns = 8;  // of the sketch: Halko, Martinsson, Tropp 2011
@@ -41,11 +42,21 @@ class Weighted {
   // columns x k -> columns x k, by R or its transpose
   Matrix Root(const Matrix& x) const {
     if (moments_ == nullptr) return x;
-    return RootMap().triangularView<Eigen::Upper>() * x;
+    Matrix out(x.rows(), x.cols());
+    ForEachBlock([&](Index first, Index count) {
+      const Index after = x.rows() - first;
+      out.middleRows(first, count).noalias() = RootMap().block(first, first, count, after) * x.bottomRows(after);
+    });
+    return out;
   }
   Matrix RootTransposed(const Matrix& x) const {
     if (moments_ == nullptr) return x;
-    return RootMap().transpose().triangularView<Eigen::Lower>() * x;
+    Matrix out(x.rows(), x.cols());
+    ForEachBlock([&](Index first, Index count) {
+      const Index before = first + count;
+      out.middleRows(first, count).noalias() = RootMap().block(0, first, before, count).transpose() * x.topRows(before);
+    });
+    return out;
   }
   // rows x k
   Matrix Times(const Matrix& x) const {
@@ -69,6 +80,11 @@ class Weighted {
   }
 
  private:
+  template <typename VisitFn>
+  void ForEachBlock(const VisitFn& visit) const {
+    for (Index first = 0; first < delta_.cols(); first += kRootBlock)
+      visit(first, std::min(kRootBlock, delta_.cols() - first));
+  }
   ConstMap RootMap() const {
     const InputMoments::State& state = moments_->state();
     return ConstMap(state.root.data(), static_cast<Index>(state.n), static_cast<Index>(state.n));
@@ -147,6 +163,18 @@ std::vector<uint8_t> PayingRows(const std::vector<double>& captured, double next
 
 }  // namespace
 
+void LowRankFit::ScaleBy(float factor) {
+  for (float& s : scales) s = FromBf16(ToBf16(s * factor));
+  SetError();
+}
+
+void LowRankFit::SetError() {
+  const auto r = static_cast<Index>(rank);
+  const Eigen::VectorXd s = Eigen::Map<const Eigen::VectorXf>(scales.data(), r).cast<double>();
+  error = std::max(0.0, energy + s.dot(Eigen::Map<const Eigen::MatrixXd>(normal.data(), r, r) * s) -
+                            2 * s.dot(Eigen::Map<const Eigen::VectorXd>(gain.data(), r)));
+}
+
 LowRankRows::LowRankRows(const LowRankFit& fit, uint64_t columns)
     : fit_(fit), columns_(columns), right_(fit.right.begin(), fit.right.end()) {
   uint64_t before = 0;
@@ -178,10 +206,11 @@ void LowRankRows::Subtract(std::span<const uint64_t> rows, float* panel) const {
 
 uint64_t LowRankBasis::MemoryBytes(uint64_t rows, uint64_t columns, uint32_t rank) {
   const uint64_t width = rank + kExtraColumns;
-  return (rows * 3 + columns * 5) * width * sizeof(float) + width * width * 64 + rows * 40;
+  return (rows * 4 + columns * 5) * width * sizeof(float) + width * width * 64 + rows * 40;
 }
 
-LowRankBasis::LowRankBasis(const CompactInput& input, uint32_t rank, double energy) : energy_(energy) {
+LowRankBasis::LowRankBasis(const CompactInput& input, uint32_t rank, float factor_step, double energy)
+    : factor_step_(factor_step), energy_(energy) {
   const auto rows = static_cast<Index>(input.rows), columns = static_cast<Index>(input.columns);
   const Index width = std::min<Index>(rank + kExtraColumns, std::min(rows, columns));
   const Weighted map(input);
@@ -209,38 +238,41 @@ LowRankBasis::LowRankBasis(const CompactInput& input, uint32_t rank, double ener
   Matrix leading(columns, rank_);
   leading.noalias() = x * turn;
   const Matrix right = map.RightOf(leading);
-  right_.assign(right.data(), right.data() + right.size());
+  QuantizeRight(input, {right.data(), right.data() + right.size()});
 }
 
-LowRankFit LowRankBasis::Fit(const CompactInput& input, uint32_t rank, float factor_step) const {
+void LowRankBasis::QuantizeRight(const CompactInput& input, std::vector<float> right) {
+  const auto rows = static_cast<Index>(input.rows), columns = static_cast<Index>(input.columns);
+  const auto r = static_cast<Index>(rank_);
+  right_.resize(right.size());
+  for (Index k = 0; k < r; ++k)
+    Quantize(right.data() + k * columns, columns, 1, nullptr, factor_step_, right_.data() + k * columns);
+  const Matrix v = ConstLevels(right_.data(), r, columns).cast<float>();
+  const Weighted map(input);
+  const Matrix vr = map.RootTransposed(v.transpose());  // (V R)^T
+  Matrix gram(r, r);
+  gram.noalias() = vr.transpose() * vr;
+  gram_.assign(gram.data(), gram.data() + gram.size());
+  product_.resize(input.rows * rank_);
+  Eigen::Map<Matrix>(product_.data(), rows, r).noalias() = ConstMap(input.delta.data(), rows, columns) * map.Root(vr);
+}
+
+LowRankFit LowRankBasis::Fit(const CompactInput& input, uint32_t rank) const {
   LowRankFit fit;
   fit.rank = std::min(rank, rank_);
-  fit.error = energy_;
+  fit.error = fit.energy = energy_;
   if (fit.rank == 0) return fit;
   const auto rows = static_cast<Index>(input.rows), columns = static_cast<Index>(input.columns);
   const auto r = static_cast<Index>(fit.rank);
   const double unit = input.moments != nullptr ? input.moments->state().unit : 1;
   const float* weights = input.row_weights.empty() ? nullptr : input.row_weights.data();
 
-  fit.right.resize(static_cast<size_t>(r * columns));
-  for (Index k = 0; k < r; ++k) {
-    Quantize(right_.data() + k * columns, columns, 1, nullptr, factor_step, fit.right.data() + k * columns);
-  }
+  fit.right.assign(right_.begin(), right_.begin() + r * columns);
   // U: least squares on D H V^T for the V that is stored.
-  const Matrix v = Eigen::Map<const Eigen::Matrix<int8_t, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(
-                       fit.right.data(), r, columns)
-                       .cast<float>();
-  Matrix seen, product(rows, r);  // H V^T, D H V^T
-  Eigen::MatrixXd gram;           // V H V^T
-  {
-    const Weighted map(input);
-    const Matrix vr = map.RootTransposed(v.transpose());  // (V R)^T
-    Matrix g(r, r);
-    g.noalias() = vr.transpose() * vr;
-    gram = g.cast<double>();
-    seen = map.Root(vr);
-  }
-  product.noalias() = ConstMap(input.delta.data(), rows, columns) * seen;
+  Matrix product = ConstMap(product_.data(), rows, static_cast<Index>(rank_)).leftCols(r);
+  const Eigen::MatrixXd gram =
+      Eigen::Map<const Eigen::MatrixXd>(gram_.data(), static_cast<Index>(rank_), static_cast<Index>(rank_))
+          .topLeftCorner(r, r);
   Eigen::MatrixXd damped = gram;
   damped.diagonal().array() += 1e-6 * gram.trace() / static_cast<double>(r);
   const Matrix inverse = damped.ldlt().solve(Eigen::MatrixXd::Identity(r, r)).cast<float>();
@@ -274,16 +306,14 @@ LowRankFit LowRankBasis::Fit(const CompactInput& input, uint32_t rank, float fac
 
   fit.left.resize(static_cast<size_t>(left_rows * r));
   for (Index k = 0; k < r; ++k) {
-    Quantize(left.data() + k, left_rows, r, weights, factor_step, fit.left.data() + k);
+    Quantize(left.data() + k, left_rows, r, weights, factor_step_, fit.left.data() + k);
   }
   // The scales: least squares for the levels of both factors.
   Eigen::MatrixXd normal = Eigen::MatrixXd::Zero(r, r);
   Eigen::VectorXd gain = Eigen::VectorXd::Zero(r);
   for (Index first = 0; first < left_rows; first += static_cast<Index>(kPanelRows)) {
     const Index count = std::min<Index>(static_cast<Index>(kPanelRows), left_rows - first);
-    const Eigen::MatrixXd u = Eigen::Map<const Eigen::Matrix<int8_t, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(
-                                  fit.left.data() + first * r, count, r)
-                                  .cast<double>();
+    const Eigen::MatrixXd u = ConstLevels(fit.left.data() + first * r, count, r).cast<double>();
     Eigen::MatrixXd weighted = u;
     if (weights != nullptr) {
       weighted.array().colwise() *= Eigen::Map<const Eigen::ArrayXf>(weights + first, count).cast<double>();
@@ -295,14 +325,12 @@ LowRankFit LowRankBasis::Fit(const CompactInput& input, uint32_t rank, float fac
   Eigen::MatrixXd solvable = normal;
   solvable.diagonal().array() += 1e-9 * normal.trace() / static_cast<double>(r) + std::numeric_limits<double>::min();
   const Eigen::VectorXd best = solvable.ldlt().solve(gain);
-  fit.scales.resize(fit.rank);
-  Eigen::VectorXd stored(r);
-  for (Index k = 0; k < r; ++k) {
-    const float scale = FromBf16(ToBf16(static_cast<float>(best(k))));
-    fit.scales[static_cast<size_t>(k)] = scale;
-    stored(k) = scale;
-  }
-  fit.error = std::max(0.0, energy_ + unit * (stored.dot(normal * stored) - 2 * stored.dot(gain)));
+  for (Index k = 0; k < r; ++k) fit.scales.push_back(FromBf16(ToBf16(static_cast<float>(best(k)))));
+  normal *= unit;
+  gain *= unit;
+  fit.normal.assign(normal.data(), normal.data() + normal.size());
+  fit.gain.assign(gain.data(), gain.data() + gain.size());
+  fit.SetError();
   double bits = LevelBits(fit.right) + LevelBits(fit.left) + 16 * static_cast<double>(r);
   if (!fit.row_mask.empty())
     bits += EntropyBits(std::vector<double>{static_cast<double>(rows - left_rows), static_cast<double>(left_rows)});

@@ -1,7 +1,5 @@
 // The residual of a compact tensor (layer: codec/encode, internal): what the low-rank part leaves, quantized column by
-// column. The error of each column is fed back into those that follow (OBS as in GPTQ), in the form of its upper
-// factor: with H = R R^T the target of column j moves by sum over i < j of error_i R_ij / R_jj, and what is then left
-// of it costs R_jj^2 times its square, which nothing later makes good.
+// column with error feedback (codec/kernels/residual_sweep.h).
 #pragma once
 
 #include <array>
@@ -45,21 +43,30 @@ RowSample SampleRows(const CompactInput& input, uint64_t wanted, uint64_t heavie
 
 // What quantizing rows leads to; sums are over rows times their counts.
 struct ResidualOutcome {
-  double error = 0;                   // tr(W E H E^T)
-  double untouched = 0;               // the same had all levels been 0: when asked for
-  std::vector<double> magnitudes;     // histogram
-  std::array<double, 3> shortfall{};  // by min(magnitude, 3): mean of magnitude - value in steps
-  double bits() const;                // entropy of the levels
+  double error = 0;                // tr(W E H E^T), E = aim x delta - what is stored
+  double cross = 0, energy = 0;    // tr(W E H D^T) and tr(W D H D^T), D the delta: when asked for
+  std::vector<double> magnitudes;  // histogram
+  // By min(magnitude, 3), weighted: magnitude - target in steps, and the weights; without feedback and rounding.
+  std::array<double, 3> shortfall{}, shortfall_weight{};
+  double bits() const;  // entropy of the levels
+  // tr(W E H E^T) of E = delta - what is stored.
+  double ErrorFor(float aim) const {
+    const double excess = static_cast<double>(aim) - 1;
+    return error - 2 * excess * cross + excess * excess * energy;
+  }
 };
 
-// The coder of a dead zone with steps of `step`, fitted to a sample of the rows.
-ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank, float step);
+// The coder of a dead zone with steps of `step`, fitted to the rows of `sample`.
+ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank, float step, const RowSample& sample);
 // The coder of literal GPT-Zip.
 ResidualCoder FitPruning(const CompactInput& input, const CompactChoice& choice);
 
-// Quantizes what `low_rank` leaves of the rows in `sample`. `levels`, when not null: of all rows in order (`sample`
-// must then be all of them). `aim`: the delta is taken times that. `untouched`: whether to compute that too.
+// Quantizes what `low_rank` leaves of aim x delta in the rows of `sample`. `levels`, when not null: of all rows in
+// order
+// (`sample` must then be all of them). `with_cross`: whether to compute that, too.
 ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& low_rank, const ResidualCoder& coder,
-                                 const RowSample& sample, bool untouched, std::vector<int8_t>* levels, float aim = 1);
+                                 const RowSample& sample, float aim, bool with_cross, std::vector<int8_t>* levels);
+// tr(W E H E^T) over the rows of `sample` times their counts, E = delta - low rank.
+double EnergyLeft(const CompactInput& input, const LowRankFit& low_rank, const RowSample& sample);
 
 }  // namespace modelstore

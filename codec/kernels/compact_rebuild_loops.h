@@ -1,37 +1,18 @@
 // The source of every CPU target's CompactKernels (layer: codec/kernels; private to it). Included once by each target's
-// file, after that has defined, in its unnamed namespace: kLanes (floats of a vector), kTileRows (rows whose sums stay
-// in registers), the vector types F (float) and U (uint32_t) of kLanes, kIota (0, 1, ...), Max of two U, AnyAtLeast
-// (some lane of a U reaches a uint32_t) and, all without alignment, LoadLevels (int8_t -> F), LevelTable (int8_t -> F
-// by a table of kResidualLevels), LoadPatterns (uint16_t -> U) and StorePatterns (U -> uint16_t).
+// file, after its vectors (vectors_plain.h says which).
 #pragma once
 
 #include <cstring>
 
 #include "codec/kernels/compact_dither.h"
 #include "codec/kernels/compact_rebuild.h"
+#include "codec/kernels/vector_bits.h"
 
 namespace modelstore {
 namespace {
 
 constexpr unsigned kTileVectors = 2;
 static_assert(kStripColumns % (kTileVectors * kLanes) == 0);
-
-inline F Load(const float* at) {
-  F v;
-  std::memcpy(&v, at, sizeof(v));
-  return v;
-}
-inline void Store(F v, float* at) { std::memcpy(at, &v, sizeof(v)); }
-inline U BitsOf(F v) {
-  U u;
-  std::memcpy(&u, &v, sizeof(u));
-  return u;
-}
-inline F FloatOf(U u) {
-  F v;
-  std::memcpy(&v, &u, sizeof(v));
-  return v;
-}
 
 template <unsigned kRows>
 inline void AccumulateTile(const float* weights, size_t rank, const float* right, float* sums) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <thread>
 
 #include "catalog/write/compact_model.h"
 #include "catalog/write/export.h"
@@ -255,6 +256,95 @@ TEST_F(CompactPushTest, MeetsATargetRatio) {
     drift = report.drift;
   }
   ExpectClean();
+}
+
+// A plan that misses is made again; tensors whose choice stays are not encoded again but copied.
+TEST_F(CompactPushTest, PlanningAgainKeepsWhatDoesNotChange) {
+  size_t again = 0, copied = 0;
+  for (int ratio = 8; ratio < 44; ratio += 3) {
+    const std::string name = "t" + std::to_string(ratio);
+    std::vector<uint64_t> encoded;
+    JobControl job([&](const JobProgress& progress) {
+      if (progress.phase == "making compact" && progress.done_bytes == 0) encoded.push_back(progress.total_bytes);
+    });
+    const Result<PushReport> report = PushWith(folder_, OfRatio(name, ratio), job);
+    ASSERT_OK(report.status());
+    for (size_t round = 1; round < encoded.size(); ++round) {
+      ++again;
+      copied += encoded[round] < encoded[0];
+    }
+    double drift = 0, elems = 0;
+    for (size_t i = 0; i < tuned_.size(); ++i) {
+      if (tuned_[i].shape.size() < 2) continue;
+      const double own = static_cast<double>(tuned_[i].bytes.size());
+      const TensorUsage tensor = TensorOf(name, tuned_[i].name);
+      ASSERT_GT(tensor.drift, 0) << tuned_[i].name;
+      drift += own * tensor.drift;
+      elems += own;
+      // Of what is read, with the rounding, which adds about a unit in the last place.
+      EXPECT_LT(ReadDrift(name, tuned_, i), tensor.drift * 1.3 + 0.2) << name << " " << tuned_[i].name;
+    }
+    EXPECT_NEAR(drift / elems, report->drift, 0.1 * report->drift) << "a tensor's is a code of 9 % steps, rounded up";
+  }
+  EXPECT_GT(again, 0u);
+  EXPECT_GT(copied, again / 2);
+  ExpectClean();
+  for (const std::string& name : ModelNames()) {
+    if (name == "base") continue;
+    ASSERT_OK(Remove(catalog(), name, false, job_).status());
+  }
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  ExpectNothingOf("t8");
+}
+
+TEST_F(CompactPushTest, PushingAgainMendsDamage) {
+  const PushReport report = MustPush(folder_, OfRank("c", kRank, 1));
+  const Bytes content = ReadStored("c", "model.safetensors");
+  // Each first block of what this push made, one after the other.
+  const PushId push = catalog().FindModel("c")->push;
+  std::vector<std::string> keys;
+  ASSERT_OK(catalog().store().ScanKeys(Family::kTensors, "", [&](std::string_view key) -> Status {
+    const auto value = catalog().store().Get(Family::kTensors, std::string(key));
+    const Result<TensorRecord> record = ParseTensorRecord(value->bytes());
+    if (record->push == push && record->block_count > 0) keys.push_back(BlockKey(push, record->first_block));
+    return OkStatus();
+  }));
+  ASSERT_GE(keys.size(), 3u);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const auto good = catalog().store().Get(Family::kBlocks, keys[i]);
+    ASSERT_OK(good.status());
+    Bytes damaged(good->bytes().begin(), good->bytes().end());
+    damaged.back() ^= std::byte{4};
+    WriteBatch batch;
+    batch.Put(Family::kBlocks, keys[i], damaged);
+    ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+    catalog().reader().DropCaches();
+    const auto failed = [&] { return Verify(catalog(), {"c"}, job_)->failed.size(); };
+    if (failed() == 0) continue;  // mended already, by what was pushed for another block
+    EXPECT_EQ(MustPush(folder_, OfRank("again" + std::to_string(i), kRank, 1)).drift, report.drift);
+    EXPECT_EQ(failed(), 0u) << i;
+    EXPECT_EQ(ReadStored("c", "model.safetensors"), content);
+  }
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  ExpectClean();
+}
+
+TEST_F(CompactPushTest, TheSameTwiceAtOnce) {
+  for (int round = 0; round < 4; ++round) {
+    std::vector<std::thread> threads;
+    std::vector<std::string> names;
+    for (int i = 0; i < 3; ++i) names.push_back("c" + std::to_string(round) + "-" + std::to_string(i));
+    for (const std::string& name : names) {
+      threads.emplace_back([&, name] {
+        JobControl job;
+        EXPECT_OK(PushWith(folder_, OfRank(name, kRank + static_cast<uint32_t>(round), 1), job).status());
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const std::string& name : names)
+      EXPECT_EQ(ReadStored(name, "model.safetensors"), ReadStored(names[0], "model.safetensors"));
+    ExpectClean();
+  }
 }
 
 TEST_F(CompactPushTest, ARatioOutOfReachIsRefused) {

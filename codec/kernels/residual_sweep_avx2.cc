@@ -1,0 +1,12 @@
+// The loops need the vectors before them.
+// clang-format off
+#include "codec/kernels/vectors_avx2.h"
+#include "codec/kernels/residual_sweep_loops.h"
+// clang-format on
+#include "codec/kernels/residual_sweep_targets.h"
+
+namespace modelstore {
+
+const ResidualSweep kSweepAvx2 = Sweep;
+
+}  // namespace modelstore
