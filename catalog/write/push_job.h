@@ -155,6 +155,7 @@ class PushJob {
   // Records that publishing adds but for the model's; the bytes of their blocks.
   Result<uint64_t> AddRecords(WriteBatch* batch);
   Status AddTensors(WriteBatch* batch);
+  Status TooManyTensors() const;
   ModelRecord MakeModel() const;  // without id and base
   // Adds usage records and totals, or, when the store is too damaged for that, makes the totals invalid and says so.
   Status CountUsage(const CatalogMeta& meta, WriteBatch* batch);

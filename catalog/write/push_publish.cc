@@ -255,6 +255,12 @@ Status PushJob::YieldDerived() {
   return OkStatus();
 }
 
+// Packed records have limits (docs/format.md), for whoever reads them.
+Status PushJob::TooManyTensors() const {
+  return ResourceExhausted("'" + options_.name +
+                           "' has more tensors than the record of a compact model may list; push " + "it exactly");
+}
+
 // Records, edges and sketches of what this push made; blocks that are not needed after all go.
 Status PushJob::AddTensors(WriteBatch* batch) {
   for (const NewTensor& tensor : new_tensors_) {
@@ -265,7 +271,9 @@ Status PushJob::AddTensors(WriteBatch* batch) {
                            BlocksEnd(push_, uint64_t{record.first_block} + record.block_count));
       continue;
     }
-    batch->Put(Family::kTensors, TensorKey(tensor.id), Serialize(record));
+    const Bytes value = Serialize(record);
+    if (record.is_compact() && !ParseTensorRecord(value).ok()) return TooManyTensors();
+    batch->Put(Family::kTensors, TensorKey(tensor.id), value);
     if (record.is_compact()) continue;
     ForEachBase(record, [&](const TensorId& base) { batch->Put(Family::kEdges, EdgeKey(base, tensor.id), {}); });
   }
@@ -380,7 +388,10 @@ Result<bool> PushJob::LeadsBack(ModelId base, ModelId model) const {
 Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
   RETURN_IF_ERROR(AddTensors(batch));
   for (const PlannedFile& file : files_) {
-    if (!file.known && !file.repeats) batch->Put(Family::kFiles, FileKey(file.sha256), Serialize(RecordOf(file)));
+    if (file.known || file.repeats) continue;
+    const Bytes value = Serialize(RecordOf(file));
+    if (file.has_parts && !ParseFileRecord(value).ok()) return TooManyTensors();
+    batch->Put(Family::kFiles, FileKey(file.sha256), value);
   }
   uint64_t block_bytes = 0;
   for (const NewTensor& tensor : new_tensors_) {

@@ -285,6 +285,7 @@ Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std:
   usage.logical_bytes = file.bytes;
   usage.stored_bytes = FileCost(value.bytes().size());
   std::set<TensorId> counted;
+  std::set<std::pair<TensorId, uint64_t>> counted_parts;
   std::map<TensorId, StoredTensor> in_parts;  // looked up once, however many parts there are
   for (const Extent& extent : record.extents) {
     if (extent.kind == Extent::Kind::kLiteral) continue;
@@ -298,7 +299,8 @@ Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std:
       ASSIGN_OR_RETURN(whole, LoadTensor(store, extent.tensor, &counted));
       if (is_part) tensor = &in_parts.emplace(extent.tensor, std::move(whole)).first->second;
     }
-    if (is_new) usage.stored_bytes += tensor->TotalCost();
+    // Of a tensor that several files have parts of, each counts its own.
+    if (is_new && !is_part) usage.stored_bytes += tensor->TotalCost();
     if (extent.name.empty()) continue;
     const uint32_t width = DTypeBytes(tensor->record.dtype);
     const uint64_t first_elem = extent.offset_bytes / width;
@@ -318,6 +320,8 @@ Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std:
       detail.shape = tensor->record.shape;
       detail.stored_bytes = tensor->cost;
     }
+    if (is_part && counted_parts.emplace(extent.tensor, extent.offset_bytes).second)
+      usage.stored_bytes += detail.stored_bytes;
     const ViewSegment* base = BaseOf(tensor->record, first_elem);
     if (base == nullptr) continue;
     (*bases)[base->base];

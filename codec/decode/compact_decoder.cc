@@ -250,7 +250,9 @@ std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
 
 uint64_t MaxPieceBytes(const Frame& frame) {
   const std::vector<CompactSegment>& segments = frame.compact->segments;
-  uint64_t most = 0, most_pieces = 0;
+  // What a block's pieces are worked in keeps its size from one to the next: each part is as large as any piece needs
+  // it.
+  uint64_t inputs = 0, levels = 0, floats = 0, most_pieces = 0;
   auto oldest = segments.begin();  // whose end may share a block with the segment's first element
   for (const CompactSegment& s : segments) {
     while (s.first_elem - oldest->first_elem >= oldest->elems() + frame.block_elems) ++oldest;
@@ -260,13 +262,13 @@ uint64_t MaxPieceBytes(const Frame& frame) {
     const uint64_t factor_levels = s.rank * (s.columns + rows) + 2 * kFactorTokenLevels;
     const uint64_t residual_levels = s.has_residual ? elems + 2 * kResidualTokenLevels : 0;
     const uint64_t steps = std::min(s.groups(), s.group_elems == 0 ? 1 : elems / s.group_elems + 2);
-    const uint64_t inputs = factor_levels / kFactorTokenLevels * kTokenBytes +
-                            residual_levels / s.residual_token_levels() * kTokenBytes + (s.rank + steps) * kScaleBytes;
-    const uint64_t scratch =
-        factor_levels + residual_levels + sizeof(float) * (kPanelFloats + s.rank * (kPanelColumns + 1 + rows));
-    most = std::max(most, inputs + scratch);
+    inputs = std::max(inputs, factor_levels / kFactorTokenLevels * kTokenBytes +
+                                  residual_levels / s.residual_token_levels() * kTokenBytes +
+                                  (s.rank + steps) * kScaleBytes);
+    levels = std::max(levels, factor_levels + residual_levels);
+    floats = std::max(floats, kPanelFloats + s.rank * (kPanelColumns + 1 + rows));
   }
-  return most + most_pieces * sizeof(CompactPiece);
+  return inputs + levels + floats * sizeof(float) + most_pieces * sizeof(CompactPiece);
 }
 
 Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const CompactInputs& inputs, ByteSpan prediction,

@@ -381,6 +381,13 @@ TEST_F(ModelTest, ACompactModelOfSeveralFilesIsCountedOnce) {
   EXPECT_EQ(usage.levels.delta + usage.levels.self + usage.levels.raw, small);
   EXPECT_EQ(usage.levels.identical_tensor, usage.logical_bytes - large - small);  // the headers are the base's
   EXPECT_EQ(usage.stored_bytes, pushed.stored_bytes);
+  // Each file counts its own share of what both consist of; the model's record is nobody's.
+  const Result<ModelDetail> detail = DescribeModel(catalog(), "small");
+  ASSERT_OK(detail.status());
+  uint64_t of_files = 0;
+  for (const FileUsage& file : detail->files) of_files += file.stored_bytes;
+  EXPECT_LE(of_files, usage.stored_bytes + usage.shared_bytes);
+  EXPECT_GE(of_files, usage.stored_bytes + usage.shared_bytes - 300);
   const Result<StoreWalk> walk = StoreWalk::Load(catalog().store());
   ASSERT_OK(walk.status());
   EXPECT_TRUE(UsageRepairs(catalog().store(), *walk)->empty());
