@@ -32,6 +32,54 @@ constexpr float kLadderSparsities[] = {0.5f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f, 0.9
 
 std::string Megabytes(uint64_t bytes) { return std::to_string((bytes + 999'999) / 1'000'000) + " MB"; }
 
+// Estimates of a kind are wrong by about the same factor: what one choice took tells of the others that were not tried.
+void Learn(CompactItem* item) {
+  std::vector<CompactEstimate>& estimates = item->analysis.estimates;
+  CompactEstimate& picked = estimates[item->pick];
+  const double bytes = picked.bytes > 0 ? item->bytes / picked.bytes : 1;
+  const double error = picked.error > 0 ? item->error / picked.error : 1;
+  item->tried.resize(estimates.size());
+  for (size_t i = 0; i < estimates.size(); ++i) {
+    const CompactChoice& choice = estimates[i].choice;
+    const bool is_alike = choice.bits == picked.choice.bits && (choice.rank > 0) == (picked.choice.rank > 0) &&
+                          (choice.residual_step > 0) == (picked.choice.residual_step > 0);
+    if (item->tried[i] || !is_alike || i == item->pick) continue;
+    estimates[i].bytes *= bytes;
+    estimates[i].error *= error;
+  }
+  picked.bytes = item->bytes;
+  picked.error = item->error;
+  item->tried[item->pick] = true;
+}
+
+// Groups of elements share a step: they lie as the tensor is stored.
+bool PrunesGroups(const CompactOptions& options) {
+  return options.schedule == CompactSchedule::kAptc || (options.choice && options.choice->bits > 0);
+}
+
+// Where an element of the tensor is in what the encoder gets.
+uint64_t PlaceOf(const CompactItem& item, uint64_t elem) {
+  return item.transposed ? elem % item.columns * item.rows + elem / item.columns : elem;
+}
+
+std::vector<int8_t> Transposed(const std::vector<int8_t>& levels, uint64_t rows, uint64_t columns) {
+  std::vector<int8_t> out(levels.size());
+  for (uint64_t i = 0; !levels.empty() && i < rows; ++i) {
+    for (uint64_t j = 0; j < columns; ++j) out[j * rows + i] = levels[i * columns + j];
+  }
+  return out;
+}
+
+// What was encoded as [outputs, inputs] as the tensor is stored: (U V)^T = V^T U^T.
+void Transpose(CompactTensor* tensor) {
+  CompactSegment& segment = tensor->segment;
+  std::vector<int8_t> right = Transposed(tensor->left, segment.rows, segment.rank);
+  tensor->left = Transposed(tensor->right, segment.rank, segment.columns);
+  tensor->right = std::move(right);
+  tensor->residual = Transposed(tensor->residual, segment.rows, segment.columns);
+  std::swap(segment.rows, segment.columns);
+}
+
 bool HasResidual(const CompactChoice& choice) { return choice.residual_step > 0 || choice.bits > 0; }
 
 // What a budget chooses from, for a tensor of that shape.
@@ -39,7 +87,7 @@ std::vector<CompactChoice> LadderFor(const CompactOptions& options, uint64_t row
   CompactChoice base;
   base.scale = options.scale ? static_cast<float>(*options.scale) : 0;
   std::vector<CompactChoice> ladder;
-  if (options.schedule == CompactSchedule::kAptc || (options.choice && options.choice->bits > 0)) {
+  if (PrunesGroups(options)) {
     base.bits = options.choice ? options.choice->bits : 2;
     base.group_elems = options.choice ? options.choice->group_elems : 0;
     for (const float sparsity : kLadderSparsities) {
@@ -140,7 +188,9 @@ class PartWriter {
 
 }  // namespace
 
-uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns) {
+uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns, bool transposed) {
+  // The levels of a residual are transposed back.
+  if (transposed) return MemoryFor(options, columns, rows, false) + rows * columns;
   const CompactChoice largest =
       HasFixedChoice(options) ? *options.choice : LargestOf(LadderFor(options, rows, columns));
   const bool has_moments = options.moments != nullptr;
@@ -151,7 +201,7 @@ uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, u
 }
 
 Status CompactCoder::CheckMemory(const CompactItem& item) const {
-  const uint64_t need = MemoryFor(options_, item.rows, item.columns);
+  const uint64_t need = MemoryFor(options_, item.rows, item.columns, item.transposed);
   if (need <= memory_bytes_) return OkStatus();
   return ResourceExhausted("tensor '" + item.source->name + "' of " + item.file->shown_as + " takes " +
                            Megabytes(need) + " of memory to make compact, this push has " + Megabytes(memory_bytes_) +
@@ -166,10 +216,16 @@ Status CompactCoder::FindMoments(std::vector<CompactItem>* items) {
   const auto find = [&](size_t i) -> Status {
     CompactItem& item = (*items)[i];
     RETURN_IF_ERROR(job_.Check());
+    item.moments_name = item.source->name;
     ASSIGN_OR_RETURN(item.has_moments, moments_->HasMoments(item.source->name, item.columns));
     ASSIGN_OR_RETURN(item.has_rows, moments_->HasRows(item.source->name, item.rows));
+    if (!item.has_moments && item.source->shape.size() == 2 && !PrunesGroups(options_)) {
+      ASSIGN_OR_RETURN(item.transposed, moments_->HasTransposed(item.source->name, item.rows));
+      item.has_moments = item.transposed;
+      if (item.transposed) item.moments_name = MomentsFile::TransposedName(item.source->name);
+    }
     if (!item.has_moments) return OkStatus();
-    ASSIGN_OR_RETURN(item.moments, moments_->HashOf(item.source->name));
+    ASSIGN_OR_RETURN(item.moments, moments_->HashOf(item.moments_name));
     return OkStatus();
   };
   RETURN_IF_ERROR(lanes_.Run(items->size(), find));
@@ -189,8 +245,8 @@ Status CompactCoder::FindMoments(std::vector<CompactItem>* items) {
 }
 
 Status CompactCoder::Examine(std::vector<CompactItem>* items) {
-  for (const CompactItem& item : *items) RETURN_IF_ERROR(CheckMemory(item));
   RETURN_IF_ERROR(FindMoments(items));
+  for (const CompactItem& item : *items) RETURN_IF_ERROR(CheckMemory(item));
   std::vector<CompactItem*> all;
   uint64_t bytes = 0;
   for (CompactItem& item : *items) {
@@ -231,6 +287,12 @@ void TakePicks(const CompactPlan& plan, std::vector<CompactItem>* items) {
   }
 }
 
+std::vector<uint32_t> PicksOf(const std::vector<CompactItem>& items) {
+  std::vector<uint32_t> picks;
+  for (const CompactItem& item : items) picks.push_back(static_cast<uint32_t>(item.pick));
+  return picks;
+}
+
 // The words were right; the model does not allow it.
 Status AsUnsupported(const Status& status) {
   return status.code() == StatusCode::kInvalidArgument ? Unsupported(std::string(status.message())) : status;
@@ -238,16 +300,24 @@ Status AsUnsupported(const Status& status) {
 
 }  // namespace
 
-Status CompactCoder::PlanBytes(std::vector<CompactItem>* items, double budget_bytes) const {
+Status CompactCoder::PlanBytes(std::vector<CompactItem>* items, double budget_bytes, bool again) const {
   ASSIGN_OR_RETURN(const std::vector<CompactCandidate> candidates, Candidates(*items));
+  if (again && options_.schedule == CompactSchedule::kRd) {
+    TakePicks(AdjustForBytes(candidates, PicksOf(*items), budget_bytes), items);
+    return OkStatus();
+  }
   const Result<CompactPlan> plan = PlanForBytes(candidates, options_.schedule, budget_bytes);
   if (!plan.ok()) return AsUnsupported(plan.status());
   TakePicks(*plan, items);
   return OkStatus();
 }
 
-Status CompactCoder::PlanDrift(std::vector<CompactItem>* items, double max_drift) const {
+Status CompactCoder::PlanDrift(std::vector<CompactItem>* items, double max_drift, bool again) const {
   ASSIGN_OR_RETURN(const std::vector<CompactCandidate> candidates, Candidates(*items));
+  if (again && options_.schedule == CompactSchedule::kRd) {
+    TakePicks(AdjustForDrift(candidates, PicksOf(*items), max_drift), items);
+    return OkStatus();
+  }
   const Result<CompactPlan> plan = PlanForDrift(candidates, options_.schedule, max_drift);
   if (!plan.ok()) return AsUnsupported(plan.status());
   TakePicks(*plan, items);
@@ -298,12 +368,13 @@ Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>
       for (uint64_t i = 0; i < elems; ++i) {
         const float delta = static_cast<float>(a[i] - b[i]);
         finite &= std::isfinite(delta);
-        (*out)[at + i] = delta;
+        (*out)[PlaceOf(item, at + i)] = delta;
       }
     };
     if (keeps_base) {
       subtract(own, predicted);
-      std::memcpy(base_out->data() + at, base.span().data(), base.span().size());
+      const auto* patterns = reinterpret_cast<const uint16_t*>(base.span().data());
+      for (uint64_t i = 0; i < elems; ++i) (*base_out)[PlaceOf(item, at + i)] = patterns[i];
     } else {
       subtract(own_wide, predicted_wide);
     }
@@ -316,8 +387,8 @@ Status CompactCoder::VisitGroup(const std::vector<CompactItem*>& group, const Vi
   const CompactItem& first = *group.front();
   if (first.has_moments) {
     std::vector<float> h;
-    RETURN_IF_ERROR(moments_->Load(first.source->name, &h));
-    Result<std::shared_ptr<const InputMoments>> prepared = InputMoments::Prepare(h, first.columns);
+    RETURN_IF_ERROR(moments_->Load(first.moments_name, &h));
+    Result<std::shared_ptr<const InputMoments>> prepared = InputMoments::Prepare(h, first.inputs());
     if (!prepared.ok()) return prepared.status().WithContext("moments of '" + first.source->name + "'");
     moments = *std::move(prepared);
   }
@@ -337,7 +408,8 @@ Status CompactCoder::VisitGroup(const std::vector<CompactItem*>& group, const Vi
     if (!item->finite) continue;
     row_weights.clear();
     if (item->has_rows) RETURN_IF_ERROR(moments_->LoadRowWeights(item->source->name, &row_weights));
-    CompactInput input{item->rows, item->columns, delta, moments.get(), row_weights, base};
+    CompactInput input{item->elems() / item->inputs(), item->inputs(), delta, moments.get(), row_weights, base};
+    input.all_rows = item->transposed;
     input.parallel = &parallel;
     if (!item->analysis.estimates.empty()) input.energy = item->analysis.energy;
     RETURN_IF_ERROR(visit(*item, input).WithContext("tensor '" + item->source->name + "'"));
@@ -353,13 +425,14 @@ Status CompactCoder::ForEachDelta(const std::vector<CompactItem*>& items, const 
       groups.push_back({item});
       continue;
     }
-    const auto [known, added] = of_moments.try_emplace({item->moments, item->columns}, groups.size());
+    const auto [known, added] = of_moments.try_emplace({item->moments, item->inputs()}, groups.size());
     if (added) groups.emplace_back();
     groups[known->second].push_back(item);
   }
   const auto need_of = [&](const std::vector<CompactItem*>& group) {
     uint64_t need = 0;
-    for (const CompactItem* item : group) need = std::max(need, MemoryFor(options_, item->rows, item->columns));
+    for (const CompactItem* item : group)
+      need = std::max(need, MemoryFor(options_, item->rows, item->columns, item->transposed));
     return need;
   };
   // A group that takes most of the memory has it alone, and all lanes for the panels of its tensors.
@@ -432,7 +505,12 @@ Result<CompactParts> CompactCoder::Encode(const std::vector<CompactItem*>& items
       wave.push_back(item);
     } while (end < items.size() && levels < kWaveLevels);
     const Visit visit = [&](CompactItem& item, const CompactInput& input) -> Status {
-      ASSIGN_OR_RETURN(encoded.at(&item), EncodeTensor(input, item.choice));
+      CompactChoice choice = item.choice;
+      if (item.transposed)
+        choice.rank = static_cast<uint32_t>(std::min<uint64_t>(choice.rank, kMaxRightFactorLevels / item.columns));
+      ASSIGN_OR_RETURN(CompactTensor tensor, EncodeTensor(input, choice));
+      if (item.transposed) Transpose(&tensor);
+      encoded.at(&item) = std::move(tensor);
       job_.Advance(item.source->bytes);
       return OkStatus();
     };
@@ -451,10 +529,7 @@ Result<CompactParts> CompactCoder::Encode(const std::vector<CompactItem*>& items
         item.error = tensor.error;
         item.energy = tensor.energy;
         item.bytes = tensor.bytes;
-        if (!HasFixedChoice(options_)) {
-          item.analysis.estimates[item.pick].bytes = tensor.bytes;
-          item.analysis.estimates[item.pick].error = tensor.error;
-        }
+        if (!HasFixedChoice(options_)) Learn(&item);
         factors.AddLevels(tensor.right);
         factors.AddLevels(tensor.left);
         ASSIGN_OR_RETURN(PartWriter * residual, residual_writer(tensor.segment));

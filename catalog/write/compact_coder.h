@@ -30,12 +30,15 @@ struct CompactItem {
   uint64_t rows = 0, columns = 0;
   TensorId base;  // all its elements, from the first on, are predicted by the base's
   bool has_moments = false, has_rows = false;
-  Hash128 moments;     // of H
-  bool finite = true;  // set by Examine; others stay exact
-  double energy = 0;   // set by Examine
+  bool transposed = false;   // stored as [inputs, outputs]: its columns are what the encoder sees as rows
+  std::string moments_name;  // in the file of moments
+  Hash128 moments;           // of H
+  bool finite = true;        // set by Examine; others stay exact
+  double energy = 0;         // set by Examine
   CompactAnalysis analysis;
   CompactChoice choice;  // set by a plan
-  size_t pick = 0;       // … of `analysis`, which learns what Encode measures
+  size_t pick = 0;       // … of `analysis`, which learns what Encode measures:
+  std::vector<bool> tried;
   // Set by Encode:
   std::optional<CompactChoice> encoded;  // what the rest is of
   CompactSegment segment;
@@ -43,6 +46,7 @@ struct CompactItem {
   double bytes = 0;  // entropy of its levels and scales
 
   uint64_t elems() const { return rows * columns; }
+  uint64_t inputs() const { return transposed ? rows : columns; }
 };
 
 // What a compact tensor consists of.
@@ -67,14 +71,15 @@ class CompactCoder {
   static bool HasFixedChoice(const CompactOptions& options) {
     return options.choice && !options.target_ratio && !options.max_drift;
   }
-  // The bytes that a tensor of the push's takes at most while it is encoded.
-  static uint64_t MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns);
+  // The bytes that a tensor of the push's takes at most while it is encoded. `transposed`: as CompactItem.
+  static uint64_t MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns, bool transposed);
 
   // Errors: InvalidArgument (moments of another model, not finite), ResourceExhausted (names the tensor and its need).
   Status Examine(std::vector<CompactItem>* items);
   // Sets every item's choice. Errors: Unsupported when the budget cannot be met; says what can.
-  Status PlanBytes(std::vector<CompactItem>* items, double budget_bytes) const;
-  Status PlanDrift(std::vector<CompactItem>* items, double max_drift) const;
+  // `again`: from the choices that are set on, after Encode.
+  Status PlanBytes(std::vector<CompactItem>* items, double budget_bytes, bool again) const;
+  Status PlanDrift(std::vector<CompactItem>* items, double max_drift, bool again) const;
   // `items` (finite ones, of one dtype) become the segments, in order. `previous`: what the same items became before,
   // or null; whose choice is the same is copied from there.
   Result<CompactParts> Encode(const std::vector<CompactItem*>& items, const CompactParts* previous, const Sink& sink);

@@ -56,6 +56,10 @@ Result<bool> MomentsFile::HasMoments(const std::string& name, uint64_t columns) 
   return Has(name, {columns, columns});
 }
 
+Result<bool> MomentsFile::HasTransposed(const std::string& name, uint64_t rows) const {
+  return Has(TransposedName(name), {rows, rows});
+}
+
 Result<bool> MomentsFile::HasRows(const std::string& name, uint64_t rows) const {
   return Has(RowsName(name), {rows, 2});
 }

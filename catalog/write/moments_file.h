@@ -17,12 +17,16 @@ class MomentsFile {
   // `source` outlives the object. Errors: InvalidArgument (no safetensors file), Io.
   static Result<MomentsFile> Open(const SourceFile& source);
 
+  bool Lists(const std::string& name) const { return entries_.contains(name); }
   // What there is for tensor `name` of rows x columns: H, and weights of its rows. Errors: InvalidArgument when the
   // file has it in another shape or type: moments of another model.
   Result<bool> HasMoments(const std::string& name, uint64_t columns) const;
   Result<bool> HasRows(const std::string& name, uint64_t rows) const;
 
   // Of the bytes of tensor `name`'s H: tensors that share an input have equal copies. Errors: Io.
+  // Whether the file has moments for a tensor of [rows, …] that is stored as [inputs, outputs]. Errors: as HasMoments.
+  Result<bool> HasTransposed(const std::string& name, uint64_t rows) const;
+  static std::string TransposedName(const std::string& name) { return name + ".transposed"; }
   Result<Hash128> HashOf(const std::string& name) const;
   // H, columns x columns. Errors: Io.
   Status Load(const std::string& name, std::vector<float>* out) const;

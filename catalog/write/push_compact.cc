@@ -73,14 +73,19 @@ uint64_t PushJob::ReserveBytes() const { return std::min(kReserveBytes, kMinRese
 Result<uint64_t> PushJob::CompactNeed() {
   uint64_t need = 0;
   std::string largest;
+  std::optional<MomentsFile> moments;
+  if (options_.compact->moments != nullptr) {
+    ASSIGN_OR_RETURN(moments, MomentsFile::Open(options_.compact->moments->files().front()));
+  }
   for (const SourceFile& source : source_.files()) {
     ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(source));
     JobControl quiet;  // Plan warns
     ASSIGN_OR_RETURN(const FileLayout layout, LayOutFile(reader, quiet));
     for (const SourceExtent& extent : layout.extents) {
       if (!MayBeCompact(extent)) continue;
-      const uint64_t columns = extent.shape.back();
-      const uint64_t own = CompactCoder::MemoryFor(*options_.compact, extent.elems() / columns, columns);
+      const uint64_t columns = extent.shape.back(), rows = extent.elems() / columns;
+      const bool transposed = moments && moments->Lists(MomentsFile::TransposedName(extent.name));
+      const uint64_t own = CompactCoder::MemoryFor(*options_.compact, rows, columns, transposed);
       if (own <= need) continue;
       need = own;
       largest = extent.name;
@@ -226,11 +231,11 @@ Status PushJob::EncodeCompact() {
   for (int round = 1;; ++round) {
     const double room = 1 - kRoomOfRound * round;
     if (round > kMaxRounds) {
-      for (size_t i = 0; i < items_.size(); ++i) items_[i].choice = (*fitting)[i];
+      for (size_t i = 0; i < items_.size(); ++i) items_[i].choice = (*fitting)[i];  // `pick` serves no further plan
     } else if (compact.target_ratio) {
-      RETURN_IF_ERROR(coder_->PlanBytes(&items_, std::max(0.0, target * room - others)));
+      RETURN_IF_ERROR(coder_->PlanBytes(&items_, std::max(0.0, target * room - others), round > 1));
     } else if (!is_fixed) {
-      if (const Status planned = coder_->PlanDrift(&items_, limit * room); !planned.ok())
+      if (const Status planned = coder_->PlanDrift(&items_, limit * room, round > 1); !planned.ok())
         return planned.code() == StatusCode::kUnsupported ? too_far(": " + std::string(planned.message())) : planned;
     }
     RETURN_IF_ERROR(MakeCompact(/*nothing=*/false));

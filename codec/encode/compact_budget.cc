@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 #include <string>
 
 namespace modelstore {
@@ -194,6 +195,55 @@ class Planner {
   std::vector<uint32_t> from_;  // the pick before each
 };
 
+// A plan that is changed step by step along the frontiers of its candidates.
+class Adjuster {
+ public:
+  Adjuster(Candidates candidates, std::vector<uint32_t> picks) : candidates_(candidates) {
+    plan_.picks = std::move(picks);
+    for (size_t c = 0; c < candidates_.size(); ++c) {
+      frontiers_.push_back(Frontier(candidates_[c], true));
+      plan_.bytes += At(c, plan_.picks[c]).bytes;
+      plan_.drift += Drift(candidates_[c], At(c, plan_.picks[c]));
+    }
+  }
+  CompactPlan& plan() { return plan_; }
+
+  // The step up that saves most drift a byte, of at most `most_bytes`; down: that which saves bytes for the least
+  // drift.
+  std::optional<Step> Best(bool up, double most_bytes) const {
+    std::optional<Step> best;
+    for (size_t c = 0; c < candidates_.size(); ++c) {
+      const CompactEstimate& from = At(c, plan_.picks[c]);
+      for (const uint32_t pick : frontiers_[c]) {
+        const CompactEstimate& to = At(c, pick);
+        Step step{static_cast<uint32_t>(c), pick, to.bytes - from.bytes,
+                  Drift(candidates_[c], from) - Drift(candidates_[c], to)};
+        const bool useful = up ? step.drift > 0 && step.bytes <= most_bytes : step.bytes < 0;
+        if (!useful || pick == plan_.picks[c]) continue;
+        // Better without more bytes, or fewer bytes without more drift: first of all.
+        step.order = up ? (step.bytes <= 0 ? -kInfinity : -step.drift / step.bytes)
+                        : (step.drift >= 0 ? -kInfinity : step.drift / step.bytes);
+        if (!best || step.order < best->order) best = step;
+      }
+    }
+    return best;
+  }
+  void Take(const Step& step) {
+    plan_.picks[step.candidate] = step.pick;
+    plan_.bytes += step.bytes;
+    plan_.drift -= step.drift;
+  }
+
+ private:
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const CompactEstimate& At(size_t candidate, uint32_t pick) const {
+    return candidates_[candidate].analysis->estimates[pick];
+  }
+  const Candidates candidates_;
+  std::vector<std::vector<uint32_t>> frontiers_;
+  CompactPlan plan_;
+};
+
 }  // namespace
 
 Result<CompactPlan> PlanForBytes(Candidates candidates, CompactSchedule schedule, double budget_bytes) {
@@ -210,6 +260,28 @@ Result<CompactPlan> PlanForDrift(Candidates candidates, CompactSchedule schedule
                            std::to_string(plan.drift));
   }
   return plan;
+}
+
+CompactPlan AdjustForBytes(Candidates candidates, std::vector<uint32_t> picks, double budget_bytes) {
+  Adjuster adjuster(candidates, std::move(picks));
+  while (adjuster.plan().bytes > budget_bytes) {
+    const std::optional<Step> step = adjuster.Best(/*up=*/false, 0);
+    if (!step) break;
+    adjuster.Take(*step);
+  }
+  while (const std::optional<Step> step = adjuster.Best(/*up=*/true, budget_bytes - adjuster.plan().bytes))
+    adjuster.Take(*step);
+  return std::move(adjuster.plan());
+}
+
+CompactPlan AdjustForDrift(Candidates candidates, std::vector<uint32_t> picks, double max_drift) {
+  Adjuster adjuster(candidates, std::move(picks));
+  while (adjuster.plan().drift > max_drift) {
+    const std::optional<Step> step = adjuster.Best(/*up=*/true, std::numeric_limits<double>::infinity());
+    if (!step) break;
+    adjuster.Take(*step);
+  }
+  return std::move(adjuster.plan());
 }
 
 }  // namespace modelstore

@@ -42,4 +42,11 @@ Result<CompactPlan> PlanForBytes(std::span<const CompactCandidate> candidates, C
 Result<CompactPlan> PlanForDrift(std::span<const CompactCandidate> candidates, CompactSchedule schedule,
                                  double max_drift);
 
+// The same from another plan on, of the kind kRd makes, for estimates that are better known by now: as few candidates
+// as possible change. Takes the steps down that cost least until the plan has at most `budget_bytes`, then those up
+// that pay most as long as they fit; or those up until it has at most `max_drift` (which may not be reached).
+CompactPlan AdjustForBytes(std::span<const CompactCandidate> candidates, std::vector<uint32_t> picks,
+                           double budget_bytes);
+CompactPlan AdjustForDrift(std::span<const CompactCandidate> candidates, std::vector<uint32_t> picks, double max_drift);
+
 }  // namespace modelstore

@@ -280,7 +280,7 @@ LowRankFit LowRankBasis::Fit(const CompactInput& input, uint32_t rank) const {
   left.noalias() = product * inverse;
 
   std::vector<uint8_t> kept;
-  {
+  if (!input.all_rows) {
     std::vector<double> captured(input.rows);
     for (Index i = 0; i < rows; ++i) {
       const double w = weights != nullptr ? static_cast<double>(weights[i]) : 1.0;

@@ -410,6 +410,60 @@ TEST_F(CompactPushTest, MomentsOfThisModel) {
   ExpectClean();
 }
 
+// GPT-2 stores the weights of its layers as [inputs, outputs].
+TEST_F(CompactPushTest, MomentsOfTransposedWeights) {
+  const auto transposed = [](std::vector<TestTensor> tensors) {
+    for (TestTensor& tensor : tensors) {
+      if (tensor.shape.size() != 2 || tensor.name == "embed") continue;
+      const uint64_t rows = tensor.shape[0], columns = tensor.shape[1], width = DTypeBytes(tensor.dtype);
+      const Bytes from = tensor.bytes;
+      for (uint64_t e = 0; e < rows * columns; ++e)
+        std::memcpy(tensor.bytes.data() + (e % columns * rows + e / columns) * width, from.data() + e * width, width);
+      tensor.shape = {columns, rows};
+    }
+    return tensors;
+  };
+  const std::vector<TestTensor> moments = Moments(7);
+  std::vector<TestTensor> renamed = moments;
+  for (TestTensor& h : renamed) {
+    if (h.name.find("embed") == std::string::npos) h.name += ".transposed";
+  }
+  const auto push = [&](const std::string& name, const std::string& folder, const std::vector<TestTensor>& file,
+                        uint32_t rank, float step) {
+    const std::string path = WriteSource("moments-" + name, "m.safetensors", SafetensorsFile(file));
+    Result<SourceTree> tree = SourceTree::Scan(path + "/m.safetensors");
+    EXPECT_OK(tree.status());
+    PushOptions options = OfRank(name, rank, step);
+    options.compact->choice->scale = 0;
+    options.compact->moments = &*tree;
+    const Result<PushReport> report = PushPath(folder, options);
+    EXPECT_OK(report.status());
+    return report.ok() ? *report : PushReport{};
+  };
+  MustPush(WriteModel("base-t", transposed(base_)), {"base-t", PushOptions::Base::kNone, ""});
+  const std::string other = WriteModel("ft-t", transposed(tuned_));
+  for (const float step : {0.0f, 1.0f}) {
+    const std::string end = std::to_string(static_cast<int>(step));
+    const PushReport as_is = push("n" + end, folder_, moments, 2, step),
+                     turned = push("t" + end, other, renamed, 2, step);
+    EXPECT_EQ(turned.drift_kind, DriftKind::kMoments);
+    // Turned, each row of inputs has factors, also where they do not pay.
+    EXPECT_LE(turned.drift, as_is.drift * 1.05) << step;
+    EXPECT_GE(turned.drift, as_is.drift * 0.9) << step;
+  }
+  // What is read is as near as what was measured: the same elements in another order.
+  const std::vector<TestTensor> turned_back = transposed(transposed(tuned_));
+  for (size_t i = 0; i < tuned_.size(); ++i) EXPECT_EQ(turned_back[i].bytes, tuned_[i].bytes);
+  const std::vector<TestTensor> base = std::exchange(base_, transposed(base_));
+  for (size_t i = 1; i < 4; ++i) {
+    const double own = ReadDrift("t1", transposed(tuned_), i);
+    base_ = base;
+    EXPECT_NEAR(own / ReadDrift("n1", tuned_, i), 1, 0.1) << tuned_[i].name;
+    base_ = transposed(base);
+  }
+  ExpectClean();
+}
+
 TEST_F(CompactPushTest, MomentsThatAreMissingForSomeTensors) {
   std::vector<TestTensor> moments = Moments(7);
   moments.erase(moments.begin() + 1);

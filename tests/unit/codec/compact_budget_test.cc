@@ -115,6 +115,38 @@ TEST(CompactBudget, RateDistortionIsNoWorseThanPlainerSchedules) {
   }
 }
 
+// Estimates turn out wrong: the plan is made to fit again, with few changes and nearly as well as a new one.
+TEST(CompactBudget, AdjustsAPlanToWhatIsKnownByNow) {
+  size_t changed = 0, planned_anew = 0;
+  for (uint32_t seed = 1; seed <= 40; ++seed) {
+    Model m = MakeModel(60, seed);
+    const double budget = 3e5 * (1 + seed % 5);
+    const CompactPlan first = *PlanForBytes(m.candidates, CompactSchedule::kRd, budget);
+    std::mt19937 random(seed + 100);
+    std::uniform_real_distribution<double> uniform(0.9, seed % 2 == 0 ? 1.2 : 1.05);
+    for (CompactAnalysis& a : m.analyses) {
+      for (size_t e = 1; e < a.estimates.size(); ++e) a.estimates[e].bytes *= uniform(random);
+    }
+    const CompactPlan adjusted = AdjustForBytes(m.candidates, first.picks, budget);
+    ExpectConsistent(m, adjusted);
+    EXPECT_LE(adjusted.bytes, budget);
+    const CompactPlan anew = *PlanForBytes(m.candidates, CompactSchedule::kRd, budget);
+    EXPECT_LE(adjusted.drift, anew.drift * 1.1 + 0.002);
+    for (size_t t = 0; t < first.picks.size(); ++t) {
+      changed += adjusted.picks[t] != first.picks[t];
+      planned_anew += anew.picks[t] != first.picks[t];
+    }
+    const double limit = anew.drift * 0.7;
+    const CompactPlan nearer = AdjustForDrift(m.candidates, anew.picks, limit);
+    ExpectConsistent(m, nearer);
+    EXPECT_LE(nearer.drift, limit);
+    EXPECT_LE(nearer.bytes, PlanForDrift(m.candidates, CompactSchedule::kRd, limit)->bytes * 1.1 + 2e4);
+    EXPECT_GT(AdjustForDrift(m.candidates, anew.picks, -1).drift, -1) << "as near as it gets";
+    EXPECT_NEAR(AdjustForBytes(m.candidates, anew.picks, 0).bytes, 0, 1e-6);
+  }
+  EXPECT_LT(changed, planned_anew);
+}
+
 TEST(CompactBudget, AptcGivesLayersOfHighScoreMore) {
   Model m = MakeModel(6, 3);
   for (size_t t = 0; t < 6; ++t) {
