@@ -14,6 +14,7 @@ namespace modelstore {
 
 CommandSpec PushCommand();
 CommandSpec CompactCommand();
+CommandSpec DeriveCommand();
 CommandSpec LsCommand();
 CommandSpec ShowCommand();
 CommandSpec RenameCommand();

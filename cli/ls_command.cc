@@ -109,6 +109,7 @@ std::string RenderLs(std::string_view document, bool tree, const Style& style) {
                    shared = model.at("shared_bytes");
     std::string kind = model.at("kind");
     if (model.contains("drift")) kind += " (compact, drift " + DriftText(model.at("drift")) + ")";
+    if (model.contains("recipe")) kind += ": " + Printable(model.at("recipe").get<std::string>());
     std::vector<Cell> row = {
         {line.prefix + Printable(model.at("name").get<std::string>()), Tone::kBold},
         {kind},

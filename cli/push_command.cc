@@ -124,7 +124,12 @@ std::string RenderPush(std::string_view document, const Style& style) {
   std::string line = "stored " + Painted(Printable(push.at("name").get<std::string>()), Tone::kBold, style) + ": " +
                      HumanBytes(logical) + " -> " + Painted(HumanBytes(stored), Tone::kGood, style);
   if (logical != 0) line += " (" + Percent(static_cast<double>(stored) / static_cast<double>(logical)) + ")";
-  if (push.at("base").is_string()) line += ", delta against " + Printable(push.at("base").get<std::string>());
+  const std::string base = push.at("base").is_string() ? Printable(push.at("base").get<std::string>()) : "";
+  if (push.contains("recipe"))
+    line += ", derived" + (base.empty() ? "" : " from " + base) + " (" +
+            Printable(push.at("recipe").get<std::string>()) + ")";
+  else if (!base.empty())
+    line += ", delta against " + base;
   if (push.value("fidelity", "exact") == "compact")
     line += ", compact (drift " + DriftText(push.at("drift")) + ", " + push.at("drift_kind").get<std::string>() + ")";
   if (push.at("verified").get<bool>()) line += ", verified";

@@ -54,14 +54,15 @@ std::string RenderShow(std::string_view document, const Style& style) {
   const auto field = [&](std::string_view label, const std::string& value) {
     out += "  " + Painted(label, Tone::kDim, style) + std::string(9 - label.size(), ' ') + value + "\n";
   };
-  if (model.at("base").is_string()) field("base", Text(model.at("base")));
+  if (model.at("base").is_string()) field(model.contains("recipe") ? "source" : "base", Text(model.at("base")));
   field("size", Both(logical));
   field("stored", Both(stored) + ", " + FractionOf(stored, logical));
   if (shared != 0) field("shared", Both(shared) + " with other models");
   if (model.contains("drift")) {
     field("drift", DriftText(model.at("drift")) + " (" + Text(model.at("drift_kind")) + ")");
-    field("method", Text(model.at("method")));
+    if (model.contains("method")) field("method", Text(model.at("method")));
   }
+  if (model.contains("recipe")) field("recipe", Text(model.at("recipe")));
   if (model.contains("allow_compact")) field("policy", "may be made compact when space is short");
   field("created", Text(model.at("created")));
 

@@ -150,6 +150,7 @@ std::string MountOps::Info(const NodeInfo& node) {
     info["drift"] = model.drift;
     info["drift_kind"] = model.drift_kind == DriftKind::kMoments ? "moments" : "plain";
   }
+  if (model.derived) info["recipe"] = model.method;
   const auto base = known->names.find(model.base);
   info["base"] = base == known->names.end() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(base->second);
   uint64_t logical = 0, stored = 0;

@@ -67,7 +67,7 @@ Result<TensorRecord> LoadTensorRecord(const KvStore& store, const TensorId& id) 
 }
 
 Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
-  TensorRef tensor;
+  TensorRef tensor, introduced;
   uint64_t generation;
   {
     const std::lock_guard lock(mutex_);
@@ -75,11 +75,16 @@ Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
     if (const auto it = slots_.find(id); it != slots_.end()) {
       recent_.splice(recent_.begin(), recent_, it->second);
       tensor = it->second->tensor;
-    } else if (const auto introduced = introduced_.find(id); introduced != introduced_.end()) {
-      tensor = introduced->second.back();
+    } else if (const auto known = introduced_.find(id); known != introduced_.end()) {
+      introduced = known->second.back();
     }
   }
-  if (tensor == nullptr) return Load(id, max_depth, generation);
+  if (tensor == nullptr) {
+    // What is published stays; what was introduced may be another push's that fails.
+    Result<TensorRef> published = Load(id, max_depth, generation);
+    if (introduced == nullptr || published.status().code() != StatusCode::kNotFound) return published;
+    tensor = introduced;
+  }
   if (tensor->record.depth > max_depth) {
     return Corruption(TensorName(id) + ": depth " + Number(tensor->record.depth) + " where at most " +
                       Number(max_depth) + " is possible");

@@ -16,6 +16,7 @@ constexpr std::byte kCompactEncoding{4};
 // Of a packed record: what is packed well may say millions of them in some kilobytes.
 constexpr uint64_t kMaxPackedItems = 1 << 20;
 constexpr size_t kMaxFeatures = 256;
+constexpr uint8_t kAllowCompactFlag = 1, kDerivedFlag = 2;  // of models
 
 void PutTensorId(ByteWriter& out, const TensorId& id) {
   out.U64(id.hash.low);
@@ -369,7 +370,7 @@ bool HasOwner(const ModelRecord& record) {
 }
 
 uint8_t VersionOf(const ModelRecord& record) {
-  if (record.fidelity == Fidelity::kCompact || record.allow_compact) return kCompactModelVersion;
+  if (record.fidelity == Fidelity::kCompact || record.allow_compact || record.derived) return kCompactModelVersion;
   return HasOwner(record) ? kOwnedModelVersion : kRecordVersion;
 }
 
@@ -380,19 +381,23 @@ Status TakeDrift(ByteReader& in, ModelRecord* record) {
   record->drift = std::bit_cast<double>(in.U64());
   record->method = in.String();
   if (!in.ok()) return OkStatus();  // the caller's CheckEnd tells
-  if (flags > 1) return Unsupported("model record: flags " + std::to_string(flags) + "; use a newer modelstore");
+  if (flags > (kAllowCompactFlag | kDerivedFlag))
+    return Unsupported("model record: flags " + std::to_string(flags) + "; use a newer modelstore");
   if (kind > static_cast<uint8_t>(DriftKind::kMoments))
     return Unsupported("model record: drift of kind " + std::to_string(kind) +
                        " is unknown to this build; use a newer modelstore");
-  record->allow_compact = flags != 0;
+  record->allow_compact = (flags & kAllowCompactFlag) != 0;
+  record->derived = (flags & kDerivedFlag) != 0;
   record->drift_kind = static_cast<DriftKind>(kind);
   if (!std::isfinite(record->drift) || std::signbit(record->drift)) return Malformed(kWhat, "its drift is no number");
   if (record->method.size() > kMaxMethodBytes)
     return Malformed(kWhat, "a method of " + std::to_string(record->method.size()) + " bytes");
   const bool is_compact = record->fidelity == Fidelity::kCompact;
   if (is_compact != (record->drift_kind != DriftKind::kNone) ||
-      (!is_compact && (record->drift != 0 || !record->method.empty())))
+      (!is_compact && (record->drift != 0 || (!record->method.empty() && !record->derived))))
     return Malformed(kWhat, is_compact ? "compact without a drift" : "a drift, but it is exact");
+  if (record->derived && (record->base == 0 || record->method.empty()))
+    return Malformed(kWhat, "derived without a base or a recipe");
   return OkStatus();
 }
 
@@ -422,7 +427,7 @@ Bytes Serialize(const ModelRecord& record) {
   }
   if (owned) out.Varint(record.owner_uid);
   if (version >= kCompactModelVersion) {
-    out.U8(record.allow_compact ? 1 : 0);
+    out.U8(static_cast<uint8_t>((record.allow_compact ? kAllowCompactFlag : 0) | (record.derived ? kDerivedFlag : 0)));
     out.U8(static_cast<uint8_t>(record.drift_kind));
     out.U64(std::bit_cast<uint64_t>(record.drift));
     out.String(record.method);
@@ -484,7 +489,7 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
   return record;
 }
 
-bool FeatureIsKnown(std::string_view feature) { return feature == kCompactFeature; }
+bool FeatureIsKnown(std::string_view feature) { return feature == kCompactFeature || feature == kDerivedFeature; }
 
 void AddFeature(CatalogMeta* meta, std::string_view feature) {
   std::vector<std::string>& features = meta->features;

@@ -134,10 +134,11 @@ struct ModelRecord {
   PushId push = 0;
   uint64_t logical_bytes = 0;
   uint64_t pushed_stored_bytes = 0;  // what its push added, as push reported it
-  ModelId base = 0;                  // the model that gives most base bytes; 0: none
+  ModelId base = 0;                  // the model that gives most base bytes, or it is derived from; 0: none
   uint32_t owner_uid = 0;            // who pushed it (records of version 1, written before there were owners: root)
   std::vector<ModelFile> files;      // sorted by path
   bool allow_compact = false;        // the daemon's policy may make it compact
+  bool derived = false;              // made of its base by a recipe: `method`. It pins that model
   // Of a compact model: the error that it was stored with, relative to its delta's energy, and how it was made, for
   // people (at most kMaxMethodBytes).
   DriftKind drift_kind = DriftKind::kNone;
@@ -156,6 +157,7 @@ struct CatalogMeta {
 };
 inline constexpr std::string_view kCatalogMetaKey = "catalog";
 inline constexpr std::string_view kCompactFeature = "compact";  // some tensor is compact
+inline constexpr std::string_view kDerivedFeature = "derived";  // some model is derived
 
 bool FeatureIsKnown(std::string_view feature);
 // Unless the store has it already.

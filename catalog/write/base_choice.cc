@@ -87,6 +87,11 @@ uint64_t CommonElems(const std::vector<uint64_t>& shape, const std::vector<uint6
   return std::min(elems, base_elems);
 }
 
+const ModelRecord* Oldest(const std::vector<const ModelRecord*>& models) {
+  const auto oldest = std::ranges::min_element(models, {}, [](const ModelRecord* model) { return model->id; });
+  return oldest == models.end() ? nullptr : *oldest;
+}
+
 }  // namespace
 
 BaseChooser::ShapeKey BaseChooser::KeyOf(const std::vector<uint64_t>& shape) {
@@ -324,8 +329,8 @@ void BaseChooser::CountBase(const TensorId& id, uint64_t bytes) {
   base_bytes_[id] += bytes;
 }
 
-Result<const ModelRecord*> BaseChooser::HolderOf(const std::map<TensorId, uint64_t>& weights) {
-  const ModelRecord* best = nullptr;
+Result<std::vector<const ModelRecord*>> BaseChooser::HoldersOf(const std::map<TensorId, uint64_t>& weights) {
+  std::vector<const ModelRecord*> best;
   if (weights.empty() || !may_use_bases()) return best;
   if (usage_ == nullptr) {
     ASSIGN_OR_RETURN(StoreUsage usage, StoreUsage::Load(catalog_));
@@ -349,9 +354,36 @@ Result<const ModelRecord*> BaseChooser::HolderOf(const std::map<TensorId, uint64
     }
     const ModelRecord& model = usage_->models()[m].record;
     if (model.name == left_out_name_) continue;
-    if (bytes > best_bytes || (bytes == best_bytes && best != nullptr && model.id < best->id)) {
-      best = &model;
-      best_bytes = bytes;
+    if (bytes == 0 || bytes < best_bytes) continue;
+    if (bytes > best_bytes) best.clear();
+    best.push_back(&model);
+    best_bytes = bytes;
+  }
+  return best;
+}
+
+Result<const ModelRecord*> BaseChooser::NamesakeOf(const std::vector<const SourceExtent*>& tensors,
+                                                   const std::vector<const ModelRecord*>& models) const {
+  std::map<std::string_view, uint64_t> named;
+  for (const SourceExtent* tensor : tensors) named.emplace(tensor->name, tensor->elems());
+  const ModelRecord* best = nullptr;
+  size_t most = 0, fewest = 0;
+  for (const ModelRecord* model : models) {
+    size_t matches = 0, all = 0;
+    for (const ModelFile& file : model->files) {
+      ASSIGN_OR_RETURN(const FileRecord record, FileOf(file));
+      for (const Extent& extent : record.extents) {
+        if (extent.name.empty()) continue;
+        const auto it = named.find(extent.name);
+        matches += it != named.end() && it->second > 0 && extent.bytes % it->second == 0;
+        ++all;
+      }
+    }
+    if (matches < most || matches == 0) continue;
+    if (matches > most || all < fewest || (all == fewest && model->id < best->id)) {
+      best = model;
+      most = matches;
+      fewest = all;
     }
   }
   return best;
@@ -359,34 +391,25 @@ Result<const ModelRecord*> BaseChooser::HolderOf(const std::map<TensorId, uint64
 
 Status BaseChooser::Elect(const std::vector<const SourceExtent*>& tensors) {
   if (elected_ != nullptr || tensors.empty() || !may_use_bases()) return OkStatus();
-  ASSIGN_OR_RETURN(const ModelRecord* elected, HolderOf(votes_));
+  ASSIGN_OR_RETURN(std::vector<const ModelRecord*> candidates, HoldersOf(votes_));
+  if (candidates.size() == 1) return IndexModel(*candidates.front());
   const bool have_sketches = std::any_of(tensors.begin(), tensors.end(), [](const SourceExtent* tensor) {
     return DTypeIsFloat(tensor->dtype) && tensor->elems() >= kSketchMinElems;
   });
-  if (elected == nullptr && !have_sketches) {
-    // Only small tensors: the model with most of their names, at the same size.
-    std::map<std::string_view, uint64_t> named;
-    for (const SourceExtent* tensor : tensors) named.emplace(tensor->name, tensor->elems());
-    size_t most = 0;
+  if (candidates.empty() && !have_sketches) {
     for (const ModelRecord& model : models_) {
-      if (model.fidelity == Fidelity::kCompact) continue;
-      size_t matches = 0;
-      for (const ModelFile& file : model.files) {
-        ASSIGN_OR_RETURN(const FileRecord record, FileOf(file));
-        for (const Extent& extent : record.extents) {
-          const auto it = extent.name.empty() ? named.end() : named.find(extent.name);
-          matches += it != named.end() && it->second > 0 && extent.bytes % it->second == 0;
-        }
-      }
-      if (matches > most || (matches == most && elected != nullptr && model.id < elected->id)) {
-        elected = &model;
-        most = matches;
-      }
+      if (model.fidelity != Fidelity::kCompact) candidates.push_back(&model);
     }
   }
+  const ModelRecord* oldest = Oldest(candidates);
+  ASSIGN_OR_RETURN(const ModelRecord* elected, NamesakeOf(tensors, candidates));
+  if (elected == nullptr && !votes_.empty()) elected = oldest;
   return elected == nullptr ? OkStatus() : IndexModel(*elected);
 }
 
-Result<const ModelRecord*> BaseChooser::BaseModel() { return HolderOf(base_bytes_); }
+Result<const ModelRecord*> BaseChooser::BaseModel() {
+  ASSIGN_OR_RETURN(const std::vector<const ModelRecord*> holders, HoldersOf(base_bytes_));
+  return Oldest(holders);
+}
 
 }  // namespace modelstore

@@ -65,9 +65,9 @@ class BaseChooser {
   // What the push publishes needs `bytes` bytes of `id` as a base: of tensors coded now, and of stored deltas that it
   // takes as they are.
   void CountBase(const TensorId& id, uint64_t bytes);
-  // Settles which model ByModel looks into: the one that holds most of what was voted for, or, when there are only
-  // small tensors, the one most of whose tensors have the name and size of one of `tensors`. None when large tensors
-  // were compared with everything stored and nothing was near: names then promise nothing.
+  // Settles which model ByModel looks into: the one that holds most of what was voted for, and of several, or when
+  // there are only small tensors, the one most of whose tensors have the name and size of one of `tensors`. None when
+  // large tensors were compared with everything stored and nothing was near: names then promise nothing.
   Status Elect(const std::vector<const SourceExtent*>& tensors);
   // The model that gives most base bytes; nullptr when nothing is a delta. Errors: Corruption, Io.
   Result<const ModelRecord*> BaseModel();
@@ -93,8 +93,12 @@ class BaseChooser {
   // Nothing of that model's own may be a base.
   Status LeaveOut(const std::string& name);
   Status IndexModel(const ModelRecord& model);
-  // Bytes of each model's tensors among `weights`; the model with most, the oldest of equals.
-  Result<const ModelRecord*> HolderOf(const std::map<TensorId, uint64_t>& weights);
+  // The models that hold most bytes of `weights`; several when these are in all of them, as in a variant and its
+  // source.
+  Result<std::vector<const ModelRecord*>> HoldersOf(const std::map<TensorId, uint64_t>& weights);
+  // That of `models` with most names and sizes of `tensors`, of equals the one with fewest others; null: none has any.
+  Result<const ModelRecord*> NamesakeOf(const std::vector<const SourceExtent*>& tensors,
+                                        const std::vector<const ModelRecord*>& models) const;
   // Adds `id` (or its own base, when it is a delta itself) unless it is there already or cannot predict the extent.
   Status AddCandidate(const SourceExtent& extent, const TensorId& id, std::vector<BaseCandidate>* candidates);
   Status ReadSample(const BaseCandidate& candidate, const SourceExtent& extent, Buffer* out);

@@ -28,16 +28,25 @@ constexpr uint32_t kLadderRanks[] = {1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64};
 constexpr uint32_t kResidualRank = 16;
 constexpr float kResidualSteps[] = {4, 3, 2.5f, 2, 1.5f, 1, 0.7f, 0.5f};
 constexpr double kMaxResidualRatio = 70;
+constexpr double kLargestCorrection = 4;  // of an estimate, by what was measured of others of its kind
+// Larger changes would have scales that the format does not allow.
+constexpr float kLargestDelta = 0x1p56f;
 constexpr float kLadderSparsities[] = {0.5f, 0.7f, 0.8f, 0.9f, 0.95f, 0.98f, 0.99f};
 
 std::string Megabytes(uint64_t bytes) { return std::to_string((bytes + 999'999) / 1'000'000) + " MB"; }
+
+bool HasResidual(const CompactChoice& choice) { return choice.residual_step > 0 || choice.bits > 0; }
 
 // Estimates of a kind are wrong by about the same factor: what one choice took tells of the others that were not tried.
 void Learn(CompactItem* item) {
   std::vector<CompactEstimate>& estimates = item->analysis.estimates;
   CompactEstimate& picked = estimates[item->pick];
-  const double bytes = picked.bytes > 0 ? item->bytes / picked.bytes : 1;
-  const double error = picked.error > 0 ? item->error / picked.error : 1;
+  // Where nothing was left of the residual this choice is not like its kind.
+  const bool is_odd = HasResidual(picked.choice) && !item->segment.has_residual;
+  const auto factor = [&](double measured, double estimate) {
+    return estimate > 0 && !is_odd ? std::clamp(measured / estimate, 1 / kLargestCorrection, kLargestCorrection) : 1;
+  };
+  const double bytes = factor(item->bytes, picked.bytes), error = factor(item->error, picked.error);
   item->tried.resize(estimates.size());
   for (size_t i = 0; i < estimates.size(); ++i) {
     const CompactChoice& choice = estimates[i].choice;
@@ -79,8 +88,6 @@ void Transpose(CompactTensor* tensor) {
   tensor->residual = Transposed(tensor->residual, segment.rows, segment.columns);
   std::swap(segment.rows, segment.columns);
 }
-
-bool HasResidual(const CompactChoice& choice) { return choice.residual_step > 0 || choice.bits > 0; }
 
 // What a budget chooses from, for a tensor of that shape.
 std::vector<CompactChoice> LadderFor(const CompactOptions& options, uint64_t rows, uint64_t columns) {
@@ -188,12 +195,21 @@ class PartWriter {
 
 }  // namespace
 
-uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns, bool transposed) {
+CompactCoder::MomentsKind CompactCoder::MomentsOf(const CompactOptions& options, const MomentsFile* moments,
+                                                  const SourceExtent& tensor) {
+  if (moments == nullptr) return {};
+  if (moments->Lists(tensor.name)) return {.any = true};
+  const bool transposed =
+      tensor.shape.size() == 2 && !PrunesGroups(options) && moments->Lists(MomentsFile::TransposedName(tensor.name));
+  return {.any = transposed, .transposed = transposed};
+}
+
+uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns, bool has_moments,
+                                 bool transposed) {
   // The levels of a residual are transposed back.
-  if (transposed) return MemoryFor(options, columns, rows, false) + rows * columns;
+  if (transposed) return MemoryFor(options, columns, rows, has_moments, false) + rows * columns;
   const CompactChoice largest =
       HasFixedChoice(options) ? *options.choice : LargestOf(LadderFor(options, rows, columns));
-  const bool has_moments = options.moments != nullptr;
   uint64_t bytes =
       rows * columns * (sizeof(float) + sizeof(uint16_t)) + CompactMemoryBytes(rows, columns, has_moments, largest);
   if (has_moments) bytes += columns * columns * sizeof(float) + InputMoments::MemoryBytes(columns);
@@ -201,7 +217,7 @@ uint64_t CompactCoder::MemoryFor(const CompactOptions& options, uint64_t rows, u
 }
 
 Status CompactCoder::CheckMemory(const CompactItem& item) const {
-  const uint64_t need = MemoryFor(options_, item.rows, item.columns, item.transposed);
+  const uint64_t need = MemoryFor(options_, item.rows, item.columns, item.has_moments, item.transposed);
   if (need <= memory_bytes_) return OkStatus();
   return ResourceExhausted("tensor '" + item.source->name + "' of " + item.file->shown_as + " takes " +
                            Megabytes(need) + " of memory to make compact, this push has " + Megabytes(memory_bytes_) +
@@ -216,13 +232,15 @@ Status CompactCoder::FindMoments(std::vector<CompactItem>* items) {
   const auto find = [&](size_t i) -> Status {
     CompactItem& item = (*items)[i];
     RETURN_IF_ERROR(job_.Check());
-    item.moments_name = item.source->name;
-    ASSIGN_OR_RETURN(item.has_moments, moments_->HasMoments(item.source->name, item.columns));
-    ASSIGN_OR_RETURN(item.has_rows, moments_->HasRows(item.source->name, item.rows));
-    if (!item.has_moments && item.source->shape.size() == 2 && !PrunesGroups(options_)) {
-      ASSIGN_OR_RETURN(item.transposed, moments_->HasTransposed(item.source->name, item.rows));
-      item.has_moments = item.transposed;
-      if (item.transposed) item.moments_name = MomentsFile::TransposedName(item.source->name);
+    const std::string& name = item.source->name;
+    const MomentsKind kind = MomentsOf(options_, moments_.get(), *item.source);
+    item.transposed = kind.transposed;
+    item.moments_name = kind.transposed ? MomentsFile::TransposedName(name) : name;
+    ASSIGN_OR_RETURN(item.has_moments, kind.transposed ? moments_->HasTransposed(name, item.rows)
+                                                       : moments_->HasMoments(name, item.columns));
+    // Weights of rows are of those that the encoder sees.
+    if (!kind.transposed) {
+      ASSIGN_OR_RETURN(item.has_rows, moments_->HasRows(name, item.rows));
     }
     if (!item.has_moments) return OkStatus();
     ASSIGN_OR_RETURN(item.moments, moments_->HashOf(item.moments_name));
@@ -367,7 +385,7 @@ Result<bool> CompactCoder::LoadDelta(const CompactItem& item, std::vector<float>
       ConvertElements(dtype, kWide, base.span(), std::as_writable_bytes(std::span(b)));
       for (uint64_t i = 0; i < elems; ++i) {
         const float delta = static_cast<float>(a[i] - b[i]);
-        finite &= std::isfinite(delta);
+        finite &= std::abs(delta) <= kLargestDelta;  // not NaN either
         (*out)[PlaceOf(item, at + i)] = delta;
       }
     };
@@ -432,7 +450,7 @@ Status CompactCoder::ForEachDelta(const std::vector<CompactItem*>& items, const 
   const auto need_of = [&](const std::vector<CompactItem*>& group) {
     uint64_t need = 0;
     for (const CompactItem* item : group)
-      need = std::max(need, MemoryFor(options_, item->rows, item->columns, item->transposed));
+      need = std::max(need, MemoryFor(options_, item->rows, item->columns, item->has_moments, item->transposed));
     return need;
   };
   // A group that takes most of the memory has it alone, and all lanes for the panels of its tensors.
@@ -479,6 +497,7 @@ Result<CompactParts> CompactCoder::Encode(const std::vector<CompactItem*>& items
     return segment.wide_residual ? &wide : &narrow;
   };
   const auto copy = [&](size_t index) -> Status {
+    RETURN_IF_ERROR(job_.Check());
     const CompactFrame& frame = previous->frame;
     const CompactSegment& from = frame.segments[index];
     const CompactSegment* next = index + 1 < frame.segments.size() ? &frame.segments[index + 1] : nullptr;
@@ -499,7 +518,7 @@ Result<CompactParts> CompactCoder::Encode(const std::vector<CompactItem*>& items
     std::vector<CompactItem*> wave;
     do {
       CompactItem* item = items[end++];
-      if (previous != nullptr && item->encoded == item->choice) continue;
+      if (previous != nullptr && item->is_encoded()) continue;
       levels += (item->rows + item->columns) * item->choice.rank + (HasResidual(item->choice) ? item->elems() : 0);
       encoded[item];
       wave.push_back(item);

@@ -34,7 +34,6 @@ struct CompactItem {
   std::string moments_name;  // in the file of moments
   Hash128 moments;           // of H
   bool finite = true;        // set by Examine; others stay exact
-  double energy = 0;         // set by Examine
   CompactAnalysis analysis;
   CompactChoice choice;  // set by a plan
   size_t pick = 0;       // … of `analysis`, which learns what Encode measures:
@@ -42,11 +41,12 @@ struct CompactItem {
   // Set by Encode:
   std::optional<CompactChoice> encoded;  // what the rest is of
   CompactSegment segment;
-  double error = 0;
+  double energy = 0, error = 0;
   double bytes = 0;  // entropy of its levels and scales
 
   uint64_t elems() const { return rows * columns; }
   uint64_t inputs() const { return transposed ? rows : columns; }
+  bool is_encoded() const { return encoded == choice; }
 };
 
 // What a compact tensor consists of.
@@ -71,8 +71,15 @@ class CompactCoder {
   static bool HasFixedChoice(const CompactOptions& options) {
     return options.choice && !options.target_ratio && !options.max_drift;
   }
-  // The bytes that a tensor of the push's takes at most while it is encoded. `transposed`: as CompactItem.
-  static uint64_t MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns, bool transposed);
+  // Whether there are moments of a tensor's inputs, and whether they are of one that is stored as [inputs, outputs]
+  // (CompactItem::transposed). `moments` may be null.
+  struct MomentsKind {
+    bool any = false, transposed = false;
+  };
+  static MomentsKind MomentsOf(const CompactOptions& options, const MomentsFile* moments, const SourceExtent& tensor);
+  // The bytes that a tensor of the push's takes at most while it is encoded.
+  static uint64_t MemoryFor(const CompactOptions& options, uint64_t rows, uint64_t columns, bool has_moments,
+                            bool transposed);
 
   // Errors: InvalidArgument (moments of another model, not finite), ResourceExhausted (names the tensor and its need).
   Status Examine(std::vector<CompactItem>* items);

@@ -49,6 +49,10 @@ Result<PushReport> CompactModel(Catalog& catalog, const PushOptions& options, Jo
   const auto check = [&](const ModelRecord& now) -> Status {
     if (options.may_replace) RETURN_IF_ERROR(options.may_replace(now));
     if (now.fidelity == Fidelity::kCompact) return Unsupported("'" + now.name + "' is compact already");
+    if (now.derived)
+      return Unsupported("'" + now.name +
+                         "' is derived and costs little already; make the model that it is made of compact, " +
+                         "and derive it anew");
     if (!SameContent(now, model))
       return Busy("'" + now.name + "' was replaced while it was made compact; nothing was changed, try again");
     ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog.ListModels());

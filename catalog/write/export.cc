@@ -116,8 +116,9 @@ Result<std::string> FidelityNote(const Catalog& catalog, const ModelRecord& mode
   return "These files are a compact copy, not the original: modelstore kept a pruned, quantized part of what makes\n"
          "this model differ from its base. They are the same bytes at every export.\n\n"
          "model:  " +
-         model.name + "\nbase:   " + base + "\nmethod: " + model.method + "\ndrift:  " + drift +
-         ", 0 is the original and 1 is the base\nmade:   " + date + "\n";
+         model.name + (model.derived ? "\nsource: " : "\nbase:   ") + base +
+         (model.derived ? "\nrecipe: " : "\nmethod: ") + model.method + "\ndrift:  " + drift +
+         (model.derived ? " of the source" : "") + ", 0 is the original and 1 is the base\nmade:   " + date + "\n";
 }
 
 class FolderSink final : public ExportSink {

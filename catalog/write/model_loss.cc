@@ -37,6 +37,10 @@ ModelLoss LossOf(const StoreUsage& usage, uint32_t leaving) {
       }
     });
   }
+  for (const StoreUsage::Model& model : usage.models()) {
+    if (model.record.derived && model.record.base == usage.models()[leaving].record.id)
+      loss.dependents.insert(model.record.name);
+  }
   loss.freed_bytes = usage.models()[leaving].cost_bytes;
   std::vector<char> counted(usage.tensor_costs().size());
   const auto count = [&](uint32_t tensor) {

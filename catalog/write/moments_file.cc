@@ -86,6 +86,19 @@ Status MomentsFile::Read(const std::string& name, std::vector<float>* out) const
 
 Status MomentsFile::Load(const std::string& name, std::vector<float>* out) const { return Read(name, out); }
 
+Result<double> MomentsFile::Influence(const std::string& block) const {
+  const std::string name = block + ".influence";
+  ASSIGN_OR_RETURN(const bool present, Has(name, {}));
+  if (!present)
+    return InvalidArgument("moments " + source_->shown_as + ": no '" + name +
+                           "' in them: they are those of another model, or were made without it");
+  std::vector<float> value;
+  RETURN_IF_ERROR(Read(name, &value));
+  if (!std::isfinite(value[0]))
+    return InvalidArgument("moments " + source_->shown_as + ": '" + name + "' is no finite number");
+  return value[0];
+}
+
 // Column 0: how often a token is an input; column 1: the mean of p(1 - p), p being its probability as the output. A row
 // of the embedding counts by the first, one of the head by the second, of a tensor that is both by their sum.
 Status MomentsFile::LoadRowWeights(const std::string& name, std::vector<float>* out) const {

@@ -1,4 +1,4 @@
-// MomentsFile: the second moments of a model's inputs, from a safetensors file (layer: catalog/write; private;
+// MomentsFile: the second moments of a model's inputs, from a safetensors file (layer: catalog/write;
 // docs/moments.md). Reads on demand; what the file says is checked before it is used. Thread-safe after Open.
 #pragma once
 
@@ -23,13 +23,16 @@ class MomentsFile {
   Result<bool> HasMoments(const std::string& name, uint64_t columns) const;
   Result<bool> HasRows(const std::string& name, uint64_t rows) const;
 
-  // Of the bytes of tensor `name`'s H: tensors that share an input have equal copies. Errors: Io.
   // Whether the file has moments for a tensor of [rows, …] that is stored as [inputs, outputs]. Errors: as HasMoments.
   Result<bool> HasTransposed(const std::string& name, uint64_t rows) const;
   static std::string TransposedName(const std::string& name) { return name + ".transposed"; }
+  // Of the bytes of tensor `name`'s H: tensors that share an input have equal copies. Errors: Io.
   Result<Hash128> HashOf(const std::string& name) const;
   // H, columns x columns. Errors: Io.
   Status Load(const std::string& name, std::vector<float>* out) const;
+  // How much a block does, by the prefix of its names without the dot at its end. Errors: InvalidArgument (missing, no
+  // finite number), Io.
+  Result<double> Influence(const std::string& block) const;
   // How much the error of each row counts. Errors: InvalidArgument (not finite, negative), Io.
   Status LoadRowWeights(const std::string& name, std::vector<float>* out) const;
 

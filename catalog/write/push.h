@@ -26,6 +26,14 @@ class SourceContent {
   virtual ~SourceContent() = default;
   // Fills `out` from `offset`; the bytes exist.
   virtual Status ReadAt(uint64_t offset, MutableByteSpan out) const = 0;
+  // The stored tensor, or the part of one, that these bytes are, when they are just that: a push then refers to it
+  // without comparing. It stays while this object lives.
+  struct Place {
+    TensorId tensor;
+    bool is_part = false;
+    uint64_t offset_bytes = 0;
+  };
+  virtual std::optional<Place> PlaceOf(uint64_t /*offset*/, uint64_t /*bytes*/) const { return std::nullopt; }
 };
 
 // One file to store. Opened by the caller with its own rights (the daemon's clients pass descriptors).
@@ -73,6 +81,8 @@ class SourceTree {
   // The files of a stored model, read as they were when this was called, whatever becomes of the name. `catalog`
   // outlives the tree. Errors: Corruption, Io.
   static Result<SourceTree> OfModel(Catalog& catalog, const ModelRecord& model);
+  // Files that have content instead of descriptors.
+  static SourceTree OfContent(std::string default_name, std::vector<SourceFile> files);
 
   const std::string& default_name() const { return default_name_; }  // PATH's last component
   const std::vector<SourceFile>& files() const { return files_; }
@@ -95,6 +105,12 @@ struct CompactOptions {
 };
 inline constexpr double kDefaultMaxDrift = 0.05;
 
+// What makes a pushed model a derived one (catalog/derive).
+struct Derivation {
+  ModelRecord source;  // as it was read; when it was replaced or removed by the time of publishing the push fails
+  std::string recipe;  // for people, at most kMaxMethodBytes
+};
+
 struct PushOptions {
   std::string name;
   enum class Base { kAuto, kNone, kNamed } base = Base::kAuto;
@@ -106,6 +122,7 @@ struct PushOptions {
   bool update = false;
   std::optional<CompactOptions> compact{};  // none: exact
   bool allow_compact = false;               // the daemon's policy may make the model compact when space is short
+  std::optional<Derivation> derivation{};   // of a model that is derived from another, not of a compact push
   // Asked before the work and again in the moment of publishing, about the model that would be replaced; and once,
   // about the base that was named (NotFound: as if there were no such model). Null: everything is allowed. Called under
   // locks: they may not change the catalog.
@@ -127,6 +144,8 @@ struct PushReport {
   double drift = 0;  // of a compact model
   DriftKind drift_kind = DriftKind::kNone;
   std::string method;
+  std::string recipe;  // of a derived model
+  size_t files = 0;
 };
 
 // Errors: AlreadyExists (name taken, or `a` against `a/b`), NotFound (--base), InvalidArgument (name), NoSpace (says

@@ -84,8 +84,9 @@ Result<uint64_t> PushJob::CompactNeed() {
     for (const SourceExtent& extent : layout.extents) {
       if (!MayBeCompact(extent)) continue;
       const uint64_t columns = extent.shape.back(), rows = extent.elems() / columns;
-      const bool transposed = moments && moments->Lists(MomentsFile::TransposedName(extent.name));
-      const uint64_t own = CompactCoder::MemoryFor(*options_.compact, rows, columns, transposed);
+      const auto [has_moments, transposed] =
+          CompactCoder::MomentsOf(*options_.compact, moments ? &*moments : nullptr, extent);
+      const uint64_t own = CompactCoder::MemoryFor(*options_.compact, rows, columns, has_moments, transposed);
       if (own <= need) continue;
       need = own;
       largest = extent.name;
@@ -193,7 +194,8 @@ Status PushJob::SelectCompact() {
     if (!extent->is_part && !listed) without_base.push_back(extent->source.name);
   }
   if (!not_finite.empty())
-    job_.Warn("not all values of " + Names(not_finite) + " and of their bases are finite; stored exactly");
+    job_.Warn("not all values of " + Names(not_finite) +
+              " and of their bases are finite and below 2^56; stored exactly");
   if (!without_base.empty()) job_.Warn(Names(without_base) + ": no base of the same shape; stored exactly");
   if (items_.empty()) return Unsupported("'" + options_.name + "' has no tensor left that could be made compact");
   std::erase_if(small, [](const PlannedExtent* extent) { return !extent->file->has_parts; });
@@ -238,7 +240,12 @@ Status PushJob::EncodeCompact() {
       if (const Status planned = coder_->PlanDrift(&items_, limit * room, round > 1); !planned.ok())
         return planned.code() == StatusCode::kUnsupported ? too_far(": " + std::string(planned.message())) : planned;
     }
-    RETURN_IF_ERROR(MakeCompact(/*nothing=*/false));
+    // A plan that changes nothing is the last one: what it gives is known.
+    if (round > 1 && round < kMaxRounds && std::ranges::all_of(items_, &CompactItem::is_encoded)) {
+      round = kMaxRounds;
+    } else {
+      RETURN_IF_ERROR(MakeCompact(/*nothing=*/false));
+    }
     const bool may_retry = !is_fixed && round < kMaxRounds;
     if (compact.target_ratio) {
       ASSIGN_OR_RETURN(const uint64_t measured, MeasureAdded());
@@ -258,17 +265,17 @@ Status PushJob::EncodeCompact() {
       return too_far((compact.target_ratio ? ": at that ratio it is " : ": it is ") + Ratio(drift));
   }
   RETURN_IF_ERROR(FinishCompact());
-  RETURN_IF_ERROR(CheckSources());
-  return HashFilesWithParts();
+  return CheckSources();
 }
 
 Status PushJob::MakeCompact(bool nothing) {
   uint64_t bytes = 0;
   for (const CompactItem& item : items_) {
-    if (item.encoded != item.choice) bytes += item.source->bytes;
+    if (!item.is_encoded()) bytes += item.source->bytes;
   }
   if (!nothing) job_.Begin("making compact", bytes);
   const CompactCoder::Sink sink = [&](ByteSpan content, CompactCoder::Part part) -> Result<TensorId> {
+    RETURN_IF_ERROR(job_.Check());
     SourceExtent extent;
     extent.bytes = content.size();
     extent.dtype = part == CompactCoder::Part::kScales ? DType::kBF16 : DType::kU16;
@@ -305,9 +312,13 @@ Status PushJob::MakeCompact(bool nothing) {
       elems += items_[i].elems();
       seed.String(extent.source.name);
     }
-    // Two finetunes of one architecture differ in these, and so in their dither.
+    // Two finetunes of one architecture differ in these, and so in their dither. Not their ordinals: content that is
+    // stored again because it was damaged is the same content.
     for (const std::vector<ViewSegment>* view : {&parts.factors, &parts.residual, &parts.scales}) {
-      for (const ViewSegment& segment : *view) seed.String(TensorKey(segment.base));
+      for (const ViewSegment& segment : *view) {
+        seed.U64(segment.base.hash.low);
+        seed.U64(segment.base.hash.high);
+      }
     }
     parts.frame.seed = static_cast<uint32_t>(Checksum64(seed.view()));
     Frame frame;
@@ -514,6 +525,7 @@ Status PushJob::HashFilesWithParts() {
   for (const PlannedFile& file : files_) {
     if (file.has_parts) bytes += file.source->bytes;
   }
+  if (bytes == 0) return OkStatus();
   job_.Begin("hashing", bytes);
   for (PlannedFile& file : files_) {
     if (!file.has_parts) continue;

@@ -66,6 +66,8 @@ Status PushJob::Plan() {
       planned.file = &file;
       planned.index = file.extents.size() - 1;
       if (planned.source.is_literal()) continue;
+      if (source.content != nullptr) Place(*source.content, planned);
+      if (planned.is_placed) continue;
       if (MayBeDelta(planned.source)) planned.position = shapes[planned.source.shape]++;
       // Blocks in file order, so that reading a file from front to back reads the store's files in order too.
       planned.first_block = static_cast<uint32_t>(blocks);
@@ -80,6 +82,15 @@ Status PushJob::Plan() {
   for (const auto& [shape, count] : shapes) wanted.push_back(shape);
   ASSIGN_OR_RETURN(bases_, BaseChooser::Load(catalog_, options_, wanted));
   return OkStatus();
+}
+
+void PushJob::Place(const SourceContent& content, PlannedExtent& extent) {
+  const std::optional<SourceContent::Place> place = content.PlaceOf(extent.source.begin, extent.source.bytes);
+  if (!place) return;
+  extent.stored = place->tensor;
+  extent.is_part = place->is_part;
+  extent.part_offset = place->offset_bytes;
+  extent.is_placed = extent.file->has_parts = true;
 }
 
 Status PushJob::CheckSpace() {
@@ -100,7 +111,7 @@ Result<uint64_t> PushJob::EstimateStoredBytes() {
   std::vector<PlannedExtent*> extents;
   for (PlannedFile& file : files_) {
     for (PlannedExtent& extent : file.extents) {
-      if (!extent.source.is_literal() && !extent.is_part && extent.source.bytes > 0) extents.push_back(&extent);
+      if (extent.needs_coding() && extent.source.bytes > 0) extents.push_back(&extent);
     }
   }
   std::atomic<uint64_t> total{0};
@@ -128,7 +139,7 @@ Status PushJob::CodeAll() {
   for (PlannedFile& file : files_) {
     if (!file.has_parts) SkipLiterals(file);
     for (PlannedExtent& extent : file.extents) {
-      if (!extent.source.is_literal() && !extent.is_part) extents.push_back(&extent);
+      if (extent.needs_coding()) extents.push_back(&extent);
     }
   }
   RETURN_IF_ERROR(lanes_->Run(extents.size(), [&](size_t i) { return CodeInTurn(*extents[i]); }));

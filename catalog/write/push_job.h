@@ -68,9 +68,12 @@ class PushJob {
     std::optional<TensorId> stored;
     NewTensor* made = nullptr;
     const PlannedExtent* repeats = nullptr;
-    // Of a compact push: it becomes a part, from `part_offset` on, of a tensor that holds several.
+    // It is, or becomes, a part from `part_offset` on of a tensor that holds several: of a compact push, or derived.
     bool is_part = false;
     uint64_t part_offset = 0;
+    bool is_placed = false;  // its source says which stored tensor it is (SourceContent::PlaceOf): nothing to code
+
+    bool needs_coding() const { return !source.is_literal() && !is_part && !is_placed; }
   };
   // The extents of one hash that do not repeat another one (or are not yet known to).
   struct Claims {
@@ -81,8 +84,8 @@ class PushJob {
     const SourceFile* source = nullptr;
     FileKind kind = FileKind::kContent;
     std::deque<PlannedExtent> extents;
-    bool has_parts = false;
-    Sha256 sha256_so_far;  // of the extents before `turn`; unused with parts
+    bool has_parts = false;  // or placed extents: it is hashed as it will be read
+    Sha256 sha256_so_far;    // of the extents before `turn`; unused with parts
     size_t turn = 0;
     Sha256Digest sha256{};
     bool known = false;    // a file of this SHA-256 is stored already
@@ -92,6 +95,7 @@ class PushJob {
 
   // push_job.cc: reading and coding.
   Status Plan();
+  static void Place(const SourceContent& content, PlannedExtent& extent);
   Status CheckSpace();
   Result<uint64_t> EstimateStoredBytes();
   Status CodeAll();
@@ -149,6 +153,8 @@ class PushJob {
   Status Publish(const ModelRecord* base, PushReport* report);
   // Which files are published for the first time, and which new tensors they need.
   Status MarkNeeded();
+  // The source that a derived model is made of is still the one that was read.
+  Status CheckDerivation() const;
   // Another push may have published one of this push's tensors meanwhile: that one stays.
   Status YieldToRivals();
   Status YieldDerived();

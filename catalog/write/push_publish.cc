@@ -50,6 +50,7 @@ Result<PushReport> PushJob::Run() {
     RETURN_IF_ERROR(CodeAll());
     holds_.Clear();
     if (options_.compact) RETURN_IF_ERROR(EncodeCompact());
+    RETURN_IF_ERROR(HashFilesWithParts());
     writer_->ReleaseBuffers();
     RETURN_IF_ERROR(MarkNeeded());
     RETURN_IF_ERROR(VerifyKnown());
@@ -77,6 +78,18 @@ Result<PushReport> PushJob::Run() {
   catalog_.NotifyChanged({TopLevelName(options_.name)});
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
+}
+
+Status PushJob::CheckDerivation() const {
+  if (!options_.derivation) return OkStatus();
+  const ModelRecord& source = options_.derivation->source;
+  ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog_.ListModels());
+  const bool is_there = std::any_of(models.begin(), models.end(), [&](const ModelRecord& model) {
+    return model.id == source.id && model.push == source.push;
+  });
+  if (is_there) return OkStatus();
+  return Busy("'" + source.name + "' was replaced or removed while '" + options_.name +
+              "' was derived from it; nothing was stored, try again");
 }
 
 Result<std::optional<ModelRecord>> PushJob::FindReplaced() const {
@@ -238,6 +251,7 @@ Status PushJob::YieldToRivals() {
 
 // What was derived has no source to compare with: both are decoded.
 Status PushJob::YieldDerived() {
+  std::set<TensorId> spared;
   for (NewTensor& tensor : new_tensors_) {
     if (!tensor.derived || !tensor.needed) continue;
     const Result<StoredValue> stored = catalog_.store().Get(Family::kTensors, TensorKey(tensor.id));
@@ -251,6 +265,14 @@ Status PushJob::YieldDerived() {
       return Busy("another push stored a tensor of the same hash as one of '" + options_.name +
                   "' at the same time; push again");
     tensor.needed = false;
+    ForEachPart(tensor.record, [&](const TensorId& part) { spared.insert(part); });
+  }
+  // Parts that only a tensor has that yielded.
+  for (const NewTensor& tensor : new_tensors_) {
+    if (tensor.needed) ForEachPart(tensor.record, [&](const TensorId& part) { spared.erase(part); });
+  }
+  for (NewTensor& tensor : new_tensors_) {
+    if (tensor.derived && spared.contains(tensor.id)) tensor.needed = false;
   }
   return OkStatus();
 }
@@ -258,7 +280,7 @@ Status PushJob::YieldDerived() {
 // Packed records have limits (docs/format.md), for whoever reads them.
 Status PushJob::TooManyTensors() const {
   return ResourceExhausted("'" + options_.name +
-                           "' has more tensors than the record of a compact model may list; push " + "it exactly");
+                           "' has more tensors than the record of a compact model may list; push it exactly");
 }
 
 // Records, edges and sketches of what this push made; blocks that are not needed after all go.
@@ -329,6 +351,15 @@ ModelRecord PushJob::MakeModel() const {
                                  [](const CompactItem& item) { return item.has_moments || item.has_rows; });
     model.drift_kind = all ? DriftKind::kMoments : DriftKind::kPlain;
     model.method = CompactMethod();
+  }
+  if (options_.derivation) {
+    const ModelRecord& source = options_.derivation->source;
+    model.derived = true;
+    model.base = source.id;
+    model.method = options_.derivation->recipe;
+    model.fidelity = source.fidelity;
+    model.drift = source.drift;
+    model.drift_kind = source.drift_kind;
   }
   for (const PlannedFile& file : files_) {
     const SourceFile& source = *file.source;
@@ -410,7 +441,9 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
 
   WriteBatch batch;
   ASSIGN_OR_RETURN(const uint64_t block_bytes, AddRecords(&batch));
+  RETURN_IF_ERROR(CheckDerivation());
   if (options_.compact) AddFeature(&meta, kCompactFeature);
+  if (options_.derivation) AddFeature(&meta, kDerivedFeature);
   ModelRecord model = MakeModel();
   if (replaced) {
     // The model stays the same one to those that name it as their base.
@@ -424,7 +457,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
     model.id = meta.next_model++;
     meta.model_count += 1;
   }
-  model.base = base == nullptr ? 0 : base->id;
+  if (!options_.derivation) model.base = base == nullptr ? 0 : base->id;
   // The record holds the size it is part of; a second round settles the length of that number.
   const uint64_t others = block_bytes + batch.put_bytes() + model.name.size();
   for (int round = 0; round < 2; ++round) model.pushed_stored_bytes = others + Serialize(model).size();
@@ -436,15 +469,17 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   if (replaced && counted.ok()) RETURN_IF_ERROR(GoOnDespite(DropSketches(*replaced, &batch)));
   // Nothing may fail once the batch is written: what fails is rolled back.
   report->name = model.name;
-  report->base = base == nullptr ? "" : base->name;
+  report->base = options_.derivation ? options_.derivation->source.name : base == nullptr ? "" : base->name;
   report->logical_bytes = model.logical_bytes;
   report->stored_bytes = model.pushed_stored_bytes;
   report->verified = true;
   report->fidelity = model.fidelity;
   report->drift = model.drift;
   report->drift_kind = model.drift_kind;
-  report->method = model.method;
+  (model.derived ? report->recipe : report->method) = model.method;
+  report->files = files_.size();
   CountLevels(report);
+  Withdraw();  // readers find what is published; blocks of the rest go
   return catalog_.store().Write(batch, Durability::kSync);
 }
 
@@ -475,6 +510,7 @@ void PushJob::CountLevels(PushReport* report) const {
 }
 
 void PushJob::RollBack() {
+  Withdraw();
   WriteBatch batch;
   batch.DeleteRange(Family::kBlocks, BlockKeyPrefix(push_), BlockKeyPrefix(push_ + 1));
   Status removed = catalog_.store().Write(batch, Durability::kSync);

@@ -86,7 +86,7 @@ class UsageCounter {
     usage.fidelity = model.record.fidelity == Fidelity::kExact ? "exact" : "compact";
     usage.drift = model.record.drift;
     usage.drift_kind = DriftKindName(model.record.drift_kind);
-    usage.method = model.record.method;
+    (model.record.derived ? usage.recipe : usage.method) = model.record.method;
     usage.allow_compact = model.record.allow_compact;
     usage.logical_bytes = model.record.logical_bytes;
     usage.created_ns = model.record.created_ns;
@@ -143,10 +143,11 @@ class UsageCounter {
       const bool has_tensors = std::any_of(files.begin(), files.end(), [&](uint32_t file) {
         return file != StoreUsage::kMissing && usage_.files()[file].kind == FileKind::kSafetensors;
       });
-      usages_[m].kind = !usages_[m].base.empty() ? "finetune"
-                        : has_finetunes[m]       ? "base"
-                        : has_tensors            ? "model"
-                                                 : "files";
+      usages_[m].kind = usage_.models()[m].record.derived ? "derived"
+                        : !usages_[m].base.empty()        ? "finetune"
+                        : has_finetunes[m]                ? "base"
+                        : has_tensors                     ? "model"
+                                                          : "files";
     }
   }
 

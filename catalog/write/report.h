@@ -17,13 +17,14 @@ struct LevelBytes {
 
 struct ModelUsage {
   std::string name;
-  std::string
-      kind;  // "base" (others name it as their base), "finetune" (has a base), "files" (no tensors), else "model"
+  std::string kind;  // "base" (others name it as their base), "derived" (made of its base), "finetune" (has a base),
+                     // "files" (no tensors), else "model"
   std::string fidelity;  // "exact", "compact"
   // Of a compact model: its error relative to its delta's energy, what that was measured with ("plain", "moments"), and
   // how it was made. 0 and "" for an exact one.
   double drift = 0;
   std::string drift_kind, method;
+  std::string recipe;          // of a derived model
   bool allow_compact = false;  // the daemon's policy may make it compact
   std::string base;            // as it was at the push; "" for none, or when that model was removed
   uint64_t logical_bytes = 0;

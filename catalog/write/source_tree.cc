@@ -211,6 +211,14 @@ Result<SourceTree> SourceTree::FromDescriptors(std::string default_name, std::ve
   return tree;
 }
 
+SourceTree SourceTree::OfContent(std::string default_name, std::vector<SourceFile> files) {
+  SourceTree tree;
+  tree.default_name_ = std::move(default_name);
+  tree.files_ = std::move(files);
+  std::sort(tree.files_.begin(), tree.files_.end(), ByPath);
+  return tree;
+}
+
 SourceTree::SourceTree(SourceTree&& other) noexcept
     : default_name_(std::move(other.default_name_)), files_(std::exchange(other.files_, {})) {}
 

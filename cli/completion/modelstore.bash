@@ -6,7 +6,7 @@ _modelstore_models() {
 
 _modelstore() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-  local commands="push ls show report verify export rename rm prune compact status warm mount unmount"
+  local commands="push ls show report verify export rename rm prune compact derive status warm mount unmount"
   local global="--store --socket --json --quiet --no-color --version --help"
   local how="--target-ratio --max-drift --rank --residual-step --bits --sparsity --group --schedule --moments --scale"
   local command="" i positionals=0 options="" door=()
@@ -17,7 +17,7 @@ _modelstore() {
       --store | --socket) door+=("${COMP_WORDS[i]}" "${COMP_WORDS[i + 1]}") && ((i++)) ;;
       --name | --base | --fidelity | --memory-budget | --read-ahead-kb | --html) ((i++)) ;;
       --target-ratio | --max-drift | --rank | --residual-step | --bits | --sparsity | --group) ((i++)) ;;
-      --schedule | --moments | --scale) ((i++)) ;;
+      --schedule | --moments | --scale | --drop-layers | --keep-layers | --layer-names) ((i++)) ;;
       =) ((i++)) ;;
       -*) ;;
       *) if [[ -z $command ]]; then command=${COMP_WORDS[i]}; else ((positionals++)); fi ;;
@@ -26,17 +26,19 @@ _modelstore() {
 
   case $previous in
     --store) compopt -o dirnames && return ;;
+    --drop-layers) mapfile -t COMPREPLY < <(compgen -W "last: uniform: auto:" -- "$current") && compopt -o nospace && return ;;
     --schedule) mapfile -t COMPREPLY < <(compgen -W "uniform aptc rd" -- "$current") && return ;;
     --html | --socket | --moments) compopt -o default && return ;;
     --base) mapfile -t COMPREPLY < <(compgen -W "auto none $(_modelstore_models "${door[@]}")" -- "$current") && return ;;
     --fidelity) mapfile -t COMPREPLY < <(compgen -W "exact compact" -- "$current") && return ;;
     --name | --memory-budget | --read-ahead-kb | --target-ratio | --max-drift | --rank) return ;;
-    --residual-step | --bits | --sparsity | --group | --scale) return ;;
+    --keep-layers | --layer-names | --residual-step | --bits | --sparsity | --group | --scale) return ;;
   esac
 
   case $command in
     push) options="--name --base --update --replace-source --fidelity --allow-compact --or-exact $how --memory-budget" ;;
     compact) options="--base --yes $how --memory-budget" ;;
+    derive) options="--name --drop-layers --keep-layers --moments --layer-names --update --memory-budget" ;;
     ls) options="--tree" ;;
     report) options="--html" ;;
     verify | export) options="--memory-budget" ;;
@@ -58,7 +60,7 @@ _modelstore() {
     else
       compopt -o dirnames
     fi ;;
-    show | rm | rename | warm | compact) if ((positionals == 0)); then
+    show | rm | rename | warm | compact | derive) if ((positionals == 0)); then
       mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "${door[@]}")" -- "$current")
     fi ;;
     verify) mapfile -t COMPREPLY < <(compgen -W "$(_modelstore_models "${door[@]}")" -- "$current") ;;

@@ -118,10 +118,10 @@ uint32_t RankFor(const CompactInput& input, uint32_t wanted) {
 // inputs more is, above all of a residual under feedback. Measured on two finetunes, at ratios from 20 to 2,000: each
 // factor lowers the divergence from the finetune at all of them, and so would a little more; a tensor of which nearly
 // all is missing is better left short. So is the low rank of weighted rows (embeddings).
-float ScaleFor(const CompactInput& input, const CompactChoice& choice, double along) {
+float ScaleFor(const CompactInput& input, const CompactChoice& choice, bool residual, double along) {
   constexpr double kMostScale = 1.75, kMissedByLowRank = 1.15, kMissedByFeedback = 2.5;
   if (choice.scale > 0) return choice.scale;
-  const bool weighted = !input.row_weights.empty(), residual = choice.residual_step > 0;
+  const bool weighted = !input.row_weights.empty();
   if (choice.bits > 0 || (weighted && !residual)) return 1;
   const bool feedback = residual && !weighted && input.moments != nullptr;
   const double missing = (1 - along) * (feedback ? kMissedByFeedback : residual ? 1 : kMissedByLowRank);
@@ -148,7 +148,7 @@ float AimFor(const CompactInput& input, const CompactChoice& choice, const LowRa
   constexpr float kLeastGain = 1.002f;
   const ResidualOutcome outcome =
       QuantizeResidual(input, low_rank, coder, SampleRows(input, kRows, kRows / 4), 1, true, nullptr);
-  const float aim = outcome.energy > 0 ? ScaleFor(input, choice, 1 - outcome.cross / outcome.energy) : 1;
+  const float aim = outcome.energy > 0 ? ScaleFor(input, choice, true, 1 - outcome.cross / outcome.energy) : 1;
   return aim > kLeastGain ? aim : 1;
 }
 
@@ -213,8 +213,8 @@ Result<CompactAnalysis> AnalyzeTensor(const CompactInput& input, std::span<const
         if (!left) left = EnergyLeft(input, *fit, sample);
         AddResidual(input, *fit, coder->second, sample, *left, 2, estimate);
       }
-      estimate.error =
-          ScaledError(estimate.error, analysis.energy, ScaleFor(input, choice, 1 - estimate.error / analysis.energy));
+      const float scale = ScaleFor(input, choice, choice.residual_step > 0, 1 - estimate.error / analysis.energy);
+      estimate.error = ScaledError(estimate.error, analysis.energy, scale);
     }
     analysis.estimates.push_back(estimate);
   }
@@ -254,7 +254,7 @@ Result<CompactTensor> EncodeTensor(const CompactInput& given, const CompactChoic
   if (coder) {
     // Rounded values cannot be scaled afterwards: the levels are chosen for a longer delta, of which as much gets lost.
     const float aim = rounded && choice.scale == 0 ? AimFor(input, choice, low_rank, *coder) : 1;
-    const bool needs_cross = aim != 1 || (!rounded && choice.scale == 0);
+    const bool needs_cross = aim != 1 || (!rounded && !coder->prune && choice.scale == 0);
     const ResidualOutcome outcome =
         QuantizeResidual(input, low_rank, *coder, SampleRows(input, input.rows, 0), aim, needs_cross, &tensor.residual);
     if (std::all_of(tensor.residual.begin(), tensor.residual.end(), [](int8_t q) { return q == 0; })) {
@@ -266,7 +266,7 @@ Result<CompactTensor> EncodeTensor(const CompactInput& given, const CompactChoic
       error = outcome.ErrorFor(aim);
     }
   }
-  if (const float scale = rounded ? 1 : ScaleFor(input, choice, along); scale != 1) {
+  if (const float scale = rounded ? 1 : ScaleFor(input, choice, coder.has_value(), along); scale != 1) {
     low_rank.ScaleBy(scale);
     if (coder) {
       for (float& s : coder->steps) s = FromBf16(ToBf16(s * scale));

@@ -73,7 +73,7 @@ struct CompactChoice {
   float factor_step = 1.75f;  // levels of the factors: their rms in steps is 1 / factor_step
   float residual_step = 0;    // in standard deviations of the delta's elements; 0: no residual
   // Of the whole delta (docs/compact.md, "Scale"). 0: what makes its part in the finetune's direction whole, at
-  // most 1.5; 1 where rows are weighted or `bits` are given.
+  // most 1.75; 1 where `bits` are given, or rows are weighted and there is no residual.
   float scale = 1.0f;
   // Literal GPT-Zip instead of all above, when bits > 0: the share `sparsity` of the elements of each group of
   // `group_elems` (0: the tensor) pruned, the rest quantized to `bits` bits.

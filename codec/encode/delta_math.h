@@ -30,10 +30,6 @@ inline uint64_t PanelCount(uint64_t rows, uint64_t columns) {
 // The nearest BF16 pattern of a finite float; never rounds a positive number to 0 or a finite one to infinity.
 uint16_t ToBf16(float value);
 float FromBf16(uint16_t pattern);
-// As a segment that is rounded to nearest is: halves away from 0.
-inline float RoundToBf16(float value) {
-  return std::bit_cast<float>((std::bit_cast<uint32_t>(value) + 0x8000u) & 0xffff0000u);
-}
 
 // Mean bits a symbol of a histogram times its symbols: entropy-coded size, in bits.
 double EntropyBits(std::span<const double> counts);

@@ -9,7 +9,7 @@
 namespace modelstore {
 namespace {
 
-constexpr double kLargestDamping = 40;  // ten times more until the factorization succeeds
+constexpr double kLargestDamping = 100 * kMomentsDamping;  // ten times more until the factorization succeeds
 
 // Rounding of a float32 X^T X leaves less asymmetry than this share of sqrt(h_ii h_jj).
 constexpr double kAsymmetry = 1e-2;

@@ -58,7 +58,7 @@ class Sweep {
     for (const float w : input.row_weights) mean_row_ += static_cast<double>(w) / static_cast<double>(input.rows);
     if (!(mean_row_ > 0)) mean_row_ = 1;
     if (coder.prune) return;
-    levels_.step = std::max(coder.steps[0], std::numeric_limits<float>::min());
+    levels_.step = coder.steps[0];
     for (size_t q = 0; q < coder.values.size(); ++q) {
       levels_.values[q] = coder.values[q];
       levels_.bit_costs[q] = coder.price * coder.bits[q];
@@ -412,7 +412,7 @@ double EnergyLeft(const CompactInput& input, const LowRankFit& low_rank, const R
 ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank, float step, const RowSample& sample) {
   ResidualCoder coder;
   const float fineness = input.row_weights.empty() ? 1 : kWeightedFineness;
-  coder.steps = {FromBf16(ToBf16(step / fineness))};
+  coder.steps = {FromBf16(ToBf16(std::max(step / fineness, std::numeric_limits<float>::min())))};
   coder.price = kPrice * fineness * fineness;
   coder.values.resize(8);
   SetBiases(coder, input.moments == nullptr && input.base.empty() ? std::array<double, 3>{0.1, 0.05, 0.02}
@@ -420,7 +420,7 @@ ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank,
   std::vector<double> magnitudes(coder.values.size());
   for (const uint64_t row : sample.rows) {
     for (const float d : input.delta.subspan(row * input.columns, input.columns)) {
-      const float x = std::min(std::abs(d) / std::max(coder.steps[0], std::numeric_limits<float>::min()), 7.0f);
+      const float x = std::min(std::abs(d) / coder.steps[0], 7.0f);
       ++magnitudes[static_cast<size_t>(x + kDeadZoneRounding)];
     }
   }

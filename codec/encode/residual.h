@@ -62,8 +62,7 @@ ResidualCoder FitDeadZone(const CompactInput& input, const LowRankFit& low_rank,
 ResidualCoder FitPruning(const CompactInput& input, const CompactChoice& choice);
 
 // Quantizes what `low_rank` leaves of aim x delta in the rows of `sample`. `levels`, when not null: of all rows in
-// order
-// (`sample` must then be all of them). `with_cross`: whether to compute that, too.
+// order (`sample` must then be all of them). `with_cross`: whether to compute that, too.
 ResidualOutcome QuantizeResidual(const CompactInput& input, const LowRankFit& low_rank, const ResidualCoder& coder,
                                  const RowSample& sample, float aim, bool with_cross, std::vector<int8_t>* levels);
 // tr(W E H E^T) over the rows of `sample` times their counts, E = delta - low rank.

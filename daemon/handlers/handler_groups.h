@@ -11,6 +11,11 @@ namespace modelstore {
 // ("exact", "compact"), update?, allow_compact?, and how (compact_parameters.h)}; {name, base?, and how}
 Result<std::string> HandlePush(Catalog& catalog, const Request& request);
 Result<std::string> HandleCompact(Catalog& catalog, const Request& request);
+// What a push answers, of `files` files.
+std::string PushDocument(Catalog& catalog, const Caller& caller, const PushReport& report, size_t files);
+
+// derive_handler.cc. {source, name, drop_layers? or keep_layers?, layer_names?, update?}
+Result<std::string> HandleDerive(Catalog& catalog, const Request& request);
 
 // list_handlers.cc. {}, {name}, {}
 Result<std::string> HandleLs(Catalog& catalog, const Request& request);

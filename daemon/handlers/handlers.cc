@@ -7,9 +7,10 @@
 namespace modelstore {
 
 std::span<const Handler> Handlers() {
-  static const std::array<Handler, 11> kHandlers = {{
+  static const std::array<Handler, 12> kHandlers = {{
       {.name = "push", .creates_store = true, .writes = true, .run = HandlePush},
       {.name = "compact", .creates_store = false, .writes = true, .run = HandleCompact},
+      {.name = "derive", .creates_store = false, .writes = true, .run = HandleDerive},
       {.name = "ls", .creates_store = false, .writes = false, .run = HandleLs},
       {.name = "show", .creates_store = false, .writes = false, .run = HandleShow},
       {.name = "report", .creates_store = false, .writes = false, .run = HandleReport},

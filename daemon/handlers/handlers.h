@@ -21,12 +21,13 @@
 namespace modelstore {
 
 struct Request {
-  std::string_view parameters;          // JSON object
-  JobControl* job = nullptr;            // progress, warnings and cancellation
-  const Caller* caller = nullptr;       // who asks
-  const SourceTree* source = nullptr;   // push: the files, opened by the caller; null: `path` in the parameters
-  const SourceTree* moments = nullptr;  // push, compact: one file, opened by the caller
-  ExportSink* sink = nullptr;           // export: where the files go; null: `dir` in the parameters
+  std::string_view parameters;                 // JSON object
+  JobControl* job = nullptr;                   // progress, warnings and cancellation
+  const Caller* caller = nullptr;              // who asks
+  const SourceTree* source = nullptr;          // push: the files, opened by the caller; null: `path` in the parameters
+  const SourceTree* moments = nullptr;         // push, compact, derive: one file, opened by the caller
+  ExportSink* sink = nullptr;                  // export: where the files go; null: `dir` in the parameters
+  std::span<const std::string> layer_names{};  // derive: naming schemes of the daemon's configuration
 };
 
 struct Handler {

@@ -79,8 +79,9 @@ Json Usage(const ModelUsage& model) {
   if (!model.drift_kind.empty()) {
     out["drift"] = model.drift;
     out["drift_kind"] = model.drift_kind;
-    out["method"] = model.method;
+    if (!model.method.empty()) out["method"] = model.method;
   }
+  if (!model.recipe.empty()) out["recipe"] = model.recipe;
   if (model.allow_compact) out["allow_compact"] = true;
   out["base"] = NullIfEmpty(model.base);
   out["files"] = model.files;

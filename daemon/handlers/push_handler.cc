@@ -34,7 +34,9 @@ PushOptions OptionsFor(const Caller& caller, const std::string& base) {
   return options;
 }
 
-std::string Document(Catalog& catalog, const Caller& caller, const PushReport& report, size_t files) {
+}  // namespace
+
+std::string PushDocument(Catalog& catalog, const Caller& caller, const PushReport& report, size_t files) {
   // Any tensor may serve as a base; whose it is, only those learn who may see that model.
   const Result<ModelRecord> base_model = report.base.empty() ? NotFound("") : catalog.FindModel(report.base);
   const bool is_compact = report.fidelity == Fidelity::kCompact;
@@ -47,6 +49,7 @@ std::string Document(Catalog& catalog, const Caller& caller, const PushReport& r
     out["drift_kind"] = report.drift_kind == DriftKind::kMoments ? "moments" : "plain";
     out["method"] = report.method;
   }
+  if (!report.recipe.empty()) out["recipe"] = report.recipe;
   out["files"] = files;
   out["logical_bytes"] = report.logical_bytes;
   out["stored_bytes"] = report.stored_bytes;
@@ -61,8 +64,6 @@ std::string Document(Catalog& catalog, const Caller& caller, const PushReport& r
                    {"compact", report.compact_bytes}};
   return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
-
-}  // namespace
 
 Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   const Caller& caller = *request.caller;
@@ -90,7 +91,7 @@ Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   const SourceTree& source = request.source == nullptr ? scanned : *request.source;
   options.name = name.empty() ? source.default_name() : name;
   ASSIGN_OR_RETURN(const PushReport report, Push(catalog, source, options, *request.job));
-  return Document(catalog, caller, report, source.files().size());
+  return PushDocument(catalog, caller, report, source.files().size());
 }
 
 Result<std::string> HandleCompact(Catalog& catalog, const Request& request) {
@@ -105,7 +106,7 @@ Result<std::string> HandleCompact(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
   RETURN_IF_ERROR(caller.CheckMayChange(model));
   ASSIGN_OR_RETURN(const PushReport report, CompactModel(catalog, options, *request.job));
-  return Document(catalog, caller, report, model.files.size());
+  return PushDocument(catalog, caller, report, model.files.size());
 }
 
 }  // namespace modelstore

@@ -131,7 +131,7 @@ Result<std::string> ClientConnection::Serve() {
     return Unsupported("this modelstored (" MODELSTORE_VERSION ") knows no request '" + request_.request + "'");
   if (handler_->writes && !state_.why_read_only.ok()) return state_.why_read_only;
   const bool push = handler_->name == "push";
-  const bool may_have_moments = push || handler_->name == "compact";
+  const bool may_have_moments = push || handler_->name == "compact" || handler_->name == "derive";
   if ((!push && request_.files > 0) || (!may_have_moments && request_.moments))
     return InvalidArgument("files came with a request that takes none");
 
@@ -214,13 +214,14 @@ Result<std::string> ClientConnection::RunInTurn(const Handler& handler, const So
                         .caller = &caller_,
                         .source = source,
                         .moments = moments,
-                        .sink = &sink};
+                        .sink = &sink,
+                        .layer_names = state_.layer_names};
   ASSIGN_OR_RETURN(std::string document, handler.run(state_.catalog, request));
   return handler.name == "status" ? state_.complete_status(document, caller_) : document;
 }
 
 Gate* ClientConnection::GateOf(const Handler& handler) const {
-  if (handler.name == "push" || handler.name == "compact") return &state_.pushes;
+  if (handler.name == "push" || handler.name == "compact" || handler.name == "derive") return &state_.pushes;
   if (handler.name == "export" || handler.name == "verify") return &state_.exports;
   if (handler.name == "ls" || handler.name == "show" || handler.name == "report") return &state_.documents;
   return nullptr;

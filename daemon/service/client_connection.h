@@ -41,6 +41,7 @@ struct ServerState {
 
   Catalog& catalog;
   Status why_read_only;  // not OK: the answer to what would write
+  std::vector<std::string> layer_names;
   std::string group;
   std::atomic<uint64_t> mount_device{0};  // 0: not mounted
   std::atomic<bool> log_reads{false};     // requests that change nothing are logged like others

@@ -39,6 +39,14 @@ Status TakeText(const toml::node& node, std::string* out) {
   return OkStatus();
 }
 
+Status TakeTexts(const toml::node& node, std::vector<std::string>* out) {
+  const toml::array* texts = node.as_array();
+  if (texts == nullptr) return Wrong("a list of strings", node);
+  out->clear();
+  for (const toml::node& text : *texts) RETURN_IF_ERROR(TakeText(text, &out->emplace_back()));
+  return OkStatus();
+}
+
 // An integer of [low, high].
 Status TakeCount(const toml::node& node, uint64_t low, uint64_t high, uint32_t* out) {
   const auto value = node.value_exact<int64_t>();
@@ -133,6 +141,7 @@ constexpr Key kKeys[] = {
      [](const toml::node& n, Config* c) { return TakeNumber(n, 0, 1, false, &c->compact_max_drift); }},
     {"compact_target_ratio",
      [](const toml::node& n, Config* c) { return TakeNumber(n, 1, 1e6, true, &c->compact_target_ratio); }},
+    {"layer_names", [](const toml::node& n, Config* c) { return TakeTexts(n, &c->layer_names); }},
     {"metrics", [](const toml::node& n, Config* c) { return TakeText(n, &c->metrics); }},
     {"access_log",
      [](const toml::node& n, Config* c) {

@@ -29,9 +29,10 @@ struct Config {
   bool access_log = false;
   // When less is free on the store's disk, models that allow it are made compact, the oldest first. 0: never.
   uint64_t compact_below_free_bytes = 0;
-  double compact_max_drift = 0.05;  // none is made compact beyond
-  double compact_target_ratio = 0;  // to which; 0: as small as the drift allows
-  std::string metrics;              // a path, or a loopback address and port; "": none
+  double compact_max_drift = 0.05;       // none is made compact beyond
+  double compact_target_ratio = 0;       // to which; 0: as small as the drift allows
+  std::vector<std::string> layer_names;  // of models that derive would not know: model.layers.{}.
+  std::string metrics;                   // a path, or a loopback address and port; "": none
 };
 
 struct DaemonFlags {

@@ -107,6 +107,7 @@ class Service {
     ASSIGN_OR_RETURN(catalog_, OpenCatalog(&why_read_only));
     state_ = std::make_unique<ServerState>(*catalog_, PassableDescriptors(config_.max_clients));
     state_->why_read_only = why_read_only;
+    state_->layer_names = config_.layer_names;
     state_->group = config_.group;
     state_->log_reads = config_.access_log;
     state_->complete_status = [this](const std::string& document, const Caller& caller) {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -332,6 +333,55 @@ TEST(CompactEncoder, OddShapesAndEmptyDeltas) {
       }
     }
   }
+}
+
+// However many threads take its panels, and in whatever order.
+TEST(CompactEncoder, PanelsInParallelGiveTheSame) {
+  constexpr uint64_t kRows = 1700, kColumns = 96;
+  const std::vector<float> delta = Delta(kRows, kColumns, 0.02f, 5);
+  const auto moments = *InputMoments::Prepare(Moments(kColumns, 400, 6), kColumns);
+  const ParallelFor backwards = [](size_t n, const std::function<void(size_t)>& task) {
+    std::vector<std::thread> threads;
+    for (size_t t = 0; t < 3; ++t) {
+      threads.emplace_back([&, t] {
+        for (size_t i = n; i-- > 0;) {
+          if (i % 3 == t) task(i);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  };
+  const std::vector<uint16_t> base(kRows * kColumns, 0x3f80);
+  for (const float step : {0.0f, 1.0f}) {
+    const CompactChoice choice{.rank = 4, .residual_step = step, .scale = 0};
+    CompactInput input{kRows, kColumns, delta, moments.get(), {}, base};
+    const CompactTensor alone = *EncodeTensor(input, choice);
+    const CompactAnalysis estimated = *AnalyzeTensor(input, std::span(&choice, 1));
+    input.parallel = &backwards;
+    const CompactTensor together = *EncodeTensor(input, choice);
+    EXPECT_EQ(alone.left, together.left);
+    EXPECT_EQ(alone.right, together.right);
+    EXPECT_EQ(alone.residual, together.residual);
+    EXPECT_EQ(alone.scales, together.scales);
+    EXPECT_EQ(alone.error, together.error);
+    EXPECT_EQ(estimated.estimates.back().error, AnalyzeTensor(input, std::span(&choice, 1))->estimates.back().error);
+  }
+}
+
+// A residual of which nothing is left does not make the low rank longer.
+TEST(CompactEncoder, AResidualOfZerosIsNone) {
+  constexpr uint64_t kRows = 128, kColumns = 64;
+  const std::vector<float> delta = Delta(kRows, kColumns, 1e-4f, 7);
+  const auto moments = *InputMoments::Prepare(Moments(kColumns, 300, 8), kColumns);
+  const CompactInput input{kRows, kColumns, delta, moments.get(), {}, {}};
+  CompactChoice choice{.rank = 3, .scale = 0};
+  const CompactTensor low_rank = *EncodeTensor(input, choice);
+  choice.residual_step = 50;
+  const CompactTensor both = *EncodeTensor(input, choice);
+  EXPECT_FALSE(both.segment.has_residual);
+  EXPECT_EQ(both.scales, low_rank.scales);
+  EXPECT_EQ(both.left, low_rank.left);
+  EXPECT_EQ(both.error, low_rank.error);
 }
 
 TEST(CompactEncoder, RefusesWhatDoesNotFit) {

@@ -44,7 +44,7 @@ TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
   EXPECT_EQ(keys, (std::set<std::string>{"store", "mount", "socket", "group", "memory_budget_bytes", "read_ahead_kb",
                                          "threads", "max_clients", "shutdown_seconds", "log_level", "log_format",
                                          "access_log", "metrics", "compact_below_free_bytes", "compact_max_drift",
-                                         "compact_target_ratio"}));
+                                         "compact_target_ratio", "layer_names"}));
   const Result<Config> defaults = Load("");
   const Result<Config> loaded = Load(uncommented);
   ASSERT_TRUE(defaults.ok() && loaded.ok()) << loaded.status().ToString();
@@ -60,6 +60,7 @@ TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
   EXPECT_EQ(loaded->compact_below_free_bytes, defaults->compact_below_free_bytes);
   EXPECT_EQ(loaded->compact_max_drift, defaults->compact_max_drift);
   EXPECT_EQ(loaded->compact_target_ratio, defaults->compact_target_ratio);
+  EXPECT_EQ(loaded->layer_names, defaults->layer_names);
   EXPECT_EQ(loaded->log_level, defaults->log_level);
   EXPECT_EQ(loaded->log_format, defaults->log_format);
   EXPECT_EQ(loaded->access_log, defaults->access_log);
@@ -69,6 +70,14 @@ TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
 TEST_F(ConfigSampleTest, AsWrittenItChangesNothing) {
   std::ifstream sample(MODELSTORE_SOURCE_DIR "/docs/config.toml");
   for (std::string line; std::getline(sample, line);) EXPECT_TRUE(line.empty() || line.starts_with("# ")) << line;
+}
+
+TEST_F(ConfigSampleTest, NamesOfLayersAreAListOfStrings) {
+  const Result<Config> loaded = Load("layer_names = [\"a.{}.\", \"b.{}.\"]");
+  ASSERT_TRUE(loaded.ok()) << loaded.status().ToString();
+  EXPECT_EQ(loaded->layer_names, (std::vector<std::string>{"a.{}.", "b.{}."}));
+  for (const char* wrong : {"layer_names = \"a\"", "layer_names = [1]"})
+    EXPECT_EQ(Load(wrong).status().code(), StatusCode::kInvalidArgument) << wrong;
 }
 
 }  // namespace

@@ -1,0 +1,34 @@
+// Derive: a variant of a stored model as a model of its own (layer: catalog/derive; docs/derive.md).
+//
+// The variant is a checkpoint folder in the hub's format that names the source's tensors: only headers, the index and
+// the configuration are new. It pins its source.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "catalog/write/push.h"
+
+namespace modelstore {
+
+struct DeriveOptions {
+  std::string source, name;
+  // One of them (layer_spec.h): the layers that go, or those that stay.
+  std::string drop_layers{}, keep_layers{};
+  // Schemes (layer_names.h): the one that it is, or those that are tried before the known ones.
+  std::string layer_scheme{};
+  std::vector<std::string> more_schemes{};
+  const SourceTree* moments = nullptr;  // one file (docs/moments.md), for influences
+  uint32_t owner_uid = 0;
+  bool update = false;
+  std::function<Status(const ModelRecord& source)> may_read = nullptr;  // null: everything is allowed
+  std::function<Status(const ModelRecord& replaced)> may_replace = nullptr;
+};
+
+// Errors: as Push's; NotFound (the source), InvalidArgument (layers that
+// there are not, moments of another model), Unsupported (no safetensors checkpoint, layers named otherwise, a
+// configuration that cannot be rewritten), Busy (the source was replaced meanwhile).
+Result<PushReport> Derive(Catalog& catalog, const DeriveOptions& options, JobControl& job);
+
+}  // namespace modelstore

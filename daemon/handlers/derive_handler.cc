@@ -1,0 +1,37 @@
+#include "catalog/derive/derive.h"
+#include "daemon/handlers/handler_groups.h"
+#include "daemon/handlers/parameters.h"
+
+namespace modelstore {
+
+Result<std::string> HandleDerive(Catalog& catalog, const Request& request) {
+  const Caller& caller = *request.caller;
+  RETURN_IF_ERROR(caller.CheckMayPush());
+  ASSIGN_OR_RETURN(
+      const Parameters parameters,
+      Parameters::Parse(request.parameters, {"source", "name", "drop_layers", "keep_layers", "layer_names", "update"}));
+  DeriveOptions options;
+  ASSIGN_OR_RETURN(options.source, parameters.String("source"));
+  ASSIGN_OR_RETURN(options.name, parameters.String("name"));
+  ASSIGN_OR_RETURN(options.drop_layers, parameters.String("drop_layers", ""));
+  ASSIGN_OR_RETURN(options.keep_layers, parameters.String("keep_layers", ""));
+  ASSIGN_OR_RETURN(options.layer_scheme, parameters.String("layer_names", ""));
+  ASSIGN_OR_RETURN(options.update, parameters.Bool("update", false));
+  options.more_schemes.assign(request.layer_names.begin(), request.layer_names.end());
+  options.moments = request.moments;
+  options.owner_uid = caller.uid;
+  options.may_replace = [&caller](const ModelRecord& replaced) { return caller.CheckMayChange(replaced); };
+  // The variant shows what it is made of to its owner: only who may read all of that may make it.
+  options.may_read = [&caller](const ModelRecord& source) -> Status {
+    RETURN_IF_ERROR(caller.CheckMaySee(source));
+    for (const ModelFile& file : source.files) {
+      if (!caller.MayReadFile(source, file))
+        return PermissionDenied(source.name + "/" + file.path + ": you may not read it");
+    }
+    return OkStatus();
+  };
+  ASSIGN_OR_RETURN(const PushReport report, Derive(catalog, options, *request.job));
+  return PushDocument(catalog, caller, report, report.files);
+}
+
+}  // namespace modelstore
