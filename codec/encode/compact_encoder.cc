@@ -119,12 +119,12 @@ uint32_t RankFor(const CompactInput& input, uint32_t wanted) {
 // factor lowers the divergence from the finetune at all of them, and so would a little more; a tensor of which nearly
 // all is missing is better left short. So is the low rank of weighted rows (embeddings).
 float ScaleFor(const CompactInput& input, const CompactChoice& choice, bool residual, double along) {
-  constexpr double kMostScale = 1.75, kMissedByLowRank = 1.15, kMissedByFeedback = 2.5;
+  constexpr double kMostScale = 1.75, kMissedByLowRank = 1.15, kMissedByResidual = 1.3, kMissedByFeedback = 2.5;
   if (choice.scale > 0) return choice.scale;
   const bool weighted = !input.row_weights.empty();
   if (choice.bits > 0 || (weighted && !residual)) return 1;
   const bool feedback = residual && !weighted && input.moments != nullptr;
-  const double missing = (1 - along) * (feedback ? kMissedByFeedback : residual ? 1 : kMissedByLowRank);
+  const double missing = (1 - along) * (feedback ? kMissedByFeedback : residual ? kMissedByResidual : kMissedByLowRank);
   return static_cast<float>(std::clamp(1 / std::max(1 - missing, 1e-3), 1.0, kMostScale));
 }
 
