@@ -26,7 +26,8 @@ constexpr NumberFlag kNumbers[] = {
     {{"--group", "G", "compact: … with one scale for so many elements"}, "group"},
 };
 
-// Whole, finite and nothing behind it.
+}  // namespace
+
 Result<double> ParseNumber(std::string_view flag, const std::string& text) {
   errno = 0;
   char* end = nullptr;
@@ -35,8 +36,6 @@ Result<double> ParseNumber(std::string_view flag, const std::string& text) {
     return InvalidArgument(std::string(flag) + " " + text + ": expected a number");
   return value;
 }
-
-}  // namespace
 
 std::vector<OptionSpec> WithCompactOptions(std::vector<OptionSpec> before) {
   for (const NumberFlag& number : kNumbers) before.push_back(number.option);

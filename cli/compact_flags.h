@@ -10,6 +10,8 @@
 
 namespace modelstore {
 
+// Whole, finite and nothing behind it. Errors: InvalidArgument.
+Result<double> ParseNumber(std::string_view flag, const std::string& text);
 // `before` and then those flags.
 std::vector<OptionSpec> WithCompactOptions(std::vector<OptionSpec> before);
 // Whether any of them is given.

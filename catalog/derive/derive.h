@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,12 +15,15 @@ namespace modelstore {
 
 struct DeriveOptions {
   std::string source, name;
-  // One of them (layer_spec.h): the layers that go, or those that stay.
+  // One of them. Layers that go or that stay (layer_spec.h) …
   std::string drop_layers{}, keep_layers{};
+  // … or the share of the hidden size that is sliced off, 0 to below 1, and in which bases (slice.h).
+  std::optional<double> slice{};
+  enum class Basis { kBlock, kGlobal } basis = Basis::kBlock;
   // Schemes (layer_names.h): the one that it is, or those that are tried before the known ones.
   std::string layer_scheme{};
   std::vector<std::string> more_schemes{};
-  const SourceTree* moments = nullptr;  // one file (docs/moments.md), for influences
+  const SourceTree* moments = nullptr;  // one file (docs/moments.md), for influences and slicing
   uint32_t owner_uid = 0;
   bool update = false;
   std::function<Status(const ModelRecord& source)> may_read = nullptr;  // null: everything is allowed

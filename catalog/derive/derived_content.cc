@@ -22,6 +22,10 @@ void DerivedContent::Append(std::shared_ptr<const StoredFile> file, uint64_t beg
   Add({.bytes = bytes, .file = std::move(file), .from = begin});
 }
 
+void DerivedContent::Append(std::shared_ptr<const Spool> spool, uint64_t begin, uint64_t bytes) {
+  Add({.bytes = bytes, .spool = std::move(spool), .from = begin});
+}
+
 void DerivedContent::Add(Piece piece) {
   if (piece.bytes == 0) return;
   piece.begin = bytes();
@@ -38,7 +42,9 @@ Status DerivedContent::ReadAt(uint64_t offset, MutableByteSpan out) const {
     if (piece == pieces_.end()) return Internal("a derived file was read behind its end");
     const uint64_t inside = offset - piece->begin;
     const uint64_t bytes = std::min<uint64_t>(out.size(), piece->bytes - inside);
-    if (piece->file == nullptr) {
+    if (piece->spool != nullptr) {
+      RETURN_IF_ERROR(piece->spool->Read(piece->from + inside, out.first(bytes)));
+    } else if (piece->file == nullptr) {
       std::copy_n(piece->literal.begin() + static_cast<ptrdiff_t>(inside), bytes, out.begin());
     } else {
       ASSIGN_OR_RETURN(const size_t read, reader_.Read(piece->file->file, piece->from + inside, out.first(bytes)));

@@ -1,10 +1,11 @@
-// A virtual file: new bytes and ranges of stored files, one after the other (layer: catalog/derive).
+// A virtual file: new bytes and ranges of stored and spooled files, one after the other (layer: catalog/derive).
 #pragma once
 
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "catalog/derive/spool.h"
 #include "catalog/read/read_engine.h"
 #include "catalog/write/push.h"
 
@@ -26,6 +27,7 @@ class DerivedContent : public SourceContent {
   void Append(Bytes bytes);
   // Bytes [begin, begin + bytes) of a stored file.
   void Append(std::shared_ptr<const StoredFile> file, uint64_t begin, uint64_t bytes);
+  void Append(std::shared_ptr<const Spool> spool, uint64_t begin, uint64_t bytes);
   uint64_t bytes() const { return pieces_.empty() ? 0 : pieces_.back().begin + pieces_.back().bytes; }
 
   // Errors: Corruption, Io (of the store).
@@ -38,7 +40,8 @@ class DerivedContent : public SourceContent {
     uint64_t begin = 0, bytes = 0;  // here
     Bytes literal;
     std::shared_ptr<const StoredFile> file;  // else null
-    uint64_t from = 0;                       // in `file`
+    std::shared_ptr<const Spool> spool;      // else null
+    uint64_t from = 0;                       // in either
   };
   void Add(Piece piece);
   std::vector<Piece>::const_iterator PieceAt(uint64_t offset) const;

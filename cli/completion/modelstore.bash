@@ -17,7 +17,7 @@ _modelstore() {
       --store | --socket) door+=("${COMP_WORDS[i]}" "${COMP_WORDS[i + 1]}") && ((i++)) ;;
       --name | --base | --fidelity | --memory-budget | --read-ahead-kb | --html) ((i++)) ;;
       --target-ratio | --max-drift | --rank | --residual-step | --bits | --sparsity | --group) ((i++)) ;;
-      --schedule | --moments | --scale | --drop-layers | --keep-layers | --layer-names) ((i++)) ;;
+      --schedule | --moments | --scale | --drop-layers | --keep-layers | --layer-names | --slice | --basis) ((i++)) ;;
       =) ((i++)) ;;
       -*) ;;
       *) if [[ -z $command ]]; then command=${COMP_WORDS[i]}; else ((positionals++)); fi ;;
@@ -27,18 +27,19 @@ _modelstore() {
   case $previous in
     --store) compopt -o dirnames && return ;;
     --drop-layers) mapfile -t COMPREPLY < <(compgen -W "last: uniform: auto:" -- "$current") && compopt -o nospace && return ;;
+    --basis) mapfile -t COMPREPLY < <(compgen -W "block global" -- "$current") && return ;;
     --schedule) mapfile -t COMPREPLY < <(compgen -W "uniform aptc rd" -- "$current") && return ;;
     --html | --socket | --moments) compopt -o default && return ;;
     --base) mapfile -t COMPREPLY < <(compgen -W "auto none $(_modelstore_models "${door[@]}")" -- "$current") && return ;;
     --fidelity) mapfile -t COMPREPLY < <(compgen -W "exact compact" -- "$current") && return ;;
     --name | --memory-budget | --read-ahead-kb | --target-ratio | --max-drift | --rank) return ;;
-    --keep-layers | --layer-names | --residual-step | --bits | --sparsity | --group | --scale) return ;;
+    --keep-layers | --layer-names | --slice | --residual-step | --bits | --sparsity | --group | --scale) return ;;
   esac
 
   case $command in
     push) options="--name --base --update --replace-source --fidelity --allow-compact --or-exact $how --memory-budget" ;;
     compact) options="--base --yes $how --memory-budget" ;;
-    derive) options="--name --drop-layers --keep-layers --moments --layer-names --update --memory-budget" ;;
+    derive) options="--name --drop-layers --keep-layers --slice --basis --moments --layer-names --update --memory-budget" ;;
     ls) options="--tree" ;;
     report) options="--html" ;;
     verify | export) options="--memory-budget" ;;

@@ -7,14 +7,18 @@ namespace modelstore {
 Result<std::string> HandleDerive(Catalog& catalog, const Request& request) {
   const Caller& caller = *request.caller;
   RETURN_IF_ERROR(caller.CheckMayPush());
-  ASSIGN_OR_RETURN(
-      const Parameters parameters,
-      Parameters::Parse(request.parameters, {"source", "name", "drop_layers", "keep_layers", "layer_names", "update"}));
+  ASSIGN_OR_RETURN(const Parameters parameters,
+                   Parameters::Parse(request.parameters, {"source", "name", "drop_layers", "keep_layers", "slice",
+                                                          "basis", "layer_names", "update"}));
   DeriveOptions options;
   ASSIGN_OR_RETURN(options.source, parameters.String("source"));
   ASSIGN_OR_RETURN(options.name, parameters.String("name"));
   ASSIGN_OR_RETURN(options.drop_layers, parameters.String("drop_layers", ""));
   ASSIGN_OR_RETURN(options.keep_layers, parameters.String("keep_layers", ""));
+  ASSIGN_OR_RETURN(options.slice, parameters.Number("slice"));
+  ASSIGN_OR_RETURN(const std::string basis, parameters.String("basis", "block"));
+  if (basis != "block" && basis != "global") return InvalidArgument("basis '" + basis + "': expected block or global");
+  options.basis = basis == "global" ? DeriveOptions::Basis::kGlobal : DeriveOptions::Basis::kBlock;
   ASSIGN_OR_RETURN(options.layer_scheme, parameters.String("layer_names", ""));
   ASSIGN_OR_RETURN(options.update, parameters.Bool("update", false));
   options.more_schemes.assign(request.layer_names.begin(), request.layer_names.end());

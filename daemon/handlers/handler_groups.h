@@ -14,7 +14,8 @@ Result<std::string> HandleCompact(Catalog& catalog, const Request& request);
 // What a push answers, of `files` files.
 std::string PushDocument(Catalog& catalog, const Caller& caller, const PushReport& report, size_t files);
 
-// derive_handler.cc. {source, name, drop_layers? or keep_layers?, layer_names?, update?}
+// derive_handler.cc. {source, name, drop_layers, keep_layers or slice (a number) and
+// basis? ("block", "global"), layer_names?, update?}
 Result<std::string> HandleDerive(Catalog& catalog, const Request& request);
 
 // list_handlers.cc. {}, {name}, {}

@@ -7,7 +7,8 @@ TOKENS.npy: integers [sequences, length]. Each sequence is scored alone, from an
 JSON: the perplexity with its standard error over sequences; with a reference also KL(reference || model) a prediction, nats.
 
 Float32 arithmetic whatever the stored type. Llama's layout without biases and with plain rotary embeddings; anything else is
-refused. A model is any mapping from names to arrays, so that a changed one needs no file.
+refused. Sliced models (sliced_size in config.json, as modelstore derive makes them) are known. A model is any mapping from
+names to arrays, so that a changed one needs no file.
 """
 import json
 import pathlib
@@ -73,6 +74,7 @@ class Llama:
         self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
         self.kv_heads = config.get("num_key_value_heads") or self.heads
         self.width = config.get("head_dim") or config["hidden_size"] // self.heads
+        self.sliced, self.hidden_size = "sliced_size" in config, config["hidden_size"]
         self.epsilon = np.float32(config["rms_norm_eps"])
         self.theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000)
 
@@ -87,19 +89,34 @@ class Llama:
             prefix = f"model.layers.{layer}."
             part = {name: weights[f"{prefix}{module}.{name}_proj.weight"]
                     for module, names in (("self_attn", "qkvo"), ("mlp", ("gate", "up", "down"))) for name in names}
-            before, after = (weights[f"{prefix}{name}_layernorm.weight"] for name in ("input", "post_attention"))
+            before = after = attn_shortcut = mlp_shortcut = None
+            if self.sliced:
+                attn_shortcut, mlp_shortcut = (weights[f"{prefix}{name}_shortcut.weight"] for name in ("attn", "mlp"))
+                wider = np.empty(states.shape[:2] + (len(mlp_shortcut),), np.float32)
+            else:
+                before, after = (weights[f"{prefix}{name}_layernorm.weight"] for name in ("input", "post_attention"))
             for at in range(0, len(states), TOGETHER):
                 x = states[at:at + TOGETHER]  # a view: added to in place
-                x += self.attention(self.normed(x, before), part, turns)
+                read = self.normed(x, before)
+                if self.sliced:
+                    x = x @ attn_shortcut.T
+                x += self.attention(read, part, turns)
                 y = self.normed(x, after)
                 gate = y @ part["gate"].T
                 with np.errstate(over="ignore"):  # exp(-gate) = inf gives 0, the limit
                     gate /= 1 + np.exp(-gate)
-                x += (gate * (y @ part["up"].T)) @ part["down"].T
+                y = (gate * (y @ part["up"].T)) @ part["down"].T
+                if self.sliced:
+                    wider[at:at + TOGETHER] = x @ mlp_shortcut.T + y
+                else:
+                    x += y
+            if self.sliced:
+                states = wider
         return self.normed(states, weights["model.norm.weight"])[:, :-1]
 
     def normed(self, x, weight):
-        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + self.epsilon) * weight
+        x = x / np.sqrt(np.square(x).sum(-1, keepdims=True) / self.hidden_size + self.epsilon)
+        return x if weight is None else x * weight
 
     def turns(self, length):
         angles = np.outer(np.arange(length), self.theta ** (-np.arange(0, self.width, 2) / self.width))

@@ -1,0 +1,124 @@
+#include "catalog/derive/layer_chop.h"
+
+#include <algorithm>
+#include <map>
+
+#include "catalog/derive/layer_names.h"
+#include "catalog/derive/layer_spec.h"
+
+namespace modelstore {
+namespace {
+
+class LayerChop {
+ public:
+  LayerChop(Catalog& catalog, const SourceCheckpoint& source, const DeriveOptions& options, JobControl& job)
+      : catalog_(catalog), source_(source), options_(options), job_(job) {}
+
+  Result<Variant> Run(const MomentsFile* moments) {
+    RETURN_IF_ERROR(ChooseLayers(moments));
+    ASSIGN_OR_RETURN(std::vector<SourceFile> files, MakeFiles());
+    return Variant{std::move(files), Recipe()};
+  }
+
+ private:
+  using Part = SourceCheckpoint::Part;
+
+  Status ChooseLayers(const MomentsFile* moments) {
+    const std::vector<std::string> names = source_.TensorNames();
+    ASSIGN_OR_RETURN(layers_, options_.layer_scheme.empty() ? FindLayers(names, options_.more_schemes)
+                                                            : FindLayersNamed(names, options_.layer_scheme));
+    if (!options_.keep_layers.empty()) {
+      ASSIGN_OR_RETURN(kept_, KeepLayers(options_.keep_layers, layers_.layers));
+      return OkStatus();
+    }
+    std::vector<double> influence;
+    if (NeedsInfluence(options_.drop_layers) && moments != nullptr) {
+      for (uint32_t layer = 0; layer < layers_.layers; ++layer) {
+        std::string block = layers_.scheme.NameOf(layer, "");
+        while (block.ends_with('.')) block.pop_back();
+        ASSIGN_OR_RETURN(const double value, moments->Influence(block));
+        influence.push_back(value);
+      }
+    }
+    ASSIGN_OR_RETURN(kept_, DropLayers(options_.drop_layers, layers_.layers, influence));
+    return OkStatus();
+  }
+
+  std::string Recipe() const {
+    std::vector<uint32_t> dropped;
+    for (uint32_t layer = 0; layer < layers_.layers; ++layer) {
+      if (!std::ranges::binary_search(kept_, layer)) dropped.push_back(layer);
+    }
+    return "layers " + LayerList(dropped) + " of " + std::to_string(layers_.layers) + " dropped";
+  }
+
+  Result<std::vector<SourceFile>> MakeFiles() {
+    std::vector<SourceFile> files;
+    std::map<std::string, IndexEntry> index;
+    for (const Part& part : source_.parts()) {
+      if (!part.is_weights) continue;
+      auto content = std::make_shared<DerivedContent>(catalog_.reader());
+      RETURN_IF_ERROR(Chop(part, &index, content.get()));
+      if (content->bytes() > 0) files.push_back(SourceCheckpoint::FileLike(part, std::move(content), options_.name));
+    }
+    for (const Part& part : source_.parts()) {
+      if (part.is_weights) continue;
+      const std::string name = source_.NameInFolder(part);
+      auto content = std::make_shared<DerivedContent>(catalog_.reader());
+      if (name == kConfigFile || name == kIndexFile) {
+        ASSIGN_OR_RETURN(const Bytes text, source_.ReadAll(part));
+        ASSIGN_OR_RETURN(Bytes rewritten, name == kConfigFile ? ConfigWithLayers(text, layers_.layers, kept_)
+                                                              : RewriteIndex(text, index));
+        content->Append(std::move(rewritten));
+      } else if (source_.IsOtherWeights(part)) {
+        job_.Warn(part.file->path + ": weights of the whole model, left out of the variant");
+        continue;
+      } else {
+        content->Append(part.stored, 0, part.file->bytes);
+      }
+      files.push_back(SourceCheckpoint::FileLike(part, std::move(content), options_.name));
+    }
+    if (source_.Find(kConfigFile) == nullptr)
+      job_.Warn("'" + source_.model().name +
+                "' has no config.json; tell the program that loads the variant that it has " +
+                std::to_string(kept_.size()) + " layers");
+    return files;
+  }
+
+  // The tensors of a file that stay, under their new names; nothing when none does.
+  Status Chop(const Part& part, std::map<std::string, IndexEntry>* index, DerivedContent* content) const {
+    SafetensorsHeader header{part.header.metadata, {}};
+    std::vector<uint64_t> begins;
+    for (HeaderTensor tensor : part.header.tensors) {
+      if (const auto place = layers_.scheme.Find(tensor.name)) {
+        const auto at = std::ranges::lower_bound(kept_, place->layer);
+        if (at == kept_.end() || *at != place->layer) continue;
+        tensor.name = layers_.scheme.NameOf(static_cast<uint32_t>(at - kept_.begin()), place->rest);
+      }
+      (*index)[tensor.name] = {source_.NameInFolder(part), tensor.bytes, tensor.elems()};
+      begins.push_back(tensor.begin);
+      header.tensors.push_back(std::move(tensor));
+    }
+    if (header.tensors.empty()) return OkStatus();
+    ASSIGN_OR_RETURN(Bytes bytes, WriteSafetensorsHeader(header));
+    content->Append(std::move(bytes));
+    for (size_t i = 0; i < begins.size(); ++i) content->Append(part.stored, begins[i], header.tensors[i].bytes);
+    return OkStatus();
+  }
+
+  Catalog& catalog_;
+  const SourceCheckpoint& source_;
+  const DeriveOptions& options_;
+  JobControl& job_;
+  NamedLayers layers_;
+  std::vector<uint32_t> kept_;
+};
+
+}  // namespace
+
+Result<Variant> ChopLayers(Catalog& catalog, const SourceCheckpoint& source, const DeriveOptions& options,
+                           const MomentsFile* moments, JobControl& job) {
+  return LayerChop(catalog, source, options, job).Run(moments);
+}
+
+}  // namespace modelstore

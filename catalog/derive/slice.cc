@@ -1,0 +1,435 @@
+#include "catalog/derive/slice.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "catalog/derive/rotation.h"
+#include "catalog/derive/slice_layout.h"
+#include "catalog/derive/spool.h"
+#include "catalog/write/parallel.h"
+#include "codec/encode/principal_axes.h"
+#include "codec/kernels/convert.h"
+
+namespace modelstore {
+namespace {
+
+// Axes are those of so many norms before and behind one, as a share of all. Measured on a model of 60 norms: its own
+// alone lose far more, all together somewhat more (docs/derive.md).
+constexpr double kWindowShare = 1.0 / 6;
+// A norm that hardly lets a direction through tells nothing of it.
+constexpr double kLeastNormShare = 1e-6;
+
+// A tensor of the variant that is not one of the source.
+struct Made {
+  std::string dtype;
+  std::vector<uint64_t> shape;
+  uint64_t offset = 0, bytes = 0;  // in the spool
+};
+
+DType DTypeNamed(const std::string& name) {
+  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
+    if (DTypeName(dtype) == name) return dtype;
+  }
+  return DType::kOpaque;
+}
+
+class Slicer {
+ public:
+  Slicer(Catalog& catalog, const SourceCheckpoint& source, const DeriveOptions& options, const MomentsFile& moments,
+         JobControl& job)
+      : catalog_(catalog), source_(source), options_(options), moments_(moments), job_(job) {}
+
+  Result<Variant> Run() {
+    const Part* config = source_.Find(kConfigFile);
+    if (config == nullptr) return Unsupported("'" + source_.model().name + "' has no config.json, which slicing needs");
+    ASSIGN_OR_RETURN(config_, source_.ReadAll(*config));
+    const std::vector<std::string> names = source_.TensorNames();
+    ASSIGN_OR_RETURN(layout_, LayOutSlices(config_, names));
+    ASSIGN_OR_RETURN(size_, SlicedSize(layout_.hidden, layout_.heads, *options_.slice, options_.basis));
+    for (const Part& part : source_.parts()) {
+      for (const HeaderTensor& tensor : part.header.tensors) tensors_[tensor.name] = {&part, &tensor};
+    }
+    RETURN_IF_ERROR(CheckTensors());
+    ASSIGN_OR_RETURN(spool_, Spool::Create(catalog_.dir()));
+    RETURN_IF_ERROR(MakeTensors());
+    ASSIGN_OR_RETURN(std::vector<SourceFile> files, MakeFiles());
+    char share[32];
+    std::snprintf(share, sizeof share, "%.3g",
+                  100 * (1 - static_cast<double>(size_) / static_cast<double>(layout_.hidden)));
+    return Variant{std::move(files), std::string(share) + " % sliced, " + std::to_string(size_) + " of " +
+                                         std::to_string(layout_.hidden) +
+                                         (one_basis() ? ", one basis" : ", a basis a block")};
+  }
+
+ private:
+  using Part = SourceCheckpoint::Part;
+  struct Tensor {
+    const Part* part = nullptr;
+    const HeaderTensor* header = nullptr;
+  };
+  using Matrix = std::vector<double>;
+
+  bool one_basis() const { return options_.basis == DeriveOptions::Basis::kGlobal; }
+  uint64_t hidden() const { return layout_.hidden; }
+  ForAll for_all() {
+    return [this](size_t n, const std::function<Status(size_t)>& task) {
+      return ParallelRun(catalog_.pool(), n, [&](size_t i) -> Status {
+        RETURN_IF_ERROR(job_.Check());
+        return task(i);
+      });
+    };
+  }
+
+  Status CheckShape(const std::string& name, const std::vector<uint64_t>& wanted) const {
+    const HeaderTensor& tensor = *tensors_.at(name).header;
+    if (DTypeNamed(tensor.dtype) == DType::kOpaque)
+      return Unsupported("'" + name + "' is " + tensor.dtype + "; BF16, F16 and F32 can be sliced");
+    bool fits = tensor.shape.size() == wanted.size();
+    for (size_t i = 0; fits && i < wanted.size(); ++i) fits = wanted[i] == 0 || tensor.shape[i] == wanted[i];
+    if (fits) return OkStatus();
+    return Unsupported("'" + name + "' has another shape than a model of hidden size " + std::to_string(hidden()) +
+                       " has");
+  }
+
+  // Everything that may be wrong with the model or its moments, before the work.
+  Status CheckTensors() const {
+    for (const std::string& name : {layout_.embedding, layout_.head}) RETURN_IF_ERROR(CheckShape(name, {0, hidden()}));
+    RETURN_IF_ERROR(CheckShape(layout_.final_norm, {hidden()}));
+    for (const SliceStep& step : layout_.steps) {
+      RETURN_IF_ERROR(CheckShape(step.norm, {hidden()}));
+      for (const std::string& reader : step.readers) RETURN_IF_ERROR(CheckShape(reader, {0, hidden()}));
+      for (const std::string& writer : step.writers) {
+        const bool is_bias = writer.ends_with(".bias");
+        RETURN_IF_ERROR(
+            CheckShape(writer, is_bias ? std::vector<uint64_t>{hidden()} : std::vector<uint64_t>{hidden(), 0}));
+      }
+      RETURN_IF_ERROR(CheckMoments(step.readers.front()));
+    }
+    return one_basis() ? CheckMoments(layout_.head) : OkStatus();
+  }
+  Status CheckMoments(const std::string& name) const {
+    ASSIGN_OR_RETURN(const bool present, moments_.HasMoments(name, hidden()));
+    if (present) return OkStatus();
+    return InvalidArgument("the moments have nothing of '" + name + "': they are those of another model");
+  }
+
+  Result<Bytes> ReadTensor(const std::string& name) const {
+    const Tensor& tensor = tensors_.at(name);
+    Bytes out(tensor.header->bytes);
+    ASSIGN_OR_RETURN(const size_t read, catalog_.reader().Read(tensor.part->stored->file, tensor.header->begin, out));
+    return read == out.size() ? Result<Bytes>(std::move(out)) : Corruption("the stored file ends early");
+  }
+  Result<std::vector<float>> ReadFloats(const std::string& name) const {
+    ASSIGN_OR_RETURN(const Bytes bytes, ReadTensor(name));
+    const DType dtype = DTypeNamed(tensors_.at(name).header->dtype);
+    std::vector<float> out(bytes.size() / DTypeBytes(dtype));
+    auto* to = reinterpret_cast<std::byte*>(out.data());
+    if (dtype == DType::kF32)
+      std::copy(bytes.begin(), bytes.end(), to);
+    else
+      ConvertFloats(dtype, DType::kF32, bytes.data(), to, out.size());
+    for (const float x : out) {
+      if (!std::isfinite(x)) return Unsupported("'" + name + "' has values that are not finite; it cannot be sliced");
+    }
+    return out;
+  }
+
+  // The second moments of a norm's output without its weights.
+  Result<Matrix> MomentsOf(const std::string& norm, const std::string& reader) const {
+    ASSIGN_OR_RETURN(const std::vector<float> weights, ReadFloats(norm));
+    std::vector<float> h;
+    RETURN_IF_ERROR(moments_.Load(reader, &h));
+    double largest = 0;
+    for (const float w : weights) largest = std::max(largest, std::abs(static_cast<double>(w)));
+    std::vector<double> inverse(hidden());
+    for (uint64_t i = 0; i < hidden(); ++i) {
+      const double w = static_cast<double>(weights[i]);
+      inverse[i] = std::abs(w) > kLeastNormShare * largest ? 1 / w : 0;
+    }
+    Matrix c(hidden() * hidden());
+    for (uint64_t i = 0; i < hidden(); ++i) {
+      for (uint64_t j = 0; j < hidden(); ++j)
+        c[i * hidden() + j] = inverse[i] * inverse[j] *
+                              (static_cast<double>(h[i * hidden() + j]) + static_cast<double>(h[j * hidden() + i])) / 2;
+    }
+    for (const double x : c) {
+      if (!std::isfinite(x))
+        return InvalidArgument("the moments of '" + reader + "' are not finite without the weights of '" + norm + "'");
+    }
+    return c;
+  }
+  Result<Matrix> MomentsOf(const SliceStep& step) const { return MomentsOf(step.norm, step.readers.front()); }
+
+  static void Add(const Matrix& more, double times, Matrix* sum) {
+    if (sum->empty()) sum->assign(more.size(), 0);
+    for (size_t e = 0; e < more.size(); ++e) (*sum)[e] += times * more[e];
+  }
+
+  // The sum of the moments of steps [begin, end), from that of another range.
+  Status MoveWindow(size_t begin, size_t end) {
+    for (; window_begin_ < begin; ++window_begin_) {
+      ASSIGN_OR_RETURN(const Matrix leaving, MomentsOf(layout_.steps[window_begin_]));
+      Add(leaving, -1, &window_);
+    }
+    for (; window_end_ < end; ++window_end_) {
+      ASSIGN_OR_RETURN(const Matrix coming, MomentsOf(layout_.steps[window_end_]));
+      Add(coming, 1, &window_);
+    }
+    return OkStatus();
+  }
+
+  // The axes of the stream at steps [first, …), as many as fit a batch: finding them is what takes long.
+  Status FindAxes(size_t first) {
+    const size_t steps = layout_.steps.size();
+    const auto reach = static_cast<size_t>(static_cast<double>(steps) * kWindowShare);
+    std::vector<Matrix> sums;
+    const size_t batch = std::min<size_t>(catalog_.pool().threads() + 1, steps - first);
+    for (size_t i = 0; i < batch; ++i) {
+      const size_t at = first + i;
+      RETURN_IF_ERROR(MoveWindow(at - std::min(at, reach), std::min(steps, at + reach + 1)));
+      sums.push_back(window_);
+    }
+    axes_.resize(first + batch);
+    return for_all()(batch, [&](size_t i) -> Status {
+      ASSIGN_OR_RETURN(axes_[first + i], PrincipalAxes(sums[i], hidden(), size_));
+      return OkStatus();
+    });
+  }
+
+  Status MakeTensors() {
+    uint64_t bytes = 0;
+    for (const auto& [name, tensor] : tensors_) bytes += tensor.header->bytes;
+    job_.Begin("slicing", bytes);
+    const size_t steps = layout_.steps.size();
+    if (one_basis()) {
+      RETURN_IF_ERROR(MoveWindow(0, steps));
+      ASSIGN_OR_RETURN(const Matrix last, MomentsOf(layout_.final_norm, layout_.head));
+      Add(last, 1, &window_);
+      axes_.resize(1);
+      ASSIGN_OR_RETURN(axes_[0], PrincipalAxes(window_, hidden(), size_));
+    } else {
+      RETURN_IF_ERROR(FindAxes(0));
+    }
+    ASSIGN_OR_RETURN(Rotation axes, Rotation::Of(axes_[0], hidden(), size_));
+    RETURN_IF_ERROR(MakeInputs(layout_.embedding, layout_.embedding, {}, axes));
+    for (size_t i = 0; i < steps; ++i) {
+      const SliceStep& step = layout_.steps[i];
+      RETURN_IF_ERROR(job_.Check());
+      const Matrix& here = one_basis() ? axes_[0] : axes_[i];
+      ASSIGN_OR_RETURN(const Matrix moments, MomentsOf(step));
+      ASSIGN_OR_RETURN(Matrix reader, LeastSquaresReader(moments, here, hidden(), size_));
+      Rotation next = axes;
+      if (!one_basis() && i + 1 < steps) {
+        if (i + 1 == axes_.size()) RETURN_IF_ERROR(FindAxes(i + 1));
+        ASSIGN_OR_RETURN(next, Rotation::Of(axes_[i + 1], hidden(), size_));
+      }
+      const bool whole = !one_basis() && i + 1 == steps;  // behind it the stream is as it was
+      RETURN_IF_ERROR(MakeReaders(step, reader));
+      if (!whole) RETURN_IF_ERROR(MakeWriters(step, next));
+      if (one_basis()) {
+        RETURN_IF_ERROR(MakeOnes(step.norm));
+      } else {
+        dropped_.insert(step.norm);
+        ASSIGN_OR_RETURN(const Rotation right, Rotation::Of(reader, hidden(), size_));
+        RETURN_IF_ERROR(MakeShortcut(step, whole ? Rotation::Identity(hidden()) : next, right));
+        axes_[i].clear();
+      }
+      axes = std::move(next);
+    }
+    if (!one_basis()) return OkStatus();
+    ASSIGN_OR_RETURN(const Matrix moments, MomentsOf(layout_.final_norm, layout_.head));
+    ASSIGN_OR_RETURN(Matrix reader, LeastSquaresReader(moments, axes_[0], hidden(), size_));
+    Stretch(&reader);
+    ASSIGN_OR_RETURN(const Rotation right, Rotation::Of(reader, hidden(), size_));
+    ASSIGN_OR_RETURN(const std::vector<float> norm, ReadFloats(layout_.final_norm));
+    RETURN_IF_ERROR(MakeInputs(layout_.head, kNewHead, norm, right));
+    return MakeOnes(layout_.final_norm);
+  }
+
+  // A stock norm divides by the root of the mean over `size_` squares, not over all.
+  void Stretch(Matrix* reader) const {
+    const double by = std::sqrt(static_cast<double>(hidden()) / static_cast<double>(size_));
+    for (double& x : *reader) x *= by;
+  }
+
+  Status MakeReaders(const SliceStep& step, Matrix reader) {
+    if (one_basis()) Stretch(&reader);
+    ASSIGN_OR_RETURN(const Rotation right, Rotation::Of(reader, hidden(), size_));
+    ASSIGN_OR_RETURN(const std::vector<float> norm, ReadFloats(step.norm));
+    for (const std::string& name : step.readers) RETURN_IF_ERROR(MakeInputs(name, name, norm, right));
+    return OkStatus();
+  }
+
+  Status MakeInputs(const std::string& from, const std::string& to, std::span<const float> norm,
+                    const Rotation& right) {
+    ASSIGN_OR_RETURN(const Bytes weight, ReadTensor(from));
+    const HeaderTensor& header = *tensors_.at(from).header;
+    const DType dtype = DTypeNamed(header.dtype);
+    Bytes out(header.shape[0] * size_ * DTypeBytes(dtype));
+    RETURN_IF_ERROR(ProjectInputs(dtype, weight, norm, right, for_all(), out));
+    return Keep(to, {header.dtype, {header.shape[0], size_}}, out, header.bytes);
+  }
+
+  Status MakeWriters(const SliceStep& step, const Rotation& left) {
+    for (const std::string& name : step.writers) {
+      ASSIGN_OR_RETURN(const Bytes weight, ReadTensor(name));
+      const HeaderTensor& header = *tensors_.at(name).header;
+      const DType dtype = DTypeNamed(header.dtype);
+      std::vector<uint64_t> shape = header.shape;
+      const uint64_t columns = shape.size() == 1 ? 1 : shape[1];
+      shape[0] = size_;
+      Bytes out(size_ * columns * DTypeBytes(dtype));
+      RETURN_IF_ERROR(ProjectOutputs(dtype, weight, columns, left, for_all(), out));
+      RETURN_IF_ERROR(Keep(name, {header.dtype, std::move(shape)}, out, header.bytes));
+    }
+    return OkStatus();
+  }
+
+  Status MakeShortcut(const SliceStep& step, const Rotation& left, const Rotation& right) {
+    const HeaderTensor& like = *tensors_.at(step.norm).header;
+    const DType dtype = DTypeNamed(like.dtype);
+    Bytes out(left.columns * right.columns * DTypeBytes(dtype));
+    RETURN_IF_ERROR(modelstore::Shortcut(dtype, left, right, for_all(), out));
+    added_[step.norm] = step.shortcut;
+    return Keep(step.shortcut, {like.dtype, {left.columns, right.columns}}, out, 0);
+  }
+
+  Status MakeOnes(const std::string& norm) {
+    const HeaderTensor& header = *tensors_.at(norm).header;
+    const DType dtype = DTypeNamed(header.dtype);
+    const std::vector<float> ones(size_, 1.0f);
+    Bytes out(size_ * DTypeBytes(dtype));
+    const auto* in = reinterpret_cast<const std::byte*>(ones.data());
+    if (dtype == DType::kF32)
+      std::copy_n(in, out.size(), out.data());
+    else
+      ConvertFloats(DType::kF32, dtype, in, out.data(), size_);
+    return Keep(norm, {header.dtype, {size_}}, out, header.bytes);
+  }
+
+  Status Keep(const std::string& name, Made made, ByteSpan bytes, uint64_t done_bytes) {
+    made.bytes = bytes.size();
+    ASSIGN_OR_RETURN(made.offset, spool_->Append(bytes));
+    made_[name] = std::move(made);
+    job_.Advance(done_bytes);
+    return OkStatus();
+  }
+
+  // Files as the source has them, with what was made in the place of what it was made of.
+  Result<std::vector<SourceFile>> MakeFiles() {
+    // An untied head, beside the embedding: where the last basis is the source's own, the embedding as it was.
+    if (layout_.is_tied) added_[layout_.embedding] = kNewHead;
+    std::vector<SourceFile> files;
+    std::map<std::string, IndexEntry> index;
+    for (const Part& part : source_.parts()) {
+      const std::string name = source_.NameInFolder(part);
+      if (source_.IsOtherWeights(part)) {
+        job_.Warn(part.file->path + ": weights of the whole model, left out of the variant");
+        continue;
+      }
+      if (name == kIndexFile) continue;  // when all are known
+      auto content = std::make_shared<DerivedContent>(catalog_.reader());
+      if (part.is_weights) {
+        RETURN_IF_ERROR(MakeWeights(part, &index, content.get()));
+        if (content->bytes() == 0) continue;
+      } else if (name == kConfigFile) {
+        ASSIGN_OR_RETURN(Bytes config, ConfigSliced(config_, layout_, size_, one_basis()));
+        content->Append(std::move(config));
+      } else if (name == kModelingFile) {
+        return Unsupported("the model has a file " + std::string(kModelingFile) + " of its own");
+      } else {
+        content->Append(part.stored, 0, part.file->bytes);
+      }
+      files.push_back(SourceCheckpoint::FileLike(part, std::move(content), options_.name));
+    }
+    if (const Part* part = source_.Find(kIndexFile)) {
+      ASSIGN_OR_RETURN(const Bytes text, source_.ReadAll(*part));
+      ASSIGN_OR_RETURN(Bytes rewritten, RewriteIndex(text, index));
+      auto content = std::make_shared<DerivedContent>(catalog_.reader());
+      content->Append(std::move(rewritten));
+      files.push_back(SourceCheckpoint::FileLike(*part, std::move(content), options_.name));
+    }
+    if (!one_basis()) {
+      auto content = std::make_shared<DerivedContent>(catalog_.reader());
+      const ByteSpan text = AsBytes(ModelingSource());
+      content->Append(Bytes(text.begin(), text.end()));
+      SourceFile file = SourceCheckpoint::FileLike(*source_.Find(kConfigFile), std::move(content), options_.name);
+      file.path = source_.PathOf(kModelingFile);
+      file.shown_as = options_.name + "/" + file.path;
+      files.push_back(std::move(file));
+    }
+    return files;
+  }
+
+  Status MakeWeights(const Part& part, std::map<std::string, IndexEntry>* index, DerivedContent* content) const {
+    SafetensorsHeader header{part.header.metadata, {}};
+    std::vector<std::function<void()>> appends;
+    const auto add = [&](const std::string& name) {
+      HeaderTensor& tensor = header.tensors.emplace_back();
+      tensor.name = name;
+      if (const auto made = made_.find(name); made != made_.end()) {
+        tensor.dtype = made->second.dtype;
+        tensor.shape = made->second.shape;
+        tensor.bytes = made->second.bytes;
+        appends.push_back([=, this] { content->Append(spool_, made->second.offset, made->second.bytes); });
+      } else {
+        // As it is; an untied head is the embedding as it was.
+        const Tensor& from = tensors_.at(tensors_.contains(name) ? name : layout_.embedding);
+        tensor.dtype = from.header->dtype;
+        tensor.shape = from.header->shape;
+        tensor.bytes = from.header->bytes;
+        appends.push_back([=] { content->Append(from.part->stored, from.header->begin, from.header->bytes); });
+      }
+      (*index)[name] = {source_.NameInFolder(part), tensor.bytes, tensor.elems()};
+    };
+    for (const HeaderTensor& tensor : part.header.tensors) {
+      if (!dropped_.contains(tensor.name)) add(tensor.name);
+      if (const auto more = added_.find(tensor.name); more != added_.end()) add(more->second);
+    }
+    if (header.tensors.empty()) return OkStatus();
+    ASSIGN_OR_RETURN(Bytes bytes, WriteSafetensorsHeader(header));
+    content->Append(std::move(bytes));
+    for (const auto& append : appends) append();
+    return OkStatus();
+  }
+
+  static constexpr const char* kNewHead = "lm_head.weight";
+
+  Catalog& catalog_;
+  const SourceCheckpoint& source_;
+  const DeriveOptions& options_;
+  const MomentsFile& moments_;
+  JobControl& job_;
+  Bytes config_;
+  SliceLayout layout_;
+  uint64_t size_ = 0;
+  std::map<std::string, Tensor> tensors_;  // of the source
+  std::shared_ptr<Spool> spool_;
+  Matrix window_;  // the sum of the moments of steps [window_begin_, window_end_)
+  size_t window_begin_ = 0, window_end_ = 0;
+  std::vector<Matrix> axes_;  // hidden x size_, of each step as far as they are known; those behind are given up
+  std::map<std::string, Made> made_;
+  std::set<std::string> dropped_;             // of the source
+  std::map<std::string, std::string> added_;  // new tensors, by the one that they follow
+};
+
+}  // namespace
+
+Result<uint64_t> SlicedSize(uint64_t hidden, uint64_t heads, double slice, DeriveOptions::Basis basis) {
+  if (!(slice >= 0 && slice < 1)) return InvalidArgument("a slice is a share from 0 to below 1");
+  constexpr uint64_t kMultiple = 8;
+  const uint64_t multiple = basis == DeriveOptions::Basis::kGlobal ? heads : kMultiple;
+  if (slice == 0) return hidden;
+  const auto size = static_cast<uint64_t>(static_cast<double>(hidden) * (1 - slice) + 1e-6) / multiple * multiple;
+  if (size == 0) return InvalidArgument("of a hidden size of " + std::to_string(hidden) + " nothing would be left");
+  return size;
+}
+
+Result<Variant> Slice(Catalog& catalog, const SourceCheckpoint& source, const DeriveOptions& options,
+                      const MomentsFile* moments, JobControl& job) {
+  if (moments == nullptr) return InvalidArgument("slicing needs the model's moments: give --moments");
+  return Slicer(catalog, source, options, *moments, job).Run();
+}
+
+}  // namespace modelstore

@@ -1,0 +1,33 @@
+// Bytes on their way into the store, in a file without a name (layer: catalog/derive; private). Reading is thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "codec/support/bytes.h"
+#include "codec/support/status.h"
+
+namespace modelstore {
+
+class Spool {
+ public:
+  // In folder `dir`. Errors: NoSpace, Io.
+  static Result<std::shared_ptr<Spool>> Create(const std::string& dir);
+  ~Spool();
+  Spool(const Spool&) = delete;
+  Spool& operator=(const Spool&) = delete;
+
+  // Returns where they begin. Errors: NoSpace, Io.
+  Result<uint64_t> Append(ByteSpan bytes);
+  // The bytes were appended. Errors: Io.
+  Status Read(uint64_t offset, MutableByteSpan out) const;
+
+ private:
+  explicit Spool(int fd) : fd_(fd) {}
+
+  const int fd_;
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace modelstore

@@ -1,0 +1,70 @@
+#include "codec/encode/principal_axes.h"
+
+#include <Eigen/Cholesky>
+#include <Eigen/Core>
+#include <Eigen/Eigenvalues>
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace modelstore {
+namespace {
+
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using ConstMap = Eigen::Map<const Matrix>;
+using Index = Eigen::Index;
+
+// Of the mean energy of what is kept: how far a direction without energy may be amplified.
+constexpr double kReaderDamping = 1e-6;
+
+Status Check(std::span<const double> c, uint64_t n, uint64_t k) {
+  if (n == 0 || k == 0 || k > n || c.size() / n != n || c.size() % n != 0)
+    return InvalidArgument("moments of " + std::to_string(c.size()) + " values are no matrix of " + std::to_string(n) +
+                           " x " + std::to_string(n) + " with " + std::to_string(k) + " components");
+  if (!std::ranges::all_of(c, [](double x) { return std::isfinite(x); }))
+    return InvalidArgument("moments are not finite once the norm's weights are taken out of them");
+  return OkStatus();
+}
+
+std::vector<double> ToVector(const Matrix& m) { return {m.data(), m.data() + m.size()}; }
+
+}  // namespace
+
+Result<std::vector<double>> PrincipalAxes(std::span<const double> c, uint64_t n, uint64_t k) {
+  RETURN_IF_ERROR(Check(c, n, k));
+  const auto size = static_cast<Index>(n), kept = static_cast<Index>(k);
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(ConstMap(c.data(), size, size));
+  if (solver.info() != Eigen::Success) return InvalidArgument("the moments' principal components do not converge");
+  Matrix axes = solver.eigenvectors().rightCols(kept).rowwise().reverse();
+  for (Index j = 0; j < kept; ++j) {
+    Index largest = 0;
+    axes.col(j).cwiseAbs().maxCoeff(&largest);
+    if (axes(largest, j) < 0) axes.col(j) *= -1;
+  }
+  return ToVector(axes);
+}
+
+Result<std::vector<double>> LeastSquaresReader(std::span<const double> c, std::span<const double> q, uint64_t n,
+                                               uint64_t k) {
+  RETURN_IF_ERROR(Check(c, n, k));
+  const auto size = static_cast<Index>(n), kept = static_cast<Index>(k);
+  const ConstMap axes(q.data(), size, kept);
+  const Matrix cq = ConstMap(c.data(), size, size) * axes;
+  Eigen::MatrixXd energy = axes.transpose() * cq;
+  const double damping = kReaderDamping * energy.trace() / static_cast<double>(k);
+  if (!(damping > 0)) return InvalidArgument("the moments have no energy");
+  energy.diagonal().array() += damping;
+  const Eigen::LLT<Eigen::MatrixXd> factor(energy);
+  if (factor.info() != Eigen::Success) return InvalidArgument("moments are not positive: they must be X^T X / n");
+  // (C Q + d Q) (Q^T C Q + d)^-1 is Q wherever C is 0.
+  return ToVector(factor.solve((cq + damping * axes).transpose()).transpose());
+}
+
+std::vector<double> TransposedProduct(std::span<const double> a, std::span<const double> b, uint64_t n, uint64_t k,
+                                      uint64_t m) {
+  const auto size = static_cast<Index>(n);
+  return ToVector(ConstMap(a.data(), size, static_cast<Index>(k)).transpose() *
+                  ConstMap(b.data(), size, static_cast<Index>(m)));
+}
+
+}  // namespace modelstore

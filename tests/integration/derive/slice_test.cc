@@ -1,0 +1,237 @@
+// Sliced variants: what the files have, that they read back, and what is refused.
+#include "catalog/derive/slice.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "catalog/derive/derive.h"
+#include "codec/tensor/safetensors.h"
+#include "tests/integration/write/model_fixture.h"
+
+namespace modelstore {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Basis = DeriveOptions::Basis;
+
+constexpr uint64_t kHidden = 64, kInner = 96, kVocabulary = 200;
+constexpr uint32_t kLayers = 3;
+constexpr const char* kConfig =
+    R"({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-05})";
+
+std::string InLayer(uint32_t layer, const std::string& rest) {
+  return "model.layers." + std::to_string(layer) + "." + rest + ".weight";
+}
+
+std::vector<TestTensor> LlamaModel(uint64_t seed) {
+  std::vector<TestTensor> out = {RandomTensor("model.embed_tokens.weight", {kVocabulary, kHidden}, seed)};
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    const auto add = [&](const std::string& rest, std::vector<uint64_t> shape) {
+      out.push_back(RandomTensor(InLayer(layer, rest), std::move(shape), ++seed));
+    };
+    add("input_layernorm", {kHidden});
+    for (const char* name : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"})
+      add(name, {kHidden, kHidden});
+    add("post_attention_layernorm", {kHidden});
+    add("mlp.gate_proj", {kInner, kHidden});
+    add("mlp.up_proj", {kInner, kHidden});
+    add("mlp.down_proj", {kHidden, kInner});
+  }
+  out.push_back(RandomTensor("model.norm.weight", {kHidden}, ++seed));
+  return out;
+}
+
+// X^T X of more samples than inputs, or of one: singular.
+TestTensor Moments(const std::string& name, uint64_t n, uint64_t samples, uint64_t seed) {
+  const TestTensor x = RandomTensor("x", {samples, n}, seed, DType::kF32, 1);
+  const auto* values = reinterpret_cast<const float*>(x.bytes.data());
+  std::vector<float> h(n * n, 0);
+  for (uint64_t s = 0; s < samples; ++s) {
+    for (uint64_t i = 0; i < n; ++i) {
+      for (uint64_t j = 0; j < n; ++j)
+        h[i * n + j] += values[s * n + i] * values[s * n + j] / static_cast<float>(samples);
+    }
+  }
+  const ByteSpan bytes = std::as_bytes(std::span(h));
+  return {name, DType::kF32, {n, n}, Bytes(bytes.begin(), bytes.end())};
+}
+
+std::vector<TestTensor> MomentsOfAll(uint64_t n, uint64_t samples) {
+  std::vector<TestTensor> out = {Moments("model.embed_tokens.weight", n, samples, 1)};
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    out.push_back(Moments(InLayer(layer, "self_attn.q_proj"), n, samples, 10 + layer));
+    out.push_back(Moments(InLayer(layer, "mlp.gate_proj"), n, samples, 20 + layer));
+  }
+  return out;
+}
+
+class SliceTest : public ModelTest {
+ protected:
+  void SetUp() override {
+    folder_ = WriteModel("base", LlamaModel(1));
+    WriteSource("base", "config.json", AsBytes(std::string(kConfig)));
+    WriteSource("base", "tokenizer.json", AsBytes(std::string("words")));
+    MustPush(folder_);
+  }
+
+  Result<PushReport> SliceBy(double share, Basis basis, const std::vector<TestTensor>& moments,
+                             const std::string& name = "variant", const std::string& source = "base") {
+    const std::string folder = WriteSource("moments", "m.safetensors", SafetensorsFile(moments));
+    const Result<SourceTree> tree = SourceTree::Scan(folder + "/m.safetensors");
+    EXPECT_OK(tree.status());
+    DeriveOptions options{.source = source, .name = name};
+    options.slice = share;
+    options.basis = basis;
+    options.moments = &*tree;
+    return Derive(catalog(), options, job_);
+  }
+
+  TensorIndex IndexOf(const std::string& model) {
+    const Bytes bytes = ReadStored(model, "model.safetensors");
+    return *ParseSafetensorsHeader(
+        ByteSpan(bytes).first(*SafetensorsHeaderBytes(ByteSpan(bytes).first(8), bytes.size())), bytes.size());
+  }
+  std::vector<uint64_t> ShapeOf(const TensorIndex& index, const std::string& name) {
+    for (const TensorEntry& entry : index.tensors) {
+      if (entry.name == name) return entry.shape;
+    }
+    return {};
+  }
+
+  std::string folder_;
+};
+
+TEST_F(SliceTest, ABasisABlockHasShortcuts) {
+  const Result<PushReport> report = SliceBy(0.25, Basis::kBlock, MomentsOfAll(kHidden, 200));
+  ASSERT_OK(report.status());
+  EXPECT_EQ(report->recipe, "25 % sliced, 48 of 64, a basis a block");
+  const TensorIndex index = IndexOf("variant");
+  EXPECT_THAT(ShapeOf(index, "model.embed_tokens.weight"), ElementsAre(kVocabulary, 48));
+  EXPECT_THAT(ShapeOf(index, "lm_head.weight"), ElementsAre(kVocabulary, kHidden));
+  EXPECT_THAT(ShapeOf(index, InLayer(0, "self_attn.q_proj")), ElementsAre(kHidden, 48));
+  EXPECT_THAT(ShapeOf(index, InLayer(0, "self_attn.o_proj")), ElementsAre(48, kHidden));
+  EXPECT_THAT(ShapeOf(index, InLayer(0, "attn_shortcut")), ElementsAre(48, 48));
+  EXPECT_THAT(ShapeOf(index, InLayer(2, "mlp.down_proj")), ElementsAre(kHidden, kInner));
+  EXPECT_THAT(ShapeOf(index, InLayer(2, "mlp_shortcut")), ElementsAre(kHidden, 48));
+  EXPECT_THAT(ShapeOf(index, InLayer(1, "input_layernorm")), ElementsAre());
+  EXPECT_THAT(ShapeOf(index, "model.norm.weight"), ElementsAre(kHidden));
+  const ModelRecord model = *catalog().FindModel("variant");
+  std::vector<std::string> paths;
+  for (const ModelFile& file : model.files) paths.push_back(file.path);
+  EXPECT_THAT(paths, ElementsAre("config.json", "model.safetensors", "modeling_sliced.py", "tokenizer.json"));
+  // The head, the last writer and the norm are the source's own.
+  EXPECT_EQ(report->identical_tensor_bytes, 2 * (kVocabulary * kHidden + kHidden * kInner + kHidden));
+  EXPECT_EQ(Remove(catalog(), "base", false, job_).status().code(), StatusCode::kHasDependents);
+  ExpectClean();
+  Reopen();
+  ExpectClean();
+}
+
+TEST_F(SliceTest, OneBasisIsAStockModel) {
+  ASSERT_OK(SliceBy(0.3, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+  const TensorIndex index = IndexOf("variant");
+  EXPECT_THAT(ShapeOf(index, "lm_head.weight"), ElementsAre(kVocabulary, 44));  // a multiple of the 4 heads
+  EXPECT_THAT(ShapeOf(index, InLayer(2, "mlp.down_proj")), ElementsAre(44, kInner));
+  EXPECT_THAT(ShapeOf(index, InLayer(1, "input_layernorm")), ElementsAre(44));
+  EXPECT_THAT(std::string(AsChars(ReadStored("variant", "config.json"))), HasSubstr("\"hidden_size\": 44"));
+  ExpectClean();
+}
+
+TEST_F(SliceTest, TheSameAgainIsTheSame) {
+  ASSERT_OK(SliceBy(0.5, Basis::kBlock, MomentsOfAll(kHidden, 200)).status());
+  const Result<PushReport> again = SliceBy(0.5, Basis::kBlock, MomentsOfAll(kHidden, 200), "again");
+  ASSERT_OK(again.status());
+  EXPECT_EQ(again->identical_file_bytes, again->logical_bytes);
+}
+
+TEST_F(SliceTest, AFinetuneOfItIsADeltaAgainstIt) {
+  ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+  const Bytes file = ReadStored("variant", "model.safetensors");
+  std::vector<TestTensor> tensors;
+  for (const TensorEntry& entry : IndexOf("variant").tensors)
+    tensors.push_back(
+        {entry.name, entry.dtype, entry.shape,
+         Bytes(file.begin() + static_cast<ptrdiff_t>(entry.begin), file.begin() + static_cast<ptrdiff_t>(entry.end))});
+  const PushReport report = MustPush(WriteModel("tuned", FinetunedModel(tensors, 9)));
+  EXPECT_EQ(report.base, "variant");
+  EXPECT_GT(report.delta_bytes, report.logical_bytes * 8 / 10);
+  ExpectClean();
+}
+
+TEST_F(SliceTest, SurvivesSingularMoments) {
+  ASSERT_OK(SliceBy(0.25, Basis::kBlock, MomentsOfAll(kHidden, 3)).status());
+  ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 1), "other").status());
+  ExpectClean();
+}
+
+TEST_F(SliceTest, RefusesWhatItCannotMake) {
+  const std::vector<TestTensor> good = MomentsOfAll(kHidden, 100);
+  for (const double share : {-0.1, 1.0, 0.99, double{NAN}})
+    EXPECT_EQ(SliceBy(share, Basis::kBlock, good).status().code(), StatusCode::kInvalidArgument) << share;
+  EXPECT_THAT(std::string(SliceBy(0.25, Basis::kBlock, MomentsOfAll(32, 100)).status().message()),
+              HasSubstr("those of another model"));
+  std::vector<TestTensor> missing = good;
+  missing.pop_back();
+  EXPECT_THAT(std::string(SliceBy(0.25, Basis::kBlock, missing).status().message()),
+              HasSubstr("nothing of 'model.layers.2.mlp.gate_proj.weight'"));
+  std::vector<TestTensor> nan = good;
+  const float bad = NAN;
+  std::memcpy(nan[2].bytes.data(), &bad, sizeof bad);
+  EXPECT_EQ(SliceBy(0.25, Basis::kBlock, nan).status().code(), StatusCode::kInvalidArgument);
+  DeriveOptions options{.source = "base", .name = "variant"};
+  options.slice = 0.25;
+  EXPECT_THAT(std::string(Derive(catalog(), options, job_).status().message()), HasSubstr("--moments"));
+
+  std::vector<TestTensor> tensors = LlamaModel(5);
+  tensors[2] = Converted(tensors[2], DType::kF64);
+  WriteSource("wide", "config.json", AsBytes(std::string(kConfig)));
+  MustPush(WriteModel("wide", tensors));
+  EXPECT_EQ(SliceBy(0.25, Basis::kBlock, good, "x", "wide").status().code(), StatusCode::kUnsupported);
+  tensors = LlamaModel(6);
+  tensors[3].shape = {kHidden * kHidden};
+  WriteSource("flat", "config.json", AsBytes(std::string(kConfig)));
+  MustPush(WriteModel("flat", tensors));
+  EXPECT_THAT(std::string(SliceBy(0.25, Basis::kBlock, good, "x", "flat").status().message()),
+              HasSubstr("another shape"));
+  MustPush(WriteModel("plain", LlamaModel(7)));
+  EXPECT_THAT(std::string(SliceBy(0.25, Basis::kBlock, good, "x", "plain").status().message()),
+              HasSubstr("no config.json"));
+  ASSERT_OK(SliceBy(0.25, Basis::kBlock, good).status());
+  EXPECT_THAT(std::string(SliceBy(0.25, Basis::kBlock, good, "x", "variant").status().message()),
+              HasSubstr("sliced already"));
+  EXPECT_THAT(ModelNames(), ElementsAre("base", "flat", "plain", "variant", "wide"));
+  EXPECT_OK(Prune(catalog(), false, job_).status());
+  ExpectClean();
+}
+
+TEST_F(SliceTest, CancelledItLeavesNothing) {
+  bool slicing = false;
+  JobControl leaving([&](const JobProgress& progress) {
+    if (progress.phase == "slicing" && progress.done_bytes > 0) {
+      slicing = true;
+      leaving.Cancel();
+    }
+  });
+  const std::string folder = WriteSource("moments", "m.safetensors", SafetensorsFile(MomentsOfAll(kHidden, 100)));
+  const Result<SourceTree> tree = SourceTree::Scan(folder + "/m.safetensors");
+  DeriveOptions options{.source = "base", .name = "variant"};
+  options.slice = 0.25;
+  options.moments = &*tree;
+  EXPECT_EQ(Derive(catalog(), options, leaving).status().code(), StatusCode::kCancelled);
+  EXPECT_TRUE(slicing);
+  EXPECT_THAT(ModelNames(), ElementsAre("base"));
+  ExpectClean();
+}
+
+TEST(SlicedSizeTest, IsAMultiple) {
+  EXPECT_EQ(*SlicedSize(576, 9, 0.25, Basis::kBlock), 432u);
+  EXPECT_EQ(*SlicedSize(576, 9, 0.1, Basis::kBlock), 512u);
+  EXPECT_EQ(*SlicedSize(576, 9, 0.1, Basis::kGlobal), 513u);
+  EXPECT_EQ(*SlicedSize(576, 9, 0, Basis::kBlock), 576u);
+}
+
+}  // namespace
+}  // namespace modelstore

@@ -1,0 +1,92 @@
+#include "catalog/derive/slice_layout.h"
+
+#include <gmock/gmock.h>
+
+namespace modelstore {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr const char* kConfig =
+    R"({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "rms_norm_eps": 1e-05})";
+
+std::vector<std::string> Names(uint32_t layers) {
+  std::vector<std::string> names = {"model.embed_tokens.weight", "model.norm.weight"};
+  for (uint32_t layer = 0; layer < layers; ++layer) {
+    for (const char* rest :
+         {"input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+          "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"})
+      names.push_back("model.layers." + std::to_string(layer) + "." + rest + ".weight");
+  }
+  return names;
+}
+
+Result<SliceLayout> LayOut(const std::string& config, const std::vector<std::string>& names) {
+  return LayOutSlices(AsBytes(config), names);
+}
+
+TEST(SliceLayoutTest, ReadsAndWritesInOrder) {
+  const auto layout = LayOut(kConfig, Names(2));
+  ASSERT_TRUE(layout.ok()) << layout.status().ToString();
+  ASSERT_EQ(layout->steps.size(), 4u);
+  EXPECT_EQ(layout->steps[2].norm, "model.layers.1.input_layernorm.weight");
+  EXPECT_THAT(layout->steps[2].readers,
+              ElementsAre("model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight",
+                          "model.layers.1.self_attn.v_proj.weight"));
+  EXPECT_THAT(layout->steps[3].writers, ElementsAre("model.layers.1.mlp.down_proj.weight"));
+  EXPECT_TRUE(layout->is_tied);
+  EXPECT_EQ(layout->head, "model.embed_tokens.weight");
+  EXPECT_EQ(layout->hidden, 64u);
+}
+
+TEST(SliceLayoutTest, KnowsBiasesAndUntiedHeads) {
+  std::vector<std::string> names = Names(1);
+  for (const char* more :
+       {"lm_head.weight", "model.layers.0.self_attn.q_proj.bias", "model.layers.0.self_attn.o_proj.bias"})
+    names.push_back(more);
+  const auto layout = LayOut(kConfig, names);
+  ASSERT_TRUE(layout.ok()) << layout.status().ToString();
+  EXPECT_FALSE(layout->is_tied);
+  EXPECT_EQ(layout->head, "lm_head.weight");
+  EXPECT_THAT(layout->steps[0].writers,
+              ElementsAre("model.layers.0.self_attn.o_proj.weight", "model.layers.0.self_attn.o_proj.bias"));
+}
+
+TEST(SliceLayoutTest, RefusesOtherModels) {
+  const auto refusal = [](const std::string& config, const std::vector<std::string>& names) {
+    const auto layout = LayOut(config, names);
+    EXPECT_EQ(layout.status().code(), StatusCode::kUnsupported);
+    return std::string(layout.status().message());
+  };
+  EXPECT_THAT(refusal(R"({"model_type": "gemma", "hidden_size": 64, "num_attention_heads": 4})", Names(1)),
+              HasSubstr("'gemma' cannot be sliced; those of llama"));
+  EXPECT_THAT(refusal(R"({"model_type": "llama", "num_attention_heads": 4})", Names(1)), HasSubstr("hidden_size"));
+  std::vector<std::string> names = Names(1);
+  names.push_back("model.layers.0.mlp.experts.0.weight");
+  EXPECT_THAT(refusal(kConfig, names), HasSubstr("'model.layers.0.mlp.experts.0.weight' is no tensor"));
+  names = Names(1);
+  std::erase(names, "model.layers.0.mlp.up_proj.weight");
+  EXPECT_THAT(refusal(kConfig, names), HasSubstr("has a tensor 'model.layers.0.mlp.up_proj.weight'"));
+  EXPECT_EQ(LayOut("[]", Names(1)).status().code(), StatusCode::kCorruption);
+  EXPECT_THAT(
+      refusal(R"({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "sliced_size": 8})", Names(1)),
+      HasSubstr("sliced already"));
+}
+
+TEST(SliceLayoutTest, ConfigurationsSayHowToLoad) {
+  const SliceLayout layout = *LayOut(kConfig, Names(1));
+  const auto text = [&](bool one_basis) {
+    return std::string(AsChars(*ConfigSliced(AsBytes(std::string(kConfig)), layout, 32, one_basis)));
+  };
+  EXPECT_THAT(text(true), HasSubstr("\"hidden_size\": 32"));
+  EXPECT_THAT(text(true), HasSubstr("\"head_dim\": 16"));
+  EXPECT_THAT(text(true), HasSubstr("\"rms_norm_eps\": 2e-05"));
+  EXPECT_THAT(text(false), HasSubstr("\"hidden_size\": 64"));
+  EXPECT_THAT(text(false), HasSubstr("\"sliced_size\": 32"));
+  EXPECT_THAT(text(false), HasSubstr("modeling_sliced.SlicedLlamaForCausalLM"));
+  EXPECT_THAT(std::string(ModelingSource()), HasSubstr("SlicedLlamaForCausalLM = sliced(LlamaForCausalLM)"));
+}
+
+}  // namespace
+}  // namespace modelstore
