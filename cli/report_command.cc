@@ -43,11 +43,12 @@ struct Level {
   const char* key;
   const char* words;
 };
-constexpr std::array<Level, 7> kLevels = {{{"identical_file", "identical files"},
+constexpr std::array<Level, 8> kLevels = {{{"identical_file", "identical files"},
                                            {"identical_tensor", "identical tensors"},
                                            {"delta", "delta against a base"},
                                            {"self", "coded by itself"},
                                            {"compact", "compact"},
+                                           {"projected", "computed from others"},
                                            {"content", "other content"},
                                            {"raw", "raw"}}};
 
@@ -107,8 +108,8 @@ std::string RenderReport(std::string_view document, const Style& style) {
   for (const json& model : models) {
     const json& own = model.at("levels");
     const uint64_t identical = own.at("identical_file").get<uint64_t>() + own.at("identical_tensor").get<uint64_t>();
-    const uint64_t other =
-        own.at("raw").get<uint64_t>() + own.at("content").get<uint64_t>() + own.at("compact").get<uint64_t>();
+    const uint64_t other = own.at("raw").get<uint64_t>() + own.at("content").get<uint64_t>() +
+                           own.at("compact").get<uint64_t>() + own.at("projected").get<uint64_t>();
     exclusive += model.at("stored_bytes").get<uint64_t>();
     size += model.at("logical_bytes").get<uint64_t>();
     table.Row({{Printable(model.at("name").get<std::string>()), Tone::kBold},

@@ -38,11 +38,12 @@ struct Level {
   const char* words;
   const char* colour;
 };
-constexpr std::array<Level, 7> kLevels = {{{"identical_file", "identical files", "#2f855a"},
+constexpr std::array<Level, 8> kLevels = {{{"identical_file", "identical files", "#2f855a"},
                                            {"identical_tensor", "identical tensors", "#68a67d"},
                                            {"delta", "delta against a base", "#3182ce"},
                                            {"self", "coded by itself", "#b7791f"},
                                            {"compact", "compact", "#805ad5"},
+                                           {"projected", "computed from others", "#319795"},
                                            {"content", "other content", "#718096"},
                                            {"raw", "raw", "#c53030"}}};
 

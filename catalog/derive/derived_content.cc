@@ -22,8 +22,9 @@ void DerivedContent::Append(std::shared_ptr<const StoredFile> file, uint64_t beg
   Add({.bytes = bytes, .file = std::move(file), .from = begin});
 }
 
-void DerivedContent::Append(std::shared_ptr<const Spool> spool, uint64_t begin, uint64_t bytes) {
-  Add({.bytes = bytes, .spool = std::move(spool), .from = begin});
+void DerivedContent::Append(std::shared_ptr<const Spool> spool, uint64_t begin, uint64_t bytes,
+                            std::optional<Projection> projection) {
+  Add({.bytes = bytes, .spool = std::move(spool), .from = begin, .projection = std::move(projection)});
 }
 
 void DerivedContent::Add(Piece piece) {
@@ -56,21 +57,29 @@ Status DerivedContent::ReadAt(uint64_t offset, MutableByteSpan out) const {
   return OkStatus();
 }
 
-std::optional<SourceContent::Place> DerivedContent::PlaceOf(uint64_t offset, uint64_t bytes) const {
-  const auto piece = PieceAt(offset);
-  if (bytes == 0 || piece == pieces_.end() || piece->file == nullptr) return std::nullopt;
-  const StoredFile& stored = *piece->file;
-  const uint64_t from = piece->from + (offset - piece->begin);
+std::optional<SourceContent::Place> PlaceIn(const StoredFile& stored, uint64_t begin, uint64_t bytes) {
   // Behind extents of 0 bytes there.
-  const auto next = std::upper_bound(stored.begins.begin(), stored.begins.end(), from);
-  if (next == stored.begins.begin()) return std::nullopt;
+  const auto next = std::upper_bound(stored.begins.begin(), stored.begins.end(), begin);
+  if (bytes == 0 || next == stored.begins.begin()) return std::nullopt;
   const auto index = static_cast<size_t>(next - stored.begins.begin()) - 1;
   const Extent& extent = stored.file->record().extents[index];
-  if (stored.begins[index] != from || extent.bytes != bytes || extent.kind == Extent::Kind::kLiteral)
+  if (stored.begins[index] != begin || extent.bytes != bytes || extent.kind == Extent::Kind::kLiteral)
     return std::nullopt;
-  return Place{.tensor = extent.tensor,
-               .is_part = extent.kind == Extent::Kind::kTensorPart,
-               .offset_bytes = extent.offset_bytes};
+  return SourceContent::Place{.tensor = extent.tensor,
+                              .is_part = extent.kind == Extent::Kind::kTensorPart,
+                              .offset_bytes = extent.offset_bytes};
+}
+
+std::optional<SourceContent::Place> DerivedContent::PlaceOf(uint64_t offset, uint64_t bytes) const {
+  const auto piece = PieceAt(offset);
+  if (piece == pieces_.end() || piece->file == nullptr) return std::nullopt;
+  return PlaceIn(*piece->file, piece->from + (offset - piece->begin), bytes);
+}
+
+std::optional<SourceContent::Projection> DerivedContent::ProjectionOf(uint64_t offset, uint64_t bytes) const {
+  const auto piece = PieceAt(offset);
+  if (piece == pieces_.end() || piece->begin != offset || piece->bytes != bytes) return std::nullopt;
+  return piece->projection;
 }
 
 }  // namespace modelstore

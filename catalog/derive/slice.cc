@@ -4,7 +4,7 @@
 #include <cmath>
 #include <map>
 
-#include "catalog/derive/rotation.h"
+#include "catalog/derive/axes.h"
 #include "catalog/derive/slice_layout.h"
 #include "catalog/derive/spool.h"
 #include "catalog/write/parallel.h"
@@ -20,11 +20,16 @@ constexpr double kWindowShare = 1.0 / 6;
 // A norm that hardly lets a direction through tells nothing of it.
 constexpr double kLeastNormShare = 1e-6;
 
+// Axes cost 1.7 bytes an element, a matrix that they save 1.3.
+constexpr double kAxesShare = 0.75;
+constexpr uint8_t kMaxProjectedDepth = 8;
+
 // A tensor of the variant that is not one of the source.
 struct Made {
   std::string dtype;
   std::vector<uint64_t> shape;
   uint64_t offset = 0, bytes = 0;  // in the spool
+  std::optional<SourceContent::Projection> projection{};
 };
 
 DType DTypeNamed(const std::string& name) {
@@ -211,28 +216,28 @@ class Slicer {
     } else {
       RETURN_IF_ERROR(FindAxes(0));
     }
-    ASSIGN_OR_RETURN(Rotation axes, Rotation::Of(axes_[0], hidden(), size_));
-    RETURN_IF_ERROR(MakeInputs(layout_.embedding, layout_.embedding, {}, axes));
+    ASSIGN_OR_RETURN(std::shared_ptr<const Axes> axes, MakeAxes(axes_[0], hidden(), size_));
+    RETURN_IF_ERROR(MakeInputs(layout_.embedding, layout_.embedding, "", axes, true));
     for (size_t i = 0; i < steps; ++i) {
       const SliceStep& step = layout_.steps[i];
       RETURN_IF_ERROR(job_.Check());
       const Matrix& here = one_basis() ? axes_[0] : axes_[i];
       ASSIGN_OR_RETURN(const Matrix moments, MomentsOf(step));
       ASSIGN_OR_RETURN(Matrix reader, LeastSquaresReader(moments, here, hidden(), size_));
-      Rotation next = axes;
+      std::shared_ptr<const Axes> next = axes;
       if (!one_basis() && i + 1 < steps) {
         if (i + 1 == axes_.size()) RETURN_IF_ERROR(FindAxes(i + 1));
-        ASSIGN_OR_RETURN(next, Rotation::Of(axes_[i + 1], hidden(), size_));
+        ASSIGN_OR_RETURN(next, MakeAxes(axes_[i + 1], hidden(), size_));
       }
       const bool whole = !one_basis() && i + 1 == steps;  // behind it the stream is as it was
       RETURN_IF_ERROR(MakeReaders(step, reader));
-      if (!whole) RETURN_IF_ERROR(MakeWriters(step, next));
+      if (!whole) RETURN_IF_ERROR(MakeWriters(step, *next));
       if (one_basis()) {
         RETURN_IF_ERROR(MakeOnes(step.norm));
       } else {
         dropped_.insert(step.norm);
-        ASSIGN_OR_RETURN(const Rotation right, Rotation::Of(reader, hidden(), size_));
-        RETURN_IF_ERROR(MakeShortcut(step, whole ? Rotation::Identity(hidden()) : next, right));
+        ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
+        RETURN_IF_ERROR(MakeShortcut(step, whole ? *IdentityAxes(hidden()) : *next, *right));
         axes_[i].clear();
       }
       axes = std::move(next);
@@ -241,9 +246,8 @@ class Slicer {
     ASSIGN_OR_RETURN(const Matrix moments, MomentsOf(layout_.final_norm, layout_.head));
     ASSIGN_OR_RETURN(Matrix reader, LeastSquaresReader(moments, axes_[0], hidden(), size_));
     Stretch(&reader);
-    ASSIGN_OR_RETURN(const Rotation right, Rotation::Of(reader, hidden(), size_));
-    ASSIGN_OR_RETURN(const std::vector<float> norm, ReadFloats(layout_.final_norm));
-    RETURN_IF_ERROR(MakeInputs(layout_.head, kNewHead, norm, right));
+    ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
+    RETURN_IF_ERROR(MakeInputs(layout_.head, kNewHead, layout_.final_norm, right, true));
     return MakeOnes(layout_.final_norm);
   }
 
@@ -255,23 +259,57 @@ class Slicer {
 
   Status MakeReaders(const SliceStep& step, Matrix reader) {
     if (one_basis()) Stretch(&reader);
-    ASSIGN_OR_RETURN(const Rotation right, Rotation::Of(reader, hidden(), size_));
-    ASSIGN_OR_RETURN(const std::vector<float> norm, ReadFloats(step.norm));
-    for (const std::string& name : step.readers) RETURN_IF_ERROR(MakeInputs(name, name, norm, right));
+    ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
+    uint64_t elems = 0;
+    for (const std::string& name : step.readers) elems += tensors_.at(name).header->shape[0] * size_;
+    const bool pays = static_cast<double>(elems) * kAxesShare > static_cast<double>(hidden() * size_);
+    for (const std::string& name : step.readers) RETURN_IF_ERROR(MakeInputs(name, name, step.norm, right, pays));
     return OkStatus();
   }
 
-  Status MakeInputs(const std::string& from, const std::string& to, std::span<const float> norm,
-                    const Rotation& right) {
+  // `pays`: whether axes cost less than what is computed with them.
+  Status MakeInputs(const std::string& from, const std::string& to, const std::string& norm,
+                    const std::shared_ptr<const Axes>& right, bool pays) {
     ASSIGN_OR_RETURN(const Bytes weight, ReadTensor(from));
+    std::vector<float> norms;
+    if (!norm.empty()) {
+      ASSIGN_OR_RETURN(norms, ReadFloats(norm));
+    }
     const HeaderTensor& header = *tensors_.at(from).header;
     const DType dtype = DTypeNamed(header.dtype);
     Bytes out(header.shape[0] * size_ * DTypeBytes(dtype));
-    RETURN_IF_ERROR(ProjectInputs(dtype, weight, norm, right, for_all(), out));
-    return Keep(to, {header.dtype, {header.shape[0], size_}}, out, header.bytes);
+    RETURN_IF_ERROR(ProjectInputs(dtype, weight, norms, *right, for_all(), out));
+    Made made{header.dtype, {header.shape[0], size_}};
+    if (pays) {
+      ASSIGN_OR_RETURN(made.projection, ProjectionOf(from, norm, right));
+    }
+    return Keep(to, std::move(made), out, header.bytes);
   }
 
-  Status MakeWriters(const SliceStep& step, const Rotation& left) {
+  // How a store computes it from its own tensors; nothing where it cannot.
+  Result<std::optional<SourceContent::Projection>> ProjectionOf(const std::string& from, const std::string& norm,
+                                                                const std::shared_ptr<const Axes>& right) const {
+    std::optional<SourceContent::Projection> none;
+    if (right->rows * right->columns > kMaxAxesElems) return none;
+    SourceContent::Projection projection{.axes = right};
+    for (const std::string& name : {from, norm}) {
+      if (name.empty()) continue;
+      const Tensor& tensor = tensors_.at(name);
+      if (tensor.header->dtype != tensors_.at(from).header->dtype) return none;
+      const std::optional<SourceContent::Place> place =
+          PlaceIn(*tensor.part->stored, tensor.header->begin, tensor.header->bytes);
+      if (!place || place->is_part) return none;
+      ASSIGN_OR_RETURN(const TensorRef stored, catalog_.reader().OpenTensorById(place->tensor));
+      if (stored->record.depth >= kMaxProjectedDepth) return none;
+      if (name == norm)
+        projection.norm = place->tensor;
+      else
+        projection.weight = place->tensor;
+    }
+    return std::optional(std::move(projection));
+  }
+
+  Status MakeWriters(const SliceStep& step, const Axes& left) {
     for (const std::string& name : step.writers) {
       ASSIGN_OR_RETURN(const Bytes weight, ReadTensor(name));
       const HeaderTensor& header = *tensors_.at(name).header;
@@ -286,7 +324,7 @@ class Slicer {
     return OkStatus();
   }
 
-  Status MakeShortcut(const SliceStep& step, const Rotation& left, const Rotation& right) {
+  Status MakeShortcut(const SliceStep& step, const Axes& left, const Axes& right) {
     const HeaderTensor& like = *tensors_.at(step.norm).header;
     const DType dtype = DTypeNamed(like.dtype);
     Bytes out(left.columns * right.columns * DTypeBytes(dtype));
@@ -372,7 +410,8 @@ class Slicer {
         tensor.dtype = made->second.dtype;
         tensor.shape = made->second.shape;
         tensor.bytes = made->second.bytes;
-        appends.push_back([=, this] { content->Append(spool_, made->second.offset, made->second.bytes); });
+        appends.push_back(
+            [=, this] { content->Append(spool_, made->second.offset, made->second.bytes, made->second.projection); });
       } else {
         // As it is; an untied head is the embedding as it was.
         const Tensor& from = tensors_.at(tensors_.contains(name) ? name : layout_.embedding);

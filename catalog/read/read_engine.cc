@@ -16,6 +16,7 @@
 #include "catalog/read/tensor_table.h"
 #include "codec/decode/block_decoder.h"
 #include "codec/decode/compact_decoder.h"
+#include "codec/decode/projected_decoder.h"
 
 namespace modelstore {
 namespace {
@@ -155,6 +156,7 @@ struct ReadEngine::Impl {
   Result<BlockPtr> DecodeNow(const OpenTensor& tensor, uint32_t index) {
     const Frame& frame = tensor.frame;
     if (frame.encoding == Encoding::kCompact) return RebuildNow(tensor, index);
+    if (frame.encoding == Encoding::kProjected) return ProjectNow(tensor, index);
     const uint32_t out_bytes = BlockBytes(frame, index);
     auto stored = store.Get(Family::kBlocks, BlockKey(tensor.record.push, tensor.record.first_block + index));
     if (!stored.ok()) {
@@ -219,6 +221,35 @@ struct ReadEngine::Impl {
       RETURN_IF_ERROR(RebuildPiece(frame, piece, spans, prediction.bytes, scratch,
                                    block->mutable_bytes().subspan(piece.block_begin * width, piece.elems * width)));
     }
+    return block;
+  }
+
+  // A block of a projected tensor (docs/format.md, "Projected tensors"), a panel of rows after the other.
+  Result<BlockPtr> ProjectNow(const OpenTensor& tensor, uint32_t index) {
+    const Frame& frame = tensor.frame;
+    const TensorRecord& record = tensor.record;
+    const Projection& p = *frame.projection;
+    const size_t width = DTypeBytes(frame.dtype);
+    BlockPtr block = Block::Create(cache.ledger(), BlockBytes(frame, index));
+    if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
+    const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, uint64_t elems,
+                          Bytes* out) -> Status {
+      out->resize(elems * DTypeBytes(dtype));
+      return Assemble(view, dtype, begin, *out,
+                      [&](const OpenTensor& base, uint32_t i) { return BaseBlockHeld(base, i); });
+    };
+    Bytes bytes;
+    std::vector<float> norm(p.has_norm ? p.depth : 0);
+    RETURN_IF_ERROR(read(record.scales, frame.dtype, 0, norm.size(), &bytes));
+    ConvertElements(frame.dtype, DType::kF32, bytes, std::as_writable_bytes(std::span(norm)));
+    RETURN_IF_ERROR(read(record.residual, kAxesDType, 0, p.depth * p.columns, &bytes));
+    const std::vector<float> axes = PaddedAxes(bytes, p.depth, p.columns);
+    const ProjectedRows rows = RowsOfBlock(frame, index);
+    RETURN_IF_ERROR(read(record.factors, frame.dtype, rows.first * p.depth, rows.count * p.depth, &bytes));
+    Bytes projected(rows.count * p.columns * width);
+    ProjectRows(frame.dtype, bytes, norm, axes, p.columns, projected);
+    const MutableByteSpan out = block->mutable_bytes();
+    std::copy_n(projected.begin() + static_cast<ptrdiff_t>(rows.skip_elems * width), out.size(), out.begin());
     return block;
   }
 

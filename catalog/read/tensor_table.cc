@@ -5,6 +5,7 @@
 #include "catalog/read/block_memory.h"
 #include "codec/decode/block_decoder.h"
 #include "codec/decode/compact_decoder.h"
+#include "codec/decode/projected_decoder.h"
 
 namespace modelstore {
 namespace {
@@ -41,8 +42,7 @@ Status CheckFrame(const OpenTensor& tensor) {
   if (frame.elems * DTypeBytes(frame.dtype) != record.bytes)
     return Corruption("its frame holds " + Number(frame.elems) + " elements, its record says " + Number(record.bytes) +
                       " bytes");
-  // A compact tensor has no blocks of its own.
-  const uint32_t stored_blocks = frame.encoding == Encoding::kCompact ? 0 : frame.BlockCount();
+  const uint32_t stored_blocks = IsComputed(frame.encoding) ? 0 : frame.BlockCount();
   if (stored_blocks != record.block_count)
     return Corruption("its frame has " + Number(stored_blocks) + " blocks, its record says " +
                       Number(record.block_count));
@@ -186,12 +186,30 @@ Status TensorTable::CheckSegments(const TensorRecord& record, const std::vector<
   return OkStatus();
 }
 
+Result<uint64_t> TensorTable::CheckProjected(const OpenTensor& tensor) {
+  const TensorRecord& record = tensor.record;
+  const Frame& frame = tensor.frame;
+  const Projection& p = *frame.projection;
+  if (!record.view.empty()) return Corruption("it has a view of a base, but is projected");
+  Bases bases;
+  RETURN_IF_ERROR(CheckSegments(record, record.factors, "view of the weight", frame.elems / p.columns * p.depth,
+                                frame.dtype, true, &bases));
+  RETURN_IF_ERROR(
+      CheckSegments(record, record.residual, "view of the axes", p.columns * p.depth, kAxesDType, true, &bases));
+  RETURN_IF_ERROR(
+      CheckSegments(record, record.scales, "view of the norm", p.has_norm ? p.depth : 0, frame.dtype, true, &bases));
+  uint64_t peak_bytes = 0;
+  for (const auto& [id, base] : bases) peak_bytes = std::max(peak_bytes, base.peak_bytes + base.block_bytes);
+  return BlockHeldBytes(frame, frame.dtype) + ProjectedBytes(frame) + peak_bytes;
+}
+
 Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
   const TensorRecord& record = tensor.record;
   const Frame& frame = tensor.frame;
   const uint64_t out_bytes = BlockHeldBytes(frame, frame.dtype);
   const uint64_t coded_bytes = out_bytes + kBlockHeaderBytes;
   const bool is_compact = frame.encoding == Encoding::kCompact;
+  if (frame.encoding == Encoding::kProjected) return CheckProjected(tensor);
   if (frame.encoding != Encoding::kDelta && !is_compact) {
     if (!record.view.empty()) return Corruption("it has a view of a base, but is not a delta");
     if (record.depth != 0) return Corruption("it has depth " + Number(record.depth) + ", but is not a delta");

@@ -36,6 +36,7 @@ class TensorTable {
   Result<TensorRef> GetReferenced(const TensorId& id) { return GetReferenced(id, kMaxDepth); }
   // Checks the views against what they name. The result: OpenTensor::peak_bytes.
   Result<uint64_t> CheckView(const OpenTensor& tensor);
+  Result<uint64_t> CheckProjected(const OpenTensor& tensor);
   uint64_t peak_bytes() const;
   // A tensor from a record that is not in the store, checked like those that are. Errors: as Get.
   Result<TensorRef> Open(const TensorId& id, TensorRecord record) { return Open(id, std::move(record), kMaxDepth); }

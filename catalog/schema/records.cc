@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint8_t kRecordVersion = 1;  // first byte of every record
 constexpr uint8_t kPackedVersion = 2;  // of tensors and files: the body is packed
-constexpr std::byte kCompactEncoding{4};
+constexpr std::byte kCompactEncoding{4}, kProjectedEncoding{5};
 // Of a packed record: what is packed well may say millions of them in some kilobytes.
 constexpr uint64_t kMaxPackedItems = 1 << 20;
 constexpr size_t kMaxFeatures = 256;
@@ -235,10 +235,10 @@ Result<TensorRecord> ParseTensorBody(ByteReader& in, bool is_packed) {
       RETURN_IF_ERROR(TakeView(in, is_packed, part, &part_elems));
   }
   RETURN_IF_ERROR(CheckEnd(in, kWhat));
-  if (record.is_compact() != is_packed)
-    return Malformed(kWhat, is_packed ? "version 2, but not compact" : "compact, but not of version 2");
+  if (record.is_computed() != is_packed)
+    return Malformed(kWhat, is_packed ? "version 2, but not computed" : "computed, but not of version 2");
   if (is_packed && (record.first_block != 0 || record.block_count != 0 || record.coded_bytes != 0))
-    return Malformed(kWhat, "compact, but has blocks");
+    return Malformed(kWhat, "computed, but has blocks");
   // An opaque type's shape is text of its container; only its bytes are known here.
   uint64_t shape_bytes = 0;
   if (record.dtype != DType::kOpaque &&
@@ -267,8 +267,10 @@ auto ParsePackable(ByteSpan bytes, std::string_view what, const ParseBodyFn& par
 
 bool TensorRecord::is_compact() const { return !frame.empty() && frame[0] == kCompactEncoding; }
 
+bool TensorRecord::is_projected() const { return !frame.empty() && frame[0] == kProjectedEncoding; }
+
 Bytes Serialize(const TensorRecord& record) {
-  const bool is_packed = record.is_compact();
+  const bool is_packed = record.is_computed();
   ByteWriter out;
   if (!is_packed) out.U8(kRecordVersion);
   out.U8(static_cast<uint8_t>(record.dtype));

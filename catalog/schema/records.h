@@ -58,11 +58,14 @@ struct TensorRecord {
   Bytes frame;                    // codec/decode/frame.h
   std::vector<ViewSegment> view;  // empty unless the frame is a delta or compact
   // Of a compact tensor (docs/format.md, "Compact tensors"): which U16 tensors its factors' and residual's tokens are,
-  // and which BF16 tensor its scales. Empty in others.
+  // and which BF16 tensor its scales. Of a projected one: the weight, the axes (F16), the norm's weights. Empty in
+  // others.
   std::vector<ViewSegment> factors, residual, scales;
 
   // Decided by the frame's first byte, its encoding.
   bool is_compact() const;
+  bool is_projected() const;
+  bool is_computed() const { return is_compact() || is_projected(); }  // from others: it has no blocks
 };
 
 // Calls visit(id) for each tensor that predicts `record`, as often as its view names it.

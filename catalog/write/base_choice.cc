@@ -205,7 +205,7 @@ Status BaseChooser::AddCandidate(const SourceExtent& extent, const TensorId& id,
   RETURN_IF_ERROR(opened.status());
   TensorRef base = *std::move(opened);
   if (base->record.is_compact()) return OkStatus();  // nobody's base
-  if (base->record.depth > 0) {
+  if (base->record.depth > 0 && !base->record.is_projected()) {
     // One hop only: what the nearest is stored against is nearly as near. A copy: `base` is what holds the view.
     const ViewSegment first = base->record.view.empty() ? ViewSegment{} : base->record.view[0];
     if (first.elems == 0 || first.kind != ViewSegment::Kind::kIdentity || first.base_offset_elems != 0)

@@ -23,6 +23,8 @@ inline uint64_t& LevelOf(LevelBytes& levels, Encoding encoding, bool is_named) {
       return levels.raw;
     case Encoding::kCompact:
       return levels.compact;
+    case Encoding::kProjected:
+      return levels.projected;
     default:
       return levels.self;
   }
@@ -40,6 +42,8 @@ inline std::string_view EncodingName(Encoding encoding) {
       return "delta";
     case Encoding::kCompact:
       return "compact";
+    case Encoding::kProjected:
+      return "projected";
   }
   return "unknown";
 }

@@ -87,7 +87,7 @@ Status SweepTensors(const StoreWalk& walk, const StoreWalk::Reachable& live, Swe
     if (tensor.has_sketch) sweeper.batch().Delete(Family::kSketches, key);
     for (const uint32_t base : tensor.bases) {
       // Compact tensors have no edges.
-      if (base != StoreWalk::kMissing && tensor.encoding != Encoding::kCompact)
+      if (base != StoreWalk::kMissing && !IsComputed(tensor.encoding))
         sweeper.batch().Delete(Family::kEdges, EdgeKey(walk.tensors()[base].id, tensor.id));
     }
     if (tensor.block_count > 0) {

@@ -33,6 +33,20 @@ class SourceContent {
     bool is_part = false;
     uint64_t offset_bytes = 0;
   };
+  // F16 patterns, rows x columns.
+  struct Axes {
+    uint64_t rows = 0, columns = 0;
+    Bytes patterns;
+  };
+  // How these bytes, a whole tensor, are computed from a stored one (codec/decode/projected_decoder.h): the push then
+  // stores that, and checks that it gives them. `norm` has the weight's dtype. Both tensors stay while this object
+  // lives.
+  struct Projection {
+    TensorId weight;
+    std::optional<TensorId> norm;
+    std::shared_ptr<const Axes> axes;
+  };
+  virtual std::optional<Projection> ProjectionOf(uint64_t /*offset*/, uint64_t /*bytes*/) const { return std::nullopt; }
   virtual std::optional<Place> PlaceOf(uint64_t /*offset*/, uint64_t /*bytes*/) const { return std::nullopt; }
 };
 
@@ -139,7 +153,7 @@ struct PushReport {
   bool verified = false;
   // Logical bytes by how they are stored.
   uint64_t identical_file_bytes = 0, identical_tensor_bytes = 0, self_bytes = 0, delta_bytes = 0, raw_bytes = 0,
-           content_bytes = 0, compact_bytes = 0;
+           content_bytes = 0, compact_bytes = 0, projected_bytes = 0;
   Fidelity fidelity = Fidelity::kExact;
   double drift = 0;  // of a compact model
   DriftKind drift_kind = DriftKind::kNone;

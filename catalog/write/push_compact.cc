@@ -309,6 +309,8 @@ Status PushJob::MakeCompact(bool nothing) {
       PlannedExtent& extent = *item_extents_[i];
       extent.part_offset = elems * DTypeBytes(dtype);
       record.view.push_back({ViewSegment::Kind::kIdentity, items_[i].elems(), items_[i].base, 0});
+      ASSIGN_OR_RETURN(const TensorRef base, catalog_.reader().OpenTensorById(items_[i].base));
+      record.depth = std::max<uint8_t>(record.depth, base->record.depth + 1);
       elems += items_[i].elems();
       seed.String(extent.source.name);
     }

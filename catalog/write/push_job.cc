@@ -68,6 +68,8 @@ Status PushJob::Plan() {
       if (planned.source.is_literal()) continue;
       if (source.content != nullptr) Place(*source.content, planned);
       if (planned.is_placed) continue;
+      if (source.content != nullptr)
+        planned.projection = source.content->ProjectionOf(planned.source.begin, planned.source.bytes);
       if (MayBeDelta(planned.source)) planned.position = shapes[planned.source.shape]++;
       // Blocks in file order, so that reading a file from front to back reads the store's files in order too.
       planned.first_block = static_cast<uint32_t>(blocks);
@@ -314,7 +316,7 @@ Result<bool> PushJob::EqualsTensor(const TensorData& data, const TensorRef& tens
     if (!SameBytes(own, stored.bytes())) equal = false;
     return OkStatus();
   };
-  RETURN_IF_ERROR(lanes_->Run(record.block_count, compare));
+  RETURN_IF_ERROR(lanes_->Run(tensor->frame.BlockCount(), compare));
   return equal.load();
 }
 
@@ -341,6 +343,8 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
     made.record.shape = source.shape;
     made.record.push = push_;
     made.record.frame = SerializeFrame(PlainFrame(Encoding::kRaw, source.dtype, 0));
+  } else if (extent.projection) {
+    ASSIGN_OR_RETURN(made.record, Project(extent));
   } else {
     const auto store = [&](const std::vector<BaseCandidate>& bases) -> Result<TensorRecord> {
       ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, bases));
@@ -370,6 +374,53 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
   }
   const std::lock_guard lock(mutex_);
   extent.made = &new_tensors_.emplace_back(std::move(made));
+  return OkStatus();
+}
+
+// Its bytes were computed by the source; verifying computes them again, as every read will.
+Result<TensorRecord> PushJob::Project(const PlannedExtent& extent) {
+  const SourceContent::Projection& projection = *extent.projection;
+  const SourceExtent& source = extent.source;
+  TensorRecord record;
+  record.dtype = source.dtype;
+  record.shape = source.shape;
+  record.bytes = source.bytes;
+  record.push = push_;
+  Frame frame;
+  frame.encoding = Encoding::kProjected;
+  frame.dtype = frame.coded_dtype = source.dtype;
+  frame.elems = source.elems();
+  frame.block_elems = kBlockBytes / DTypeBytes(source.dtype);
+  frame.projection = {projection.axes->columns, projection.axes->rows, projection.norm.has_value()};
+  record.frame = SerializeFrame(frame);
+  const auto add = [&](const TensorId& id, uint64_t elems, std::vector<ViewSegment>* view) -> Status {
+    ASSIGN_OR_RETURN(const TensorRef tensor, catalog_.reader().OpenTensorById(id));
+    record.depth = std::max<uint8_t>(record.depth, tensor->record.depth + 1);
+    view->push_back({ViewSegment::Kind::kIdentity, elems, id, 0});
+    return OkStatus();
+  };
+  const uint64_t depth = projection.axes->rows, rows = frame.elems / projection.axes->columns;
+  RETURN_IF_ERROR(add(projection.weight, rows * depth, &record.factors));
+  RETURN_IF_ERROR(add(axes_.at(projection.axes.get()), depth * projection.axes->columns, &record.residual));
+  if (projection.norm) RETURN_IF_ERROR(add(*projection.norm, depth, &record.scales));
+  return record;
+}
+
+Status PushJob::StoreAxes() {
+  for (const PlannedFile& file : files_) {
+    for (const PlannedExtent& extent : file.extents) {
+      if (!extent.projection || axes_.contains(extent.projection->axes.get())) continue;
+      const SourceContent::Axes& axes = *extent.projection->axes;
+      SourceExtent content;
+      content.bytes = axes.patterns.size();
+      content.dtype = DType::kF16;
+      content.shape = {axes.rows, axes.columns};
+      content.name = "axes of a projection";
+      ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(TensorData::Over(content, axes.patterns), {}));
+      ASSIGN_OR_RETURN(const TensorId id, StoreDerived(axes.patterns, content, choice));
+      axes_.emplace(&axes, id);
+    }
+  }
   return OkStatus();
 }
 

@@ -71,6 +71,7 @@ class PushJob {
     // It is, or becomes, a part from `part_offset` on of a tensor that holds several: of a compact push, or derived.
     bool is_part = false;
     uint64_t part_offset = 0;
+    std::optional<SourceContent::Projection> projection;
     bool is_placed = false;  // its source says which stored tensor it is (SourceContent::PlaceOf): nothing to code
 
     bool needs_coding() const { return !source.is_literal() && !is_part && !is_placed; }
@@ -111,6 +112,9 @@ class PushJob {
   Result<bool> EqualsTensor(const TensorData& data, const TensorRef& tensor);
   Result<bool> EqualsExtent(const TensorData& data, const PlannedExtent& other);
   Status StoreNew(const TensorData& data, PlannedExtent& extent, const std::vector<BaseCandidate>& candidates);
+  // Stores what projected extents refer to besides stored tensors.
+  Status StoreAxes();
+  Result<TensorRecord> Project(const PlannedExtent& extent);
   void CountBases(const TensorRecord& record);
   Status CheckSources();
   Status ExplainNoSpace(const Status& status) const;
@@ -194,6 +198,7 @@ class PushJob {
   BufferPool scratches_;
 
   uint64_t next_block_ = 0;  // of tensors that are no extents
+  std::map<const SourceContent::Axes*, TensorId> axes_;
   std::unique_ptr<CompactCoder> coder_;
   std::vector<CompactItem> items_;
   std::vector<PlannedExtent*> item_extents_;  // of each item

@@ -47,6 +47,7 @@ Result<PushReport> PushJob::Run() {
 
   PushReport report;
   const Status status = Guarded([&]() -> Status {
+    RETURN_IF_ERROR(StoreAxes());
     RETURN_IF_ERROR(CodeAll());
     holds_.Clear();
     if (options_.compact) RETURN_IF_ERROR(EncodeCompact());
@@ -154,7 +155,7 @@ Status PushJob::MarkNeeded() {
     if (tensor.derived) derived.emplace(tensor.id, &tensor);
   }
   for (NewTensor& tensor : new_tensors_) {
-    if (!tensor.derived || !tensor.needed) continue;
+    if (!tensor.needed) continue;
     ForEachPart(tensor.record, [&](const TensorId& part) {
       if (const auto own = derived.find(part); own != derived.end()) own->second->needed = true;
     });
@@ -507,6 +508,7 @@ void PushJob::CountLevels(PushReport* report) const {
   report->raw_bytes = levels.raw;
   report->content_bytes = levels.content;
   report->compact_bytes = levels.compact;
+  report->projected_bytes = levels.projected;
 }
 
 void PushJob::RollBack() {

@@ -23,6 +23,7 @@ void Add(LevelBytes& sum, const LevelBytes& more) {
   sum.raw += more.raw;
   sum.content += more.content;
   sum.compact += more.compact;
+  sum.projected += more.projected;
 }
 
 std::string_view DriftKindName(DriftKind kind) {
@@ -199,8 +200,8 @@ Status NameTensors(const KvStore& store, const StoreUsage& usage, const std::str
 struct StoredTensor {
   TensorRecord record;
   uint64_t cost = 0;
-  // Of a compact one only.
-  std::shared_ptr<const CompactFrame> frame;
+  std::shared_ptr<const CompactFrame> frame;  // of a compact one only
+  // Of what it consists of, as far as its model has that for it.
   uint64_t factors_cost = 0, residual_cost = 0, scales_cost = 0;
 
   uint64_t TotalCost() const { return cost + factors_cost + residual_cost + scales_cost; }
@@ -224,6 +225,9 @@ Result<StoredTensor> LoadTensor(const KvStore& store, const TensorId& id, std::s
   ASSIGN_OR_RETURN(tensor.record, ParseTensorRecord(stored.bytes()));
   tensor.cost = TensorCost(tensor.record, stored.bytes().size());
   counted->insert(id);
+  // Its weight is another model's, as a delta's base is; its axes are its own.
+  if (tensor.record.is_projected())
+    RETURN_IF_ERROR(CountParts(store, tensor.record.residual, counted, &tensor.residual_cost));
   if (!tensor.record.is_compact()) return tensor;
   ASSIGN_OR_RETURN(const Frame frame, ParseFrame(tensor.record.frame));
   tensor.frame = frame.compact;
@@ -268,6 +272,7 @@ void DescribeSegment(const StoredTensor& tensor, const CompactSegment& segment, 
 
 // The base of element `elem`, or null.
 const ViewSegment* BaseOf(const TensorRecord& tensor, uint64_t elem) {
+  if (tensor.is_projected()) return tensor.factors.empty() ? nullptr : &tensor.factors.front();
   for (const ViewSegment& segment : tensor.view) {
     if (elem < segment.elems) return segment.kind == ViewSegment::Kind::kIdentity ? &segment : nullptr;
     elem -= segment.elems;

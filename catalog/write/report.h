@@ -12,7 +12,8 @@ namespace modelstore {
 
 // Logical bytes by the way they are stored; a byte is counted once, at the first model (by creation) that holds it.
 struct LevelBytes {
-  uint64_t identical_file = 0, identical_tensor = 0, self = 0, delta = 0, raw = 0, content = 0, compact = 0;
+  uint64_t identical_file = 0, identical_tensor = 0, self = 0, delta = 0, raw = 0, content = 0, compact = 0,
+           projected = 0;
 };
 
 struct ModelUsage {

@@ -128,6 +128,11 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
     if (frame.encoding == Encoding::kDelta) {
       record.view = view;
       record.depth = 1;
+      for (const ViewSegment& segment : view) {
+        if (segment.kind != ViewSegment::Kind::kIdentity) continue;
+        ASSIGN_OR_RETURN(const TensorRef base, catalog_.reader().OpenTensorById(segment.base));
+        record.depth = std::max<uint8_t>(record.depth, base->record.depth + 1);
+      }
     }
     record.frame = SerializeFrame(frame);
     if (record.block_count > BlocksFor(record.bytes))
@@ -176,9 +181,9 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
   ASSIGN_OR_RETURN(const Frame frame, ParseFrame(record.frame));
   const uint32_t width = DTypeBytes(frame.dtype);
   const uint32_t blocks = frame.BlockCount();
-  TensorRef compact;
-  if (frame.encoding == Encoding::kCompact) {
-    ASSIGN_OR_RETURN(compact, catalog_.reader().OpenUnpublished(TensorId{}, record));
+  TensorRef computed;
+  if (IsComputed(frame.encoding)) {
+    ASSIGN_OR_RETURN(computed, catalog_.reader().OpenUnpublished(TensorId{}, record));
   }
   Hasher128 hasher = StartTensorHash(record.dtype, record.shape);
   // Windows of a few blocks are decoded in parallel and hashed in order.
@@ -194,8 +199,8 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
     const auto decode = [&](size_t offset) -> Status {
       const uint32_t i = first + static_cast<uint32_t>(offset);
       const MutableByteSpan out = decoded.subspan((frame.BlockBegin(i) - begin) * width, BlockBytes(frame, i));
-      if (compact != nullptr) {
-        ASSIGN_OR_RETURN(const BlockRef block, catalog_.reader().ReadBlock(compact, i, /*keep=*/false));
+      if (computed != nullptr) {
+        ASSIGN_OR_RETURN(const BlockRef block, catalog_.reader().ReadBlock(computed, i, /*keep=*/false));
         std::copy(block.bytes().begin(), block.bytes().end(), out.begin());
         return OkStatus();
       }

@@ -83,7 +83,7 @@ Status DecodeBlock(const Frame& frame, uint32_t index, ByteSpan coded, ByteSpan 
   if (out.size() != BlockBytes(frame, index))
     return Internal("DecodeBlock: buffer of " + std::to_string(out.size()) + " bytes for a block of " +
                     std::to_string(BlockBytes(frame, index)));
-  if (frame.encoding == Encoding::kCompact) return BadBlock(index, "a compact tensor has no coded blocks");
+  if (IsComputed(frame.encoding)) return BadBlock(index, "a computed tensor has no coded blocks");
   if (coded.size() == out.size()) {
     if (!out.empty()) std::memcpy(out.data(), coded.data(), out.size());
     return OkStatus();
@@ -103,6 +103,7 @@ Status DecodeBlock(const Frame& frame, uint32_t index, ByteSpan coded, ByteSpan 
     case Encoding::kSelf:
     case Encoding::kDelta:
     case Encoding::kCompact:
+    case Encoding::kProjected:
       break;
   }
   if (frame.encoding == Encoding::kDelta && prediction.size() != size_t{elems} * DTypeBytes(frame.coded_dtype))

@@ -127,24 +127,54 @@ Bytes SerializeFrame(const Frame& frame) {
   ByteWriter out;
   out.U8(static_cast<uint8_t>(frame.encoding));
   out.U8(static_cast<uint8_t>(frame.dtype));
-  if (frame.encoding != Encoding::kCompact) out.U8(static_cast<uint8_t>(frame.coded_dtype));
+  if (!IsComputed(frame.encoding)) out.U8(static_cast<uint8_t>(frame.coded_dtype));
   out.Varint(frame.elems);
   out.Varint(frame.block_elems);
   if (frame.encoding == Encoding::kCompact) SerializeCompact(*frame.compact, out);
+  if (frame.encoding == Encoding::kProjected) {
+    out.Varint(frame.projection->columns);
+    out.Varint(frame.projection->depth);
+    out.U8(frame.projection->has_norm ? 1 : 0);
+  }
   if (IsEntropyCoded(frame.encoding)) SerializeModel(frame, out);
   return out.Release();
 }
+
+namespace {
+
+Status ParseProjection(ByteReader& in, Frame* frame) {
+  Projection projection;
+  projection.columns = in.Varint();
+  projection.depth = in.Varint();
+  const uint8_t flags = in.U8();
+  if (!in.ok() || !in.AtEnd()) return Corruption("frame: a projection cut short, or bytes after its end");
+  if (flags > 1) return Unsupported("frame: a projection with flags " + std::to_string(flags));
+  projection.has_norm = flags != 0;
+  const DType dtype = frame->dtype;
+  if (dtype != DType::kBF16 && dtype != DType::kF16 && dtype != DType::kF32)
+    return Corruption("frame: a projected tensor of dtype " + std::string(DTypeName(dtype)));
+  const uint64_t columns = projection.columns, depth = projection.depth;
+  if (columns == 0 || depth == 0 || columns > kMaxAxesElems || depth > kMaxAxesElems / columns ||
+      frame->elems % columns != 0 || frame->elems == 0 ||
+      frame->elems / columns > std::numeric_limits<uint64_t>::max() / 16 / depth)
+    return Corruption("frame: " + std::to_string(frame->elems) + " elements projected from " + std::to_string(depth) +
+                      " to " + std::to_string(columns));
+  frame->projection = projection;
+  return OkStatus();
+}
+
+}  // namespace
 
 Result<Frame> ParseFrame(ByteSpan bytes) {
   ByteReader in(bytes);
   Frame frame;
   const uint8_t encoding = in.U8();
   const uint8_t dtype = in.U8();
-  const uint8_t coded_dtype = encoding == static_cast<uint8_t>(Encoding::kCompact) ? dtype : in.U8();
+  const uint8_t coded_dtype = IsComputed(static_cast<Encoding>(encoding)) ? dtype : in.U8();
   frame.elems = in.Varint();
   const uint64_t block_elems = in.Varint();
   if (!in.ok()) return Corruption("frame: cut short after " + std::to_string(bytes.size()) + " bytes");
-  if (encoding > static_cast<uint8_t>(Encoding::kCompact))
+  if (encoding > static_cast<uint8_t>(Encoding::kProjected))
     return Unsupported("frame: encoding " + std::to_string(encoding) + " is not known to this version");
   if (!DTypeIsKnown(dtype) || !DTypeIsKnown(coded_dtype))
     return Unsupported("frame: dtype " + std::to_string(dtype) + "/" + std::to_string(coded_dtype) +
@@ -164,6 +194,10 @@ Result<Frame> ParseFrame(ByteSpan bytes) {
     ASSIGN_OR_RETURN(CompactFrame compact, ParseCompact(in, frame.elems));
     if (!in.AtEnd()) return Corruption("frame: bytes after its end");
     frame.compact = std::make_shared<const CompactFrame>(std::move(compact));
+    return frame;
+  }
+  if (frame.encoding == Encoding::kProjected) {
+    RETURN_IF_ERROR(ParseProjection(in, &frame));
     return frame;
   }
   if (!IsEntropyCoded(frame.encoding)) {

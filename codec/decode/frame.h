@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "codec/decode/compact_frame.h"
 #include "codec/kernels/rans_decode.h"
@@ -24,10 +25,24 @@ enum class Encoding : uint8_t {
   kDelta = 3,  // entropy-coded difference to a prediction made from the base
   // Rebuilt from the base and from other tensors: a block has no bytes of its own, compact_decoder.h makes it.
   kCompact = 4,
+  // Computed from a stored weight and axes: projected_decoder.h.
+  kProjected = 5,
 };
 
 inline constexpr uint32_t kBlockBytes = 256 * 1024;  // of a block in the tensor's dtype, as written by this build
 inline constexpr uint32_t kMaxBlockElems = 1u << 20;
+inline constexpr uint64_t kMaxAxesElems = uint64_t{1} << 26;  // of a projection's axes
+
+// Its blocks have no bytes of their own.
+constexpr bool IsComputed(Encoding encoding) {
+  return encoding == Encoding::kCompact || encoding == Encoding::kProjected;
+}
+
+// W diag(g) R: elems / columns rows; W: rows x depth, g: depth or 1, R: depth x columns.
+struct Projection {
+  uint64_t columns = 0, depth = 0;
+  bool has_norm = false;
+};
 
 struct Frame {
   Encoding encoding = Encoding::kRaw;
@@ -40,6 +55,7 @@ struct Frame {
   RansModel model;                              // kSelf and kDelta
   std::shared_ptr<const DecodeTables> tables;   // made from `model` by ParseFrame or PrepareTables
   std::shared_ptr<const CompactFrame> compact;  // kCompact; coded_dtype = dtype
+  std::optional<Projection> projection;         // kProjected; coded_dtype = dtype
 
   uint32_t BlockCount() const;
   // Elements of block `index` (< BlockCount()).

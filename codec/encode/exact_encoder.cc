@@ -433,6 +433,7 @@ Status BlockEncoder::Encode(uint32_t index, ByteSpan source, ByteSpan prediction
     case Encoding::kRaw:
       break;
     case Encoding::kCompact:
+    case Encoding::kProjected:
       return Internal("Encode: a compact tensor has no coded blocks");
     case Encoding::kZstd: {
       out->resize(source.size() - 1);

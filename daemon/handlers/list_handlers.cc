@@ -23,7 +23,8 @@ Json Levels(const LevelBytes& levels) {
           {"delta", levels.delta},
           {"raw", levels.raw},
           {"content", levels.content},
-          {"compact", levels.compact}};
+          {"compact", levels.compact},
+          {"projected", levels.projected}};
 }
 
 // RFC 3339 in UTC.

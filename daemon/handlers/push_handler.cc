@@ -61,7 +61,8 @@ std::string PushDocument(Catalog& catalog, const Caller& caller, const PushRepor
                    {"delta", report.delta_bytes},
                    {"raw", report.raw_bytes},
                    {"content", report.content_bytes},
-                   {"compact", report.compact_bytes}};
+                   {"compact", report.compact_bytes},
+                   {"projected", report.projected_bytes}};
   return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

@@ -17,7 +17,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Basis = DeriveOptions::Basis;
 
-constexpr uint64_t kHidden = 64, kInner = 96, kVocabulary = 200;
+constexpr uint64_t kHidden = 64, kInner = 96, kVocabulary = 1500;  // sliced it has a sketch
 constexpr uint32_t kLayers = 3;
 constexpr const char* kConfig =
     R"({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-05})";
@@ -128,6 +128,55 @@ TEST_F(SliceTest, ABasisABlockHasShortcuts) {
   ExpectClean();
   Reopen();
   ExpectClean();
+  // Its axes go with it.
+  ASSERT_OK(Remove(catalog(), "variant", false, job_).status());
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  ExpectStored("base", folder_);
+  ExpectClean();
+  ASSERT_OK(Remove(catalog(), "base", false, job_).status());
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  EXPECT_EQ(CountKeys(Family::kTensors), 0u);
+  EXPECT_EQ(CountKeys(Family::kBlocks), 0u);
+}
+
+// What reads the stream is computed, and costs little.
+TEST_F(SliceTest, ReadersOfTheStreamAreProjected) {
+  const Result<PushReport> report = SliceBy(0.25, Basis::kBlock, MomentsOfAll(kHidden, 200));
+  ASSERT_OK(report.status());
+  EXPECT_EQ(TensorOf("variant", "model.embed_tokens.weight").encoding, "projected");
+  EXPECT_EQ(TensorOf("variant", InLayer(1, "mlp.up_proj")).encoding, "projected");
+  EXPECT_EQ(TensorOf("variant", InLayer(1, "mlp.up_proj")).base_tensor, InLayer(1, "mlp.up_proj"));
+  EXPECT_EQ(TensorOf("variant", InLayer(1, "self_attn.o_proj")).encoding, "self");
+  EXPECT_GT(report->projected_bytes, report->logical_bytes / 3);
+  EXPECT_GT(UsageOf("variant").levels.projected, 0u);
+}
+
+// Of a source whose weights are parts of a compact tensor nothing is projected; it is as good a source.
+TEST_F(SliceTest, OfACompactModelItIsStoredWhole) {
+  PushOptions options;
+  options.compact.emplace();
+  options.compact->choice = CompactChoice{.rank = 4};
+  options.name = "small";
+  const std::string tuned = WriteModel("tuned", FinetunedModel(LlamaModel(1), 50));
+  WriteSource("tuned", "config.json", AsBytes(std::string(kConfig)));
+  MustPush(tuned, options);
+  const Result<PushReport> report = SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200), "variant", "small");
+  ASSERT_OK(report.status());
+  EXPECT_EQ(report->fidelity, Fidelity::kCompact);
+  ExpectClean();
+}
+
+// Also of a finetune that is stored as a delta: its variant needs the finetune, which needs its base.
+TEST_F(SliceTest, OfAFinetuneItIsProjectedToo) {
+  const std::string tuned = WriteModel("tuned", FinetunedModel(LlamaModel(1), 50));
+  WriteSource("tuned", "config.json", AsBytes(std::string(kConfig)));
+  EXPECT_GT(MustPush(tuned).delta_bytes, 0u);
+  const Result<PushReport> report = SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200), "variant", "tuned");
+  ASSERT_OK(report.status());
+  EXPECT_GT(report->projected_bytes, 0u);
+  ExpectClean();
+  EXPECT_EQ(Remove(catalog(), "tuned", false, job_).status().code(), StatusCode::kHasDependents);
+  EXPECT_EQ(Remove(catalog(), "base", false, job_).status().code(), StatusCode::kHasDependents);
 }
 
 TEST_F(SliceTest, OneBasisIsAStockModel) {

@@ -776,6 +776,24 @@ std::map<std::string, Bytes> ExamplesInDocument() {
   return examples;
 }
 
+TEST(Records, DerivedModelsNameWhatTheyAreMadeOf) {
+  ModelRecord derived = SampleModel();
+  derived.derived = true;
+  derived.base = 7;
+  derived.method = "layers 3 of 4 dropped";
+  const Result<ModelRecord> read = ParseModelRecord(Serialize(derived));
+  ASSERT_TRUE(read.ok()) << read.status().ToString();
+  EXPECT_TRUE(read->derived);
+  EXPECT_EQ(read->method, derived.method);
+  EXPECT_EQ(Serialize(*read), Serialize(derived));
+  ModelRecord bad = derived;
+  bad.base = 0;
+  EXPECT_EQ(ParseModelRecord(Serialize(bad)).status().code(), StatusCode::kCorruption);
+  bad = derived;
+  bad.method.clear();
+  EXPECT_EQ(ParseModelRecord(Serialize(bad)).status().code(), StatusCode::kCorruption);
+}
+
 TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   const std::map<std::string, Bytes> examples = ExamplesInDocument();
   const auto example = [&](const std::string& name) {

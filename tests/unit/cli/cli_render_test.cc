@@ -29,7 +29,7 @@ TEST(RenderPush, IsOneLine) {
   const std::string line = RenderPush(
       R"({"name":"smollm2-135m-kdoc","base":"smollm2-135m","fidelity":"exact","files":2,"logical_bytes":269060552,
           "stored_bytes":28900000,"seconds":1.24,"verified":true,"levels":{"identical_file":0,"identical_tensor":0,
-          "self":0,"delta":269060552,"raw":0,"content":0,"compact":0}})",
+          "self":0,"delta":269060552,"raw":0,"content":0,"compact":0,"projected":0}})",
       kPlain);
   EXPECT_EQ(line,
             "stored smollm2-135m-kdoc: 269.1 MB -> 28.9 MB (10.7 %), delta against smollm2-135m, verified, 1.2 s\n");
@@ -37,7 +37,7 @@ TEST(RenderPush, IsOneLine) {
 
 TEST(RenderPush, SaysWhatWasThereAndStandsNothing) {
   const std::string levels =
-      R"("levels":{"identical_file":3000,"identical_tensor":1000,"self":0,"delta":0,"raw":0,"content":0,"compact":0})";
+      R"("levels":{"identical_file":3000,"identical_tensor":1000,"self":0,"delta":0,"raw":0,"content":0,"compact":0,"projected":0})";
   EXPECT_EQ(RenderPush(R"({"name":"e","base":null,"logical_bytes":0,"stored_bytes":90,"seconds":0,"verified":true,)" +
                            levels + "}",
                        kPlain),
@@ -145,10 +145,10 @@ TEST(Rendering, EscapesHostileNames) {
 
 constexpr std::string_view kReport =
     R"({"logical_bytes":4000,"stored_bytes":1000,"disk_bytes":1200,"saved_fraction":0.75,"prunable_bytes":100,
-        "levels":{"identical_file":0,"identical_tensor":0,"self":2000,"delta":2000,"raw":0,"content":0,"compact":0},
+        "levels":{"identical_file":0,"identical_tensor":0,"self":2000,"delta":2000,"raw":0,"content":0,"compact":0,"projected":0},
         "models":[{"name":"a<b>","kind":"base","fidelity":"exact","base":null,"files":1,"logical_bytes":4000,
         "stored_bytes":1000,"shared_bytes":0,"created":"","levels":{"identical_file":0,"identical_tensor":0,
-        "self":2000,"delta":2000,"raw":0,"content":0,"compact":0}}]})";
+        "self":2000,"delta":2000,"raw":0,"content":0,"compact":0,"projected":0}}]})";
 
 TEST(RenderReport, SumsUp) {
   EXPECT_EQ(RenderReport(kReport, kPlain),

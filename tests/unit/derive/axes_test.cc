@@ -1,5 +1,5 @@
-// Changes of basis in fixed point: what products with them are, on every CPU target.
-#include "catalog/derive/rotation.h"
+// Changes of basis in F16: what products with them are, on every CPU target.
+#include "catalog/derive/axes.h"
 
 #include <gtest/gtest.h>
 
@@ -48,23 +48,21 @@ double At(DType dtype, const Bytes& bytes, size_t i) {
   return static_cast<double>(value);
 }
 
-double At(const Rotation& r, uint64_t i, uint64_t j) { return std::ldexp(r.values[i * r.columns + j], r.exponent); }
+double At(const Axes& axes, uint64_t i, uint64_t j) { return At(DType::kF16, axes.patterns, i * axes.columns + j); }
 
-TEST(RotationTest, IsTheNearestOfFifteenBits) {
-  const std::vector<double> values = {0.75, -1.25, 1e-6, 0};
-  const Rotation r = *Rotation::Of(values, 2, 2);
+TEST(AxesTest, AreTheNearestOfF16) {
+  const std::vector<double> values = {0.75, -1.2503, 1e-6, 0};
+  const auto axes = *MakeAxes(values, 2, 2);
   for (size_t i = 0; i < values.size(); ++i)
-    EXPECT_LE(std::abs(At(r, i / 2, i % 2) - values[i]), std::ldexp(1.0, r.exponent - 1) * 1.0001);
-  EXPECT_EQ(r.exponent, 1 - 15);
-  EXPECT_EQ(Rotation::Of(std::vector<double>{NAN}, 1, 1).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(Rotation::Of(std::vector<double>{1e40}, 1, 1).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(At(*Rotation::Of(std::vector<double>{0}, 1, 1), 0, 0), 0);
+    EXPECT_NEAR(At(*axes, i / 2, i % 2), values[i], 0x1p-11 * std::abs(values[i]) + 0x1p-25);
+  for (const double bad : {double{NAN}, 1e6, -std::numeric_limits<double>::infinity()})
+    EXPECT_EQ(MakeAxes(std::vector<double>{bad}, 1, 1).status().code(), StatusCode::kInvalidArgument) << bad;
 }
 
-TEST(RotationTest, ProductsAreThoseOfTheMatrices) {
+TEST(AxesTest, ProductsAreThoseOfTheMatrices) {
   constexpr uint64_t kRows = 300, kHidden = 70, kKept = 37, kInner = 530;
-  const Rotation right = *Rotation::Of(Normal(kHidden * kKept, 1), kHidden, kKept),
-                 left = *Rotation::Of(Normal(kHidden * kKept, 2), kHidden, kKept);
+  const Axes right = **MakeAxes(Normal(kHidden * kKept, 1), kHidden, kKept),
+             left = **MakeAxes(Normal(kHidden * kKept, 2), kHidden, kKept);
   std::vector<float> norm;
   for (const double x : Normal(kHidden, 3)) norm.push_back(static_cast<float>(1 + x));
   for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
@@ -110,12 +108,12 @@ TEST(RotationTest, ProductsAreThoseOfTheMatrices) {
   }
 }
 
-TEST(RotationTest, TheIdentityChangesNothing) {
+TEST(AxesTest, TheIdentityChangesNothing) {
   const Bytes weight = Weights(DType::kBF16, Normal(40 * 24, 7));
   Bytes out(weight.size());
-  ASSERT_TRUE(ProjectInputs(DType::kBF16, weight, {}, Rotation::Identity(24), kBackwards, out).ok());
+  ASSERT_TRUE(ProjectInputs(DType::kBF16, weight, {}, *IdentityAxes(24), kBackwards, out).ok());
   EXPECT_TRUE(out == weight);
-  ASSERT_TRUE(ProjectOutputs(DType::kBF16, weight, 24, Rotation::Identity(40), kBackwards, out).ok());
+  ASSERT_TRUE(ProjectOutputs(DType::kBF16, weight, 24, *IdentityAxes(40), kBackwards, out).ok());
   EXPECT_TRUE(out == weight);
 }
 

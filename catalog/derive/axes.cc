@@ -1,0 +1,133 @@
+#include "catalog/derive/axes.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "codec/decode/projected_decoder.h"
+#include "codec/kernels/convert.h"
+#include "codec/kernels/ordered_product.h"
+
+namespace modelstore {
+namespace {
+
+constexpr uint64_t kPanelRows = 256;
+constexpr uint64_t kPanelColumns = 512;
+constexpr double kLargestF16 = 65504;
+
+// A matrix of `dtype` with its rows as columns, as `dtype`.
+Bytes Transposed(ByteSpan matrix, uint64_t width, uint64_t rows, uint64_t columns) {
+  Bytes out(matrix.size());
+  for (uint64_t i = 0; i < rows; ++i) {
+    for (uint64_t j = 0; j < columns; ++j)
+      std::memcpy(out.data() + (j * rows + i) * width, matrix.data() + (i * columns + j) * width, width);
+  }
+  return out;
+}
+
+// Columns [begin, begin + count) of a matrix.
+Bytes ColumnsOf(ByteSpan matrix, uint64_t width, uint64_t columns, uint64_t begin, uint64_t count) {
+  Bytes out;
+  out.reserve(matrix.size() / columns * count);
+  for (uint64_t at = begin * width; at < matrix.size(); at += columns * width) {
+    const ByteSpan row = matrix.subspan(at, count * width);
+    out.insert(out.end(), row.begin(), row.end());
+  }
+  return out;
+}
+
+Bytes Widened(DType dtype, ByteSpan values) {
+  if (dtype == DType::kF32) return Bytes(values.begin(), values.end());
+  Bytes out(values.size() / DTypeBytes(dtype) * sizeof(float));
+  ConvertFloats(dtype, DType::kF32, values.data(), out.data(), out.size() / sizeof(float));
+  return out;
+}
+
+// depth x columns of floats as bytes, rows padded as products take them.
+std::vector<float> Padded(ByteSpan floats, uint64_t columns, uint64_t padded) {
+  const uint64_t depth = floats.size() / sizeof(float) / columns;
+  std::vector<float> out(depth * padded);
+  for (uint64_t d = 0; d < depth; ++d)
+    std::memcpy(out.data() + d * padded, floats.data() + d * columns * sizeof(float), columns * sizeof(float));
+  return out;
+}
+
+// L^T times what has `columns` columns of `dtype`, to `out`.
+Status MultiplyLeft(DType out_dtype, const Axes& left, DType dtype, ByteSpan right, uint64_t columns,
+                    const ForAll& for_all, MutableByteSpan out) {
+  const uint64_t width = DTypeBytes(dtype), out_width = DTypeBytes(out_dtype), rows = left.columns;
+  const Bytes a = Widened(kAxesDType, Transposed(left.patterns, DTypeBytes(kAxesDType), left.rows, left.columns));
+  return for_all((columns + kPanelColumns - 1) / kPanelColumns, [&](size_t panel) {
+    const uint64_t first = panel * kPanelColumns, count = std::min(kPanelColumns, columns - first);
+    const uint64_t padded = (count + kProductColumns - 1) / kProductColumns * kProductColumns;
+    const std::vector<float> b = Padded(Widened(dtype, ColumnsOf(right, width, columns, first, count)), count, padded);
+    Bytes product(rows * count * sizeof(float));
+    ProjectRows(DType::kF32, a, {}, b, count, product);
+    for (uint64_t i = 0; i < rows; ++i) {
+      const std::byte* in = product.data() + i * count * sizeof(float);
+      std::byte* to = out.data() + (i * columns + first) * out_width;
+      if (out_dtype == DType::kF32)
+        std::copy_n(in, count * out_width, to);
+      else
+        ConvertFloats(DType::kF32, out_dtype, in, to, count);
+    }
+    return OkStatus();
+  });
+}
+
+Status CheckSizes(DType dtype, uint64_t in_bytes, uint64_t in_elems, uint64_t out_bytes, uint64_t out_elems) {
+  if (dtype != DType::kBF16 && dtype != DType::kF16 && dtype != DType::kF32)
+    return Unsupported("weights of dtype " + std::string(DTypeName(dtype)) + " cannot be sliced");
+  if (in_bytes != in_elems * DTypeBytes(dtype) || out_bytes != out_elems * DTypeBytes(dtype))
+    return Internal("a product of matrices that do not fit");
+  return OkStatus();
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const Axes>> MakeAxes(std::span<const double> matrix, uint64_t rows, uint64_t columns) {
+  auto axes = std::make_shared<Axes>(Axes{rows, columns, Bytes(matrix.size() * sizeof(uint16_t))});
+  for (size_t i = 0; i < matrix.size(); ++i) {
+    if (!(std::abs(matrix[i]) < kLargestF16))
+      return InvalidArgument("a change of basis that is not finite, or too large");
+    const auto pattern = static_cast<uint16_t>(NarrowFromF64(kAxesDType, std::bit_cast<uint64_t>(matrix[i])));
+    std::memcpy(axes->patterns.data() + i * sizeof(pattern), &pattern, sizeof(pattern));
+  }
+  return std::shared_ptr<const Axes>(std::move(axes));
+}
+
+std::shared_ptr<const Axes> IdentityAxes(uint64_t n) {
+  std::vector<double> ones(n * n, 0);
+  for (uint64_t i = 0; i < n; ++i) ones[i * n + i] = 1;
+  return *MakeAxes(ones, n, n);
+}
+
+Status ProjectInputs(DType dtype, ByteSpan weight, std::span<const float> norm, const Axes& right,
+                     const ForAll& for_all, MutableByteSpan out) {
+  const uint64_t depth = right.rows, columns = right.columns, width = DTypeBytes(dtype);
+  const uint64_t rows = weight.size() / (depth * width);
+  RETURN_IF_ERROR(CheckSizes(dtype, weight.size(), rows * depth, out.size(), rows * columns));
+  const std::vector<float> b = PaddedAxes(right.patterns, depth, columns);
+  return for_all((rows + kPanelRows - 1) / kPanelRows, [&](size_t panel) {
+    const uint64_t first = panel * kPanelRows, count = std::min(kPanelRows, rows - first);
+    ProjectRows(dtype, weight.subspan(first * depth * width, count * depth * width), norm, b, columns,
+                out.subspan(first * columns * width, count * columns * width));
+    return OkStatus();
+  });
+}
+
+Status ProjectOutputs(DType dtype, ByteSpan weight, uint64_t columns, const Axes& left, const ForAll& for_all,
+                      MutableByteSpan out) {
+  RETURN_IF_ERROR(CheckSizes(dtype, weight.size(), left.rows * columns, out.size(), left.columns * columns));
+  return MultiplyLeft(dtype, left, dtype, weight, columns, for_all, out);
+}
+
+Status Shortcut(DType dtype, const Axes& left, const Axes& right, const ForAll& for_all, MutableByteSpan out) {
+  if (right.rows != left.rows) return Internal("a product of matrices that do not fit");
+  RETURN_IF_ERROR(CheckSizes(dtype, 0, 0, out.size(), left.columns * right.columns));
+  return MultiplyLeft(dtype, left, kAxesDType, right.patterns, right.columns, for_all, out);
+}
+
+}  // namespace modelstore
