@@ -54,19 +54,29 @@ std::vector<float> Padded(ByteSpan floats, uint64_t columns, uint64_t padded) {
   return out;
 }
 
+// NaN of two kinds would be either, by the CPU; and such a model is none.
+Status CheckFinite(DType dtype, ByteSpan values) {
+  const Bytes widened = Widened(dtype, values);
+  std::vector<float> floats(widened.size() / sizeof(float));
+  std::memcpy(floats.data(), widened.data(), widened.size());
+  if (std::ranges::all_of(floats, [](float x) { return std::isfinite(x); })) return OkStatus();
+  return Unsupported("its weights are not finite, or not once they are sliced");
+}
+
 // L^T times what has `columns` columns of `dtype`, to `out`.
 Status MultiplyLeft(DType out_dtype, const Axes& left, DType dtype, ByteSpan right, uint64_t columns,
                     const ForAll& for_all, MutableByteSpan out) {
   const uint64_t width = DTypeBytes(dtype), out_width = DTypeBytes(out_dtype), rows = left.columns;
   const Bytes a = Widened(kAxesDType, Transposed(left.patterns, DTypeBytes(kAxesDType), left.rows, left.columns));
-  return for_all((columns + kPanelColumns - 1) / kPanelColumns, [&](size_t panel) {
+  const Status made = for_all((columns + kPanelColumns - 1) / kPanelColumns, [&](size_t panel) {
     const uint64_t first = panel * kPanelColumns, count = std::min(kPanelColumns, columns - first);
     const uint64_t padded = (count + kProductColumns - 1) / kProductColumns * kProductColumns;
     const std::vector<float> b = Padded(Widened(dtype, ColumnsOf(right, width, columns, first, count)), count, padded);
-    Bytes product(rows * count * sizeof(float));
-    ProjectRows(DType::kF32, a, {}, b, count, product);
+    std::vector<float> product(rows * padded);
+    CurrentOrderedProduct()(reinterpret_cast<const float*>(a.data()), left.rows, rows, left.rows, b.data(), padded,
+                            product.data());
     for (uint64_t i = 0; i < rows; ++i) {
-      const std::byte* in = product.data() + i * count * sizeof(float);
+      const auto* in = reinterpret_cast<const std::byte*>(product.data() + i * padded);
       std::byte* to = out.data() + (i * columns + first) * out_width;
       if (out_dtype == DType::kF32)
         std::copy_n(in, count * out_width, to);
@@ -75,6 +85,8 @@ Status MultiplyLeft(DType out_dtype, const Axes& left, DType dtype, ByteSpan rig
     }
     return OkStatus();
   });
+  RETURN_IF_ERROR(made);
+  return CheckFinite(out_dtype, out);
 }
 
 Status CheckSizes(DType dtype, uint64_t in_bytes, uint64_t in_elems, uint64_t out_bytes, uint64_t out_elems) {
@@ -109,13 +121,15 @@ Status ProjectInputs(DType dtype, ByteSpan weight, std::span<const float> norm, 
   const uint64_t depth = right.rows, columns = right.columns, width = DTypeBytes(dtype);
   const uint64_t rows = weight.size() / (depth * width);
   RETURN_IF_ERROR(CheckSizes(dtype, weight.size(), rows * depth, out.size(), rows * columns));
-  const std::vector<float> b = PaddedAxes(right.patterns, depth, columns);
-  return for_all((rows + kPanelRows - 1) / kPanelRows, [&](size_t panel) {
+  const Status made = for_all((rows + kPanelRows - 1) / kPanelRows, [&](size_t panel) {
     const uint64_t first = panel * kPanelRows, count = std::min(kPanelRows, rows - first);
-    ProjectRows(dtype, weight.subspan(first * depth * width, count * depth * width), norm, b, columns,
-                out.subspan(first * columns * width, count * columns * width));
+    RowProjector projector(dtype, weight.subspan(first * depth * width, count * depth * width), norm, depth, columns);
+    projector.Add(right.patterns);
+    projector.Finish(0, out.subspan(first * columns * width, count * columns * width));
     return OkStatus();
   });
+  RETURN_IF_ERROR(made);
+  return CheckFinite(dtype, out);
 }
 
 Status ProjectOutputs(DType dtype, ByteSpan weight, uint64_t columns, const Axes& left, const ForAll& for_all,

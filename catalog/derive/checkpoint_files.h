@@ -16,6 +16,10 @@
 
 namespace modelstore {
 
+// JSON of a stored model is parsed into a tree and written again, both recursively: it may not be nested deeply.
+// Errors: Corruption.
+Status CheckNesting(ByteSpan json, std::string_view what);
+
 // A tensor of a safetensors file, as its header says.
 struct HeaderTensor {
   std::string name, dtype;  // "BF16"; also types that this build does not know
@@ -45,7 +49,8 @@ struct IndexEntry {
 Result<Bytes> RewriteIndex(ByteSpan index, const std::map<std::string, IndexEntry>& tensors);
 
 // A configuration whose model has `layers` of which `kept` are left: its count, lists with an entry a layer, and lists
-// of layers. Errors: Corruption (no JSON object), Unsupported (no count of that many layers: says which keys).
+// of layers. Errors: Corruption (no JSON object), Unsupported (no count of that many layers: says which keys; kinds of
+// layers that follow from their numbers, and would become others).
 Result<Bytes> ConfigWithLayers(ByteSpan config, uint32_t layers, std::span<const uint32_t> kept);
 
 }  // namespace modelstore

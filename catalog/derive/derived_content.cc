@@ -73,6 +73,7 @@ std::optional<SourceContent::Place> PlaceIn(const StoredFile& stored, uint64_t b
 std::optional<SourceContent::Place> DerivedContent::PlaceOf(uint64_t offset, uint64_t bytes) const {
   const auto piece = PieceAt(offset);
   if (piece == pieces_.end() || piece->file == nullptr) return std::nullopt;
+  if (bytes > piece->bytes - (offset - piece->begin)) return std::nullopt;
   return PlaceIn(*piece->file, piece->from + (offset - piece->begin), bytes);
 }
 

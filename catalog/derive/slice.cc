@@ -7,6 +7,7 @@
 #include "catalog/derive/axes.h"
 #include "catalog/derive/slice_layout.h"
 #include "catalog/derive/spool.h"
+#include "catalog/read/tensor_table.h"
 #include "catalog/write/parallel.h"
 #include "codec/encode/principal_axes.h"
 #include "codec/kernels/convert.h"
@@ -21,8 +22,9 @@ constexpr double kWindowShare = 1.0 / 6;
 constexpr double kLeastNormShare = 1e-6;
 
 // Axes cost 1.7 bytes an element, a matrix that they save 1.3.
+constexpr uint64_t kMaxHidden = 1 << 16;
+constexpr uint64_t kPanelElems = 1536;  // of a thread that multiplies, in floats for each of the hidden size
 constexpr double kAxesShare = 0.75;
-constexpr uint8_t kMaxProjectedDepth = 8;
 
 // A tensor of the variant that is not one of the source.
 struct Made {
@@ -56,8 +58,12 @@ class Slicer {
       for (const HeaderTensor& tensor : part.header.tensors) tensors_[tensor.name] = {&part, &tensor};
     }
     RETURN_IF_ERROR(CheckTensors());
+    if (!one_basis() && source_.Find(kModelingFile) != nullptr)
+      return Unsupported("the model has a file " + std::string(kModelingFile) + " of its own");
+    RETURN_IF_ERROR(TakeMemory());
     ASSIGN_OR_RETURN(spool_, Spool::Create(catalog_.dir()));
     RETURN_IF_ERROR(MakeTensors());
+    memory_ = {};  // the push has its own
     ASSIGN_OR_RETURN(std::vector<SourceFile> files, MakeFiles());
     char share[32];
     std::snprintf(share, sizeof share, "%.3g",
@@ -171,6 +177,26 @@ class Slicer {
     for (size_t e = 0; e < more.size(); ++e) (*sum)[e] += times * more[e];
   }
 
+  // What slicing holds at once: matrices of hidden x hidden, and a tensor as it was and as it will be; for each norm
+  // whose axes are found at the same time four more. Errors: ResourceExhausted.
+  Status TakeMemory() {
+    uint64_t largest = 0;
+    for (const auto& [name, tensor] : tensors_) largest = std::max(largest, tensor.header->bytes);
+    if (hidden() > kMaxHidden) return Unsupported("a hidden size of " + std::to_string(hidden()) + " is too large");
+    const uint64_t matrix = hidden() * hidden() * sizeof(double);
+    const uint64_t fixed = 8 * matrix + 3 * largest +
+                           (catalog_.pool().threads() + 1) * kPanelElems * hidden() * sizeof(float),
+                   each = 4 * matrix;
+    const uint64_t budget = catalog_.push_memory().budget_bytes();
+    if (fixed + each > budget)
+      return ResourceExhausted("slicing '" + source_.model().name + "' takes " +
+                               std::to_string((fixed + each) / 1'000'000) + " MB of memory, pushes have " +
+                               std::to_string(budget / 1'000'000) + "; give a larger --memory-budget");
+    ASSIGN_OR_RETURN(memory_, catalog_.push_memory().Take(job_, fixed + each));
+    batch_ = std::clamp<uint64_t>((memory_.bytes() - fixed) / each, 1, catalog_.pool().threads() + 1);
+    return OkStatus();
+  }
+
   // The sum of the moments of steps [begin, end), from that of another range.
   Status MoveWindow(size_t begin, size_t end) {
     for (; window_begin_ < begin; ++window_begin_) {
@@ -189,7 +215,7 @@ class Slicer {
     const size_t steps = layout_.steps.size();
     const auto reach = static_cast<size_t>(static_cast<double>(steps) * kWindowShare);
     std::vector<Matrix> sums;
-    const size_t batch = std::min<size_t>(catalog_.pool().threads() + 1, steps - first);
+    const size_t batch = std::min<size_t>(batch_, steps - first);
     for (size_t i = 0; i < batch; ++i) {
       const size_t at = first + i;
       RETURN_IF_ERROR(MoveWindow(at - std::min(at, reach), std::min(steps, at + reach + 1)));
@@ -238,7 +264,7 @@ class Slicer {
         dropped_.insert(step.norm);
         ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
         RETURN_IF_ERROR(MakeShortcut(step, whole ? *IdentityAxes(hidden()) : *next, *right));
-        axes_[i].clear();
+        axes_[i] = Matrix();
       }
       axes = std::move(next);
     }
@@ -278,20 +304,38 @@ class Slicer {
     const HeaderTensor& header = *tensors_.at(from).header;
     const DType dtype = DTypeNamed(header.dtype);
     Bytes out(header.shape[0] * size_ * DTypeBytes(dtype));
-    RETURN_IF_ERROR(ProjectInputs(dtype, weight, norms, *right, for_all(), out));
+    RETURN_IF_ERROR(ProjectInputs(dtype, weight, norms, *right, for_all(), out).WithContext("'" + from + "'"));
     Made made{header.dtype, {header.shape[0], size_}};
     if (pays) {
-      ASSIGN_OR_RETURN(made.projection, ProjectionOf(from, norm, right));
+      ASSIGN_OR_RETURN(made.projection, ProjectionOf(from, norm, *right));
+    }
+    if (made.projection) {
+      ASSIGN_OR_RETURN(made.projection->axes, Spooled(right));
     }
     return Keep(to, std::move(made), out, header.bytes);
   }
 
+  // Axes in the spool, where they wait for the push: all norms' together are large.
+  Result<std::shared_ptr<const SourceContent::Axes>> Spooled(const std::shared_ptr<const Axes>& axes) {
+    if (spooled_of_ != axes) {
+      ASSIGN_OR_RETURN(const uint64_t offset, spool_->Append(axes->patterns));
+      const auto load = [spool = spool_, offset, bytes = axes->patterns.size()]() -> Result<Bytes> {
+        Bytes patterns(bytes);
+        RETURN_IF_ERROR(spool->Read(offset, patterns));
+        return patterns;
+      };
+      spooled_ = std::make_shared<const SourceContent::Axes>(SourceContent::Axes{axes->rows, axes->columns, load});
+      spooled_of_ = axes;
+    }
+    return spooled_;
+  }
+
   // How a store computes it from its own tensors; nothing where it cannot.
   Result<std::optional<SourceContent::Projection>> ProjectionOf(const std::string& from, const std::string& norm,
-                                                                const std::shared_ptr<const Axes>& right) const {
+                                                                const Axes& right) const {
     std::optional<SourceContent::Projection> none;
-    if (right->rows * right->columns > kMaxAxesElems) return none;
-    SourceContent::Projection projection{.axes = right};
+    if (right.rows * right.columns > kMaxAxesElems) return none;
+    SourceContent::Projection projection;
     for (const std::string& name : {from, norm}) {
       if (name.empty()) continue;
       const Tensor& tensor = tensors_.at(name);
@@ -300,7 +344,8 @@ class Slicer {
           PlaceIn(*tensor.part->stored, tensor.header->begin, tensor.header->bytes);
       if (!place || place->is_part) return none;
       ASSIGN_OR_RETURN(const TensorRef stored, catalog_.reader().OpenTensorById(place->tensor));
-      if (stored->record.depth >= kMaxProjectedDepth) return none;
+      // Room for the projected one, a delta against it and one more.
+      if (stored->record.depth + 3 > kMaxDepth) return none;
       if (name == norm)
         projection.norm = place->tensor;
       else
@@ -318,7 +363,7 @@ class Slicer {
       const uint64_t columns = shape.size() == 1 ? 1 : shape[1];
       shape[0] = size_;
       Bytes out(size_ * columns * DTypeBytes(dtype));
-      RETURN_IF_ERROR(ProjectOutputs(dtype, weight, columns, left, for_all(), out));
+      RETURN_IF_ERROR(ProjectOutputs(dtype, weight, columns, left, for_all(), out).WithContext("'" + name + "'"));
       RETURN_IF_ERROR(Keep(name, {header.dtype, std::move(shape)}, out, header.bytes));
     }
     return OkStatus();
@@ -374,8 +419,6 @@ class Slicer {
       } else if (name == kConfigFile) {
         ASSIGN_OR_RETURN(Bytes config, ConfigSliced(config_, layout_, size_, one_basis()));
         content->Append(std::move(config));
-      } else if (name == kModelingFile) {
-        return Unsupported("the model has a file " + std::string(kModelingFile) + " of its own");
       } else {
         content->Append(part.stored, 0, part.file->bytes);
       }
@@ -443,12 +486,16 @@ class Slicer {
   Bytes config_;
   SliceLayout layout_;
   uint64_t size_ = 0;
+  MemoryShares::Share memory_;
+  size_t batch_ = 1;
   std::map<std::string, Tensor> tensors_;  // of the source
   std::shared_ptr<Spool> spool_;
   Matrix window_;  // the sum of the moments of steps [window_begin_, window_end_)
   size_t window_begin_ = 0, window_end_ = 0;
   std::vector<Matrix> axes_;  // hidden x size_, of each step as far as they are known; those behind are given up
   std::map<std::string, Made> made_;
+  std::shared_ptr<const Axes> spooled_of_;
+  std::shared_ptr<const SourceContent::Axes> spooled_;
   std::set<std::string> dropped_;             // of the source
   std::map<std::string, std::string> added_;  // new tensors, by the one that they follow
 };

@@ -4,6 +4,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "catalog/derive/checkpoint_files.h"
 #include "catalog/derive/layer_names.h"
 
 namespace modelstore {
@@ -39,6 +40,7 @@ constexpr std::string_view kInside[] = {
     "self_attn.k_norm.weight", "self_attn.rotary_emb.inv_freq", "mlp.gate_proj.bias",    "mlp.up_proj.bias"};
 
 Result<Json> Parse(ByteSpan config) {
+  RETURN_IF_ERROR(CheckNesting(config, "config.json"));
   Json json = Json::parse(AsChars(config), nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return Corruption("config.json is no JSON object");
   return json;

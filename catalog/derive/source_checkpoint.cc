@@ -11,7 +11,7 @@ namespace modelstore {
 namespace {
 
 constexpr std::string_view kSafetensors = ".safetensors";
-constexpr uint64_t kMaxJsonBytes = 64 << 20;
+constexpr uint64_t kMaxJsonBytes = 16 << 20;
 constexpr std::array<std::string_view, 9> kOtherWeights = {".bin",  ".pt", ".pth",     ".gguf",  ".onnx",
                                                            ".ckpt", ".h5", ".msgpack", ".tflite"};
 

@@ -229,7 +229,6 @@ struct ReadEngine::Impl {
     const Frame& frame = tensor.frame;
     const TensorRecord& record = tensor.record;
     const Projection& p = *frame.projection;
-    const size_t width = DTypeBytes(frame.dtype);
     BlockPtr block = Block::Create(cache.ledger(), BlockBytes(frame, index));
     if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
     const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, uint64_t elems,
@@ -242,14 +241,15 @@ struct ReadEngine::Impl {
     std::vector<float> norm(p.has_norm ? p.depth : 0);
     RETURN_IF_ERROR(read(record.scales, frame.dtype, 0, norm.size(), &bytes));
     ConvertElements(frame.dtype, DType::kF32, bytes, std::as_writable_bytes(std::span(norm)));
-    RETURN_IF_ERROR(read(record.residual, kAxesDType, 0, p.depth * p.columns, &bytes));
-    const std::vector<float> axes = PaddedAxes(bytes, p.depth, p.columns);
     const ProjectedRows rows = RowsOfBlock(frame, index);
     RETURN_IF_ERROR(read(record.factors, frame.dtype, rows.first * p.depth, rows.count * p.depth, &bytes));
-    Bytes projected(rows.count * p.columns * width);
-    ProjectRows(frame.dtype, bytes, norm, axes, p.columns, projected);
-    const MutableByteSpan out = block->mutable_bytes();
-    std::copy_n(projected.begin() + static_cast<ptrdiff_t>(rows.skip_elems * width), out.size(), out.begin());
+    RowProjector projector(frame.dtype, bytes, norm, p.depth, p.columns);
+    for (uint64_t d = 0; d < p.depth; d += kAxesPanelRows) {
+      const uint64_t count = std::min(kAxesPanelRows, p.depth - d);
+      RETURN_IF_ERROR(read(record.residual, kAxesDType, d * p.columns, count * p.columns, &bytes));
+      projector.Add(bytes);
+    }
+    projector.Finish(rows.skip_elems, block->mutable_bytes());
     return block;
   }
 

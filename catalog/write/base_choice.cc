@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "catalog/read/tensor_table.h"
 #include "catalog/write/parallel.h"
 #include "codec/decode/block_decoder.h"
 
@@ -211,8 +212,9 @@ Status BaseChooser::AddCandidate(const SourceExtent& extent, const TensorId& id,
     if (first.elems == 0 || first.kind != ViewSegment::Kind::kIdentity || first.base_offset_elems != 0)
       return OkStatus();
     ASSIGN_OR_RETURN(base, catalog_.reader().OpenTensorById(first.base));
-    if (base->record.depth > 0) return OkStatus();
+    if (base->record.depth > 0 && !base->record.is_projected()) return OkStatus();
   }
+  if (base->record.depth >= kMaxDepth) return OkStatus();
   const TensorRecord& record = base->record;
   const uint64_t elems = extent.elems();
   if (!DTypeIsFloat(extent.dtype) || !DTypeIsFloat(record.dtype) || !CanPredict(record.dtype, extent.dtype))

@@ -33,10 +33,10 @@ class SourceContent {
     bool is_part = false;
     uint64_t offset_bytes = 0;
   };
-  // F16 patterns, rows x columns.
+  // F16 patterns, rows x columns, which `load` gives.
   struct Axes {
     uint64_t rows = 0, columns = 0;
-    Bytes patterns;
+    std::function<Result<Bytes>()> load;
   };
   // How these bytes, a whole tensor, are computed from a stored one (codec/decode/projected_decoder.h): the push then
   // stores that, and checks that it gives them. `norm` has the weight's dtype. Both tensors stay while this object

@@ -303,6 +303,7 @@ Status PushJob::MakeCompact(bool nothing) {
     TensorRecord record;
     record.dtype = dtype;
     record.push = push_;
+    record.depth = 1;
     uint64_t elems = 0;
     ByteWriter seed;
     for (const size_t i : group.members) {
@@ -331,7 +332,6 @@ Status PushJob::MakeCompact(bool nothing) {
     frame.compact = std::make_shared<const CompactFrame>(std::move(parts.frame));
     record.shape = {elems};
     record.bytes = elems * DTypeBytes(dtype);
-    record.depth = 1;
     record.frame = SerializeFrame(frame);
     record.factors = std::move(parts.factors);
     record.residual = std::move(parts.residual);

@@ -412,12 +412,13 @@ Status PushJob::StoreAxes() {
       if (!extent.projection || axes_.contains(extent.projection->axes.get())) continue;
       const SourceContent::Axes& axes = *extent.projection->axes;
       SourceExtent content;
-      content.bytes = axes.patterns.size();
+      ASSIGN_OR_RETURN(const Bytes patterns, axes.load());
+      content.bytes = patterns.size();
       content.dtype = DType::kF16;
       content.shape = {axes.rows, axes.columns};
       content.name = "axes of a projection";
-      ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(TensorData::Over(content, axes.patterns), {}));
-      ASSIGN_OR_RETURN(const TensorId id, StoreDerived(axes.patterns, content, choice));
+      ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(TensorData::Over(content, patterns), {}));
+      ASSIGN_OR_RETURN(const TensorId id, StoreDerived(patterns, content, choice));
       axes_.emplace(&axes, id);
     }
   }

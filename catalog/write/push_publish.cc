@@ -268,6 +268,10 @@ Status PushJob::YieldDerived() {
     tensor.needed = false;
     ForEachPart(tensor.record, [&](const TensorId& part) { spared.insert(part); });
   }
+  for (const NewTensor& tensor : new_tensors_) {
+    if (tensor.record.is_projected() && !tensor.needed)
+      ForEachPart(tensor.record, [&](const TensorId& part) { spared.insert(part); });
+  }
   // Parts that only a tensor has that yielded.
   for (const NewTensor& tensor : new_tensors_) {
     if (tensor.needed) ForEachPart(tensor.record, [&](const TensorId& part) { spared.erase(part); });
@@ -449,6 +453,12 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   if (replaced) {
     // The model stays the same one to those that name it as their base.
     model.id = replaced->id;
+    if (options_.derivation) {
+      ASSIGN_OR_RETURN(const bool leads_back, LeadsBack(options_.derivation->source.id, model.id));
+      if (leads_back)
+        return InvalidArgument("'" + options_.derivation->source.name + "' is made of '" + model.name +
+                               "', or stored against it: each would keep the other for ever; give another name");
+    }
     if (base != nullptr) {
       ASSIGN_OR_RETURN(const bool leads_back, LeadsBack(base->id, model.id));
       if (leads_back) base = nullptr;

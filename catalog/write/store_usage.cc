@@ -124,6 +124,7 @@ Result<UsageRecord> MakeUsage(const FileRecord& file, size_t record_bytes, Tenso
     if (facts == nullptr) continue;
     usage.bases.push_back({ShortTensorId(base), facts->cost_bytes});
     pending.insert(pending.end(), facts->bases.begin(), facts->bases.end());
+    pending.insert(pending.end(), facts->parts.begin(), facts->parts.end());
   }
   SortBases(&usage);
   return usage;

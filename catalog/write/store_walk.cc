@@ -116,12 +116,14 @@ UsageRecord StoreWalk::UsageOf(const File& file) const {
   std::unordered_set<uint32_t> needed(held.begin(), held.end());
   std::vector<uint32_t> pending = held;
   while (!pending.empty()) {
-    const std::vector<uint32_t>& bases = tensors_[pending.back()].bases;
+    const Tensor& tensor = tensors_[pending.back()];
     pending.pop_back();
-    for (const uint32_t base : bases) {
-      if (base == kMissing || !needed.insert(base).second) continue;
-      usage.bases.push_back({ShortTensorId(tensors_[base].id), tensors_[base].cost});
-      pending.push_back(base);
+    for (const auto* references : {&tensor.bases, &tensor.parts}) {
+      for (const uint32_t base : *references) {
+        if (base == kMissing || !needed.insert(base).second) continue;
+        usage.bases.push_back({ShortTensorId(tensors_[base].id), tensors_[base].cost});
+        pending.push_back(base);
+      }
     }
   }
   SortBases(&usage);

@@ -184,6 +184,8 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
   TensorRef computed;
   if (IsComputed(frame.encoding)) {
     ASSIGN_OR_RETURN(computed, catalog_.reader().OpenUnpublished(TensorId{}, record));
+  } else if (frame.encoding == Encoding::kDelta) {
+    RETURN_IF_ERROR(catalog_.reader().OpenUnpublished(TensorId{}, record).status());  // as readers will
   }
   Hasher128 hasher = StartTensorHash(record.dtype, record.shape);
   // Windows of a few blocks are decoded in parallel and hashed in order.

@@ -17,32 +17,40 @@ void Convert(DType from, DType to, const std::byte* in, uint64_t n, std::byte* o
     ConvertFloats(from, to, in, out, n);
 }
 
+std::byte* AsBytesOf(float* floats) { return reinterpret_cast<std::byte*>(floats); }
+
 }  // namespace
 
-std::vector<float> PaddedAxes(ByteSpan axes, uint64_t depth, uint64_t columns) {
-  std::vector<float> out(depth * Padded(columns));
-  for (uint64_t d = 0; d < depth; ++d)
-    Convert(kAxesDType, DType::kF32, axes.data() + d * columns * DTypeBytes(kAxesDType), columns,
-            reinterpret_cast<std::byte*>(out.data() + d * Padded(columns)));
-  return out;
+RowProjector::RowProjector(DType dtype, ByteSpan weight, std::span<const float> norm, uint64_t depth, uint64_t columns)
+    : dtype_(dtype),
+      depth_(depth),
+      columns_(columns),
+      padded_(Padded(columns)),
+      rows_(weight.size() / DTypeBytes(dtype) / depth),
+      weight_(rows_ * depth),
+      sums_(rows_ * padded_) {
+  Convert(dtype, DType::kF32, weight.data(), weight_.size(), AsBytesOf(weight_.data()));
+  for (uint64_t i = 0; i < rows_ && !norm.empty(); ++i) {
+    for (uint64_t d = 0; d < depth; ++d) weight_[i * depth + d] *= norm[d];
+  }
 }
 
-void ProjectRows(DType dtype, ByteSpan weight, std::span<const float> norm, std::span<const float> axes,
-                 uint64_t columns, MutableByteSpan out) {
-  const uint64_t width = DTypeBytes(dtype), depth = axes.size() / Padded(columns);
-  const uint64_t rows = weight.size() / (depth * width);
-  std::vector<float> a(kProjectedPanelRows * depth), product(kProjectedPanelRows * Padded(columns));
-  for (uint64_t first = 0; first < rows; first += kProjectedPanelRows) {
-    const uint64_t count = std::min(kProjectedPanelRows, rows - first);
-    Convert(dtype, DType::kF32, weight.data() + first * depth * width, count * depth,
-            reinterpret_cast<std::byte*>(a.data()));
-    for (uint64_t i = 0; i < count && !norm.empty(); ++i) {
-      for (uint64_t d = 0; d < depth; ++d) a[i * depth + d] *= norm[d];
-    }
-    CurrentOrderedProduct()(a.data(), count, depth, axes.data(), Padded(columns), product.data());
-    for (uint64_t i = 0; i < count; ++i)
-      Convert(DType::kF32, dtype, reinterpret_cast<const std::byte*>(product.data() + i * Padded(columns)), columns,
-              out.data() + (first + i) * columns * width);
+void RowProjector::Add(ByteSpan axes) {
+  const uint64_t row_bytes = columns_ * DTypeBytes(kAxesDType), count = axes.size() / row_bytes;
+  axes_.assign(count * padded_, 0);
+  for (uint64_t d = 0; d < count; ++d)
+    Convert(kAxesDType, DType::kF32, axes.data() + d * row_bytes, columns_, AsBytesOf(axes_.data() + d * padded_));
+  CurrentOrderedProduct()(weight_.data() + done_, depth_, rows_, count, axes_.data(), padded_, sums_.data());
+  done_ += count;
+}
+
+void RowProjector::Finish(uint64_t skip, MutableByteSpan out) {
+  const uint64_t width = DTypeBytes(dtype_);
+  for (uint64_t i = skip / columns_; !out.empty() && i < rows_; ++i) {
+    const uint64_t first = i == skip / columns_ ? skip % columns_ : 0;
+    const uint64_t n = std::min(columns_ - first, out.size() / width);
+    Convert(DType::kF32, dtype_, AsBytesOf(sums_.data() + i * padded_ + first), n, out.data());
+    out = out.subspan(n * width);
   }
 }
 
@@ -55,11 +63,11 @@ ProjectedRows RowsOfBlock(const Frame& frame, uint32_t index) {
 
 uint64_t ProjectedBytes(const Frame& frame) {
   const Projection& p = *frame.projection;
-  const uint64_t width = DTypeBytes(frame.dtype);
+  const uint64_t width = DTypeBytes(frame.dtype), panel = std::min(kAxesPanelRows, p.depth);
   const uint64_t rows = std::min<uint64_t>(frame.block_elems / p.columns + 2, frame.elems / p.columns);
-  const uint64_t panel = kProjectedPanelRows * (p.depth + Padded(p.columns)) * sizeof(float);
-  const uint64_t axes = p.depth * (Padded(p.columns) * sizeof(float) + p.columns * DTypeBytes(kAxesDType));
-  return rows * (p.depth + p.columns) * width + panel + axes + p.depth * (sizeof(float) + width);
+  return rows * (p.depth * (sizeof(float) + width) + Padded(p.columns) * sizeof(float)) +
+         panel * (p.columns * DTypeBytes(kAxesDType) + Padded(p.columns) * sizeof(float)) +
+         p.depth * (sizeof(float) + width);
 }
 
 }  // namespace modelstore

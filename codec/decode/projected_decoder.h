@@ -1,5 +1,5 @@
 // Projected tensors: W diag(g) R of a stored weight W, computed when it is read (layer: codec/decode; docs/format.md,
-// "Projected tensors"). Thread-safe.
+// "Projected tensors").
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,27 @@ namespace modelstore {
 
 inline constexpr DType kAxesDType = DType::kF16;
 
-// R as the product takes it: depth x columns of F16 patterns as floats, rows padded to kProductColumns with zeros.
-std::vector<float> PaddedAxes(ByteSpan axes, uint64_t depth, uint64_t columns);
+// Some rows of a product, made a piece of the axes after the other, so that these need not be in memory at once. Each
+// element is a float32 sum in the order of the depth (codec/kernels/ordered_product.h) of products of (w g, rounded)
+// and r, rounded to nearest even.
+class RowProjector {
+ public:
+  // `weight`: rows of `depth` elements of `dtype` (BF16, F16, F32). `norm`: depth of them, or none.
+  RowProjector(DType dtype, ByteSpan weight, std::span<const float> norm, uint64_t depth, uint64_t columns);
+  // The next rows of the axes: F16 patterns, `columns` a row.
+  void Add(ByteSpan axes);
+  // Once all were added: rows x columns of `dtype`, without the first `skip` elements and as many as fit `out`.
+  void Finish(uint64_t skip, MutableByteSpan out);
 
-// Rows of W (`weight`, of `dtype`, depth elements each) times diag(norm) (empty: 1) times the padded axes, as bytes of
-// `dtype`: each element is a float32 sum in the order of the depth (codec/kernels/ordered_product.h) of products of
-// (w g, rounded) and r, rounded to nearest even.
-void ProjectRows(DType dtype, ByteSpan weight, std::span<const float> norm, std::span<const float> axes,
-                 uint64_t columns, MutableByteSpan out);
+ private:
+  const DType dtype_;
+  const uint64_t depth_, columns_, padded_, rows_;
+  uint64_t done_ = 0;  // rows of the axes
+  std::vector<float> weight_, axes_, sums_;
+};
+
+// How many rows of the axes are added at once by a reader.
+inline constexpr uint64_t kAxesPanelRows = 64;
 
 // The rows of `frame`'s tensor that its block `index` is in.
 struct ProjectedRows {
@@ -29,9 +42,7 @@ struct ProjectedRows {
   uint64_t skip_elems = 0;  // of the first row, before the block
 };
 ProjectedRows RowsOfBlock(const Frame& frame, uint32_t index);
-
-// How many rows are computed at once, and what decoding a block holds besides its bytes and what others decode.
-inline constexpr uint64_t kProjectedPanelRows = 64;
+// What decoding a block holds besides its bytes and what others decode.
 uint64_t ProjectedBytes(const Frame& frame);
 
 }  // namespace modelstore

@@ -14,26 +14,27 @@ constexpr size_t kVectors = kProductColumns / kLanes;
 
 // kRows rows of a by kProductColumns columns of b: their sums stay in registers.
 template <size_t kRows>
-void Tile(const float* a, size_t depth, const float* b, size_t columns, float* out) {
-  F sums[kRows][kVectors] = {};
+void Tile(const float* a, size_t stride, size_t depth, const float* b, size_t columns, float* out) {
+  F sums[kRows][kVectors];
+  for (size_t r = 0; r < kRows; ++r) std::memcpy(sums[r], out + r * columns, sizeof(sums[r]));
   for (size_t d = 0; d < depth; ++d, b += columns) {
     F right[kVectors];
     std::memcpy(right, b, sizeof(right));
     for (size_t r = 0; r < kRows; ++r) {
-      const float left = a[r * depth + d];
+      const float left = a[r * stride + d];
       for (size_t v = 0; v < kVectors; ++v) sums[r][v] += left * right[v];
     }
   }
   for (size_t r = 0; r < kRows; ++r) std::memcpy(out + r * columns, sums[r], sizeof(sums[r]));
 }
 
-void Product(const float* a, size_t rows, size_t depth, const float* b, size_t columns, float* out) {
+void Product(const float* a, size_t stride, size_t rows, size_t depth, const float* b, size_t columns, float* sums) {
   // The columns of b that are in use are a tile's: they stay in the nearest cache over all rows.
   for (size_t j = 0; j < columns; j += kProductColumns) {
     size_t i = 0;
     for (; i + kTileRows <= rows; i += kTileRows)
-      Tile<kTileRows>(a + i * depth, depth, b + j, columns, out + i * columns + j);
-    for (; i < rows; ++i) Tile<1>(a + i * depth, depth, b + j, columns, out + i * columns + j);
+      Tile<kTileRows>(a + i * stride, stride, depth, b + j, columns, sums + i * columns + j);
+    for (; i < rows; ++i) Tile<1>(a + i * stride, stride, depth, b + j, columns, sums + i * columns + j);
   }
 }
 

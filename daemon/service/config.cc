@@ -17,6 +17,8 @@
 #define TOML_EXCEPTIONS 0
 #include <toml++/toml.h>
 
+#include "catalog/derive/layer_names.h"
+
 namespace modelstore {
 namespace {
 
@@ -39,11 +41,14 @@ Status TakeText(const toml::node& node, std::string* out) {
   return OkStatus();
 }
 
-Status TakeTexts(const toml::node& node, std::vector<std::string>* out) {
+Status TakeLayerNames(const toml::node& node, std::vector<std::string>* out) {
   const toml::array* texts = node.as_array();
   if (texts == nullptr) return Wrong("a list of strings", node);
   out->clear();
-  for (const toml::node& text : *texts) RETURN_IF_ERROR(TakeText(text, &out->emplace_back()));
+  for (const toml::node& text : *texts) {
+    RETURN_IF_ERROR(TakeText(text, &out->emplace_back()));
+    RETURN_IF_ERROR(ParseLayerScheme(out->back()).status());
+  }
   return OkStatus();
 }
 
@@ -141,7 +146,7 @@ constexpr Key kKeys[] = {
      [](const toml::node& n, Config* c) { return TakeNumber(n, 0, 1, false, &c->compact_max_drift); }},
     {"compact_target_ratio",
      [](const toml::node& n, Config* c) { return TakeNumber(n, 1, 1e6, true, &c->compact_target_ratio); }},
-    {"layer_names", [](const toml::node& n, Config* c) { return TakeTexts(n, &c->layer_names); }},
+    {"layer_names", [](const toml::node& n, Config* c) { return TakeLayerNames(n, &c->layer_names); }},
     {"metrics", [](const toml::node& n, Config* c) { return TakeText(n, &c->metrics); }},
     {"access_log",
      [](const toml::node& n, Config* c) {

@@ -189,6 +189,14 @@ TEST_F(LayerChopTest, VariantsOfVariants) {
   ExpectClean();
 }
 
+// Neither could be removed any more.
+TEST_F(LayerChopTest, IsNotMadeOfItself) {
+  MustDerive("5", "five");
+  DeriveOptions options{.source = "five", .name = "base", .drop_layers = "0", .update = true};
+  EXPECT_EQ(Derive(catalog(), options, job_).status().code(), StatusCode::kInvalidArgument);
+  ExpectStored("base", folder_);
+}
+
 TEST_F(LayerChopTest, OfACompactModelIsCompactToo) {
   PushOptions options;
   options.compact.emplace();

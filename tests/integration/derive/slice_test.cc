@@ -89,6 +89,13 @@ class SliceTest : public ModelTest {
     return Derive(catalog(), options, job_);
   }
 
+  // Moments for sources with a head of their own.
+  static std::vector<TestTensor> WithHead() {
+    std::vector<TestTensor> moments = MomentsOfAll(kHidden, 200);
+    moments.push_back(Moments("lm_head.weight", kHidden, 200, 99));
+    return moments;
+  }
+
   TensorIndex IndexOf(const std::string& model) {
     const Bytes bytes = ReadStored(model, "model.safetensors");
     return *ParseSafetensorsHeader(
@@ -207,7 +214,54 @@ TEST_F(SliceTest, AFinetuneOfItIsADeltaAgainstIt) {
   const PushReport report = MustPush(WriteModel("tuned", FinetunedModel(tensors, 9)));
   EXPECT_EQ(report.base, "variant");
   EXPECT_GT(report.delta_bytes, report.logical_bytes * 8 / 10);
+  // The next step of the training, nearer to the first than to the variant, and a compact copy.
+  const std::vector<TestTensor> tuned = FinetunedModel(tensors, 9);
+  EXPECT_GT(MustPush(WriteModel("further", FinetunedModel(tuned, 90))).delta_bytes, report.logical_bytes * 8 / 10);
+  PushOptions compact;
+  compact.compact.emplace();
+  compact.compact->choice = CompactChoice{.rank = 4};
+  compact.name = "small";
+  EXPECT_GT(MustPush(WriteModel("other", FinetunedModel(tensors, 900)), compact).compact_bytes, 0u);
   ExpectClean();
+  // What a delta's base is computed from is needed too.
+  PushOptions update;
+  update.name = "variant";
+  update.update = true;
+  MustPush(WriteModel("unlike", {RandomTensor("x", {64, 64}, 77)}), update);
+  EXPECT_EQ(Remove(catalog(), "base", false, job_).status().code(), StatusCode::kHasDependents);
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  ExpectClean();
+}
+
+// As deep as it may be, a variant can still be read, and so can a finetune of it.
+TEST_F(SliceTest, VariantsOfVariantsOfVariants) {
+  std::string source = "base";
+  for (int depth = 0; depth < 10; ++depth) {
+    const std::string name = "v" + std::to_string(depth);
+    ASSERT_OK(SliceBy(0, Basis::kGlobal, WithHead(), name, source).status()) << depth;
+    source = name;
+  }
+  const Bytes file = ReadStored(source, "model.safetensors");
+  std::vector<TestTensor> tensors;
+  for (const TensorEntry& entry : IndexOf(source).tensors)
+    tensors.push_back(
+        {entry.name, entry.dtype, entry.shape,
+         Bytes(file.begin() + static_cast<ptrdiff_t>(entry.begin), file.begin() + static_cast<ptrdiff_t>(entry.end))});
+  MustPush(WriteModel("tuned", FinetunedModel(tensors, 9)));
+  Reopen();
+  ExpectClean();
+}
+
+TEST_F(SliceTest, RefusesWeightsThatAreNotFinite) {
+  std::vector<TestTensor> tensors = LlamaModel(5);
+  tensors[3].bytes[0] = std::byte{0};
+  tensors[3].bytes[1] = std::byte{0x7f};
+  tensors[3].bytes[2] = tensors[3].bytes[3] = std::byte{0xff};
+  WriteSource("nan", "config.json", AsBytes(std::string(kConfig)));
+  MustPush(WriteModel("nan", tensors));
+  const Status status = SliceBy(0.25, Basis::kBlock, MomentsOfAll(kHidden, 100), "x", "nan").status();
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("not finite"));
 }
 
 TEST_F(SliceTest, SurvivesSingularMoments) {

@@ -301,7 +301,7 @@ TEST(Frames, ImpossibleOnesAreRefused) {
   };
   EXPECT_EQ(parse({}), StatusCode::kCorruption);
   EXPECT_EQ(parse({0, 9, 9, 10, 8}), StatusCode::kOk);
-  EXPECT_EQ(parse({5, 9, 9, 10, 8}), StatusCode::kUnsupported);         // encoding
+  EXPECT_EQ(parse({6, 9, 9, 10, 8}), StatusCode::kUnsupported);         // encoding
   EXPECT_EQ(parse({0, 99, 99, 10, 8}), StatusCode::kUnsupported);       // dtype
   EXPECT_EQ(parse({0, 9, 9, 10, 0}), StatusCode::kCorruption);          // no block size
   EXPECT_EQ(parse({0, 9, 9, 10, 8, 0}), StatusCode::kCorruption);       // trailing byte

@@ -27,12 +27,12 @@ TEST_P(OrderedProductTest, IsTheSumInOrder) {
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   for (const auto& [rows, depth, columns] : {std::array<size_t, 3>{1, 1, 16}, {9, 33, 48}, {16, 576, 32}, {3, 0, 16}}) {
-    std::vector<float> a(rows * depth), b(depth * columns), out(rows * columns, 7), expected(rows * columns);
+    std::vector<float> a(rows * depth), b(depth * columns), out(rows * columns, 0.25f), expected(rows * columns);
     for (float& x : a) x = normal(random);
     for (float& x : b) x = 1e3f * normal(random);
     for (size_t i = 0; i < rows; ++i) {
       for (size_t j = 0; j < columns; ++j) {
-        volatile float sum = 0;  // nothing is fused or reordered
+        volatile float sum = 0.25f;  // nothing is fused or reordered
         for (size_t d = 0; d < depth; ++d) {
           volatile float product = a[i * depth + d] * b[d * columns + j];
           sum = sum + product;
@@ -40,7 +40,11 @@ TEST_P(OrderedProductTest, IsTheSumInOrder) {
         expected[i * columns + j] = sum;
       }
     }
-    CurrentOrderedProduct()(a.data(), rows, depth, b.data(), columns, out.data());
+    // In two pieces of the depth.
+    const size_t first = depth / 3;
+    CurrentOrderedProduct()(a.data(), depth, rows, first, b.data(), columns, out.data());
+    CurrentOrderedProduct()(a.data() + first, depth, rows, depth - first, b.data() + first * columns, columns,
+                            out.data());
     EXPECT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0) << rows << " x " << depth;
   }
 }

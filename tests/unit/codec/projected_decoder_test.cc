@@ -70,9 +70,14 @@ TEST(ProjectedDecoder, BlocksMakeTheWhole) {
   }
   std::vector<float> norm(kDepth);
   for (float& x : norm) x = normal(random);
-  const std::vector<float> padded = PaddedAxes(axes, kDepth, kColumns);
+  const auto project = [&](ByteSpan rows, uint64_t skip, MutableByteSpan out, uint64_t panel) {
+    RowProjector projector(DType::kBF16, rows, norm, kDepth, kColumns);
+    for (uint64_t d = 0; d < kDepth; d += panel)
+      projector.Add(ByteSpan(axes).subspan(d * kColumns * 2, std::min(panel, kDepth - d) * kColumns * 2));
+    projector.Finish(skip, out);
+  };
   Bytes whole(kRows * kColumns * 2);
-  ProjectRows(DType::kBF16, weight, norm, padded, kColumns, whole);
+  project(weight, 0, whole, kDepth);
   // As docs/format.md says.
   const auto at = [](DType dtype, const Bytes& bytes, size_t i) {
     float value = 0;
@@ -96,10 +101,8 @@ TEST(ProjectedDecoder, BlocksMakeTheWhole) {
   for (uint32_t b = 0; b < frame.BlockCount(); ++b) {
     const ProjectedRows rows = RowsOfBlock(frame, b);
     ASSERT_LE(rows.first + rows.count, kRows);
-    Bytes part(rows.count * kColumns * 2);
-    ProjectRows(DType::kBF16, ByteSpan(weight).subspan(rows.first * kDepth * 2, rows.count * kDepth * 2), norm, padded,
-                kColumns, part);
-    const ByteSpan block = ByteSpan(part).subspan(rows.skip_elems * 2, BlockBytes(frame, b));
+    Bytes block(BlockBytes(frame, b));
+    project(ByteSpan(weight).subspan(rows.first * kDepth * 2, rows.count * kDepth * 2), rows.skip_elems, block, 7 + b);
     joined.insert(joined.end(), block.begin(), block.end());
   }
   EXPECT_EQ(joined, whole);

@@ -76,7 +76,7 @@ TEST_F(ConfigSampleTest, NamesOfLayersAreAListOfStrings) {
   const Result<Config> loaded = Load("layer_names = [\"a.{}.\", \"b.{}.\"]");
   ASSERT_TRUE(loaded.ok()) << loaded.status().ToString();
   EXPECT_EQ(loaded->layer_names, (std::vector<std::string>{"a.{}.", "b.{}."}));
-  for (const char* wrong : {"layer_names = \"a\"", "layer_names = [1]"})
+  for (const char* wrong : {"layer_names = \"a\"", "layer_names = [1]", "layer_names = [\"a\"]"})
     EXPECT_EQ(Load(wrong).status().code(), StatusCode::kInvalidArgument) << wrong;
 }
 

@@ -78,6 +78,34 @@ TEST(CheckpointFilesTest, RefusesConfigurationsOfOtherModels) {
         << config;
 }
 
+TEST(CheckpointFilesTest, SurvivesHostileConfigurations) {
+  const std::string deep =
+      R"({"num_hidden_layers": 4, "x": )" + std::string(100'000, '[') + std::string(100'000, ']') + "}";
+  EXPECT_EQ(ConfigWithLayers(AsBytes(deep), 4, kKept).status().code(), StatusCode::kCorruption);
+  const std::string in_text = R"({"num_hidden_layers": 4, "x": ")" + std::string(1000, '[') + R"(\""})";
+  EXPECT_TRUE(ConfigWithLayers(AsBytes(in_text), 4, kKept).ok());
+  for (const char* config : {R"({"num_layers": 4, "attention_types": [[[], 18446744073709551615]]})",
+                             R"({"num_layers": 4, "attention_types": [[["a"], 18446744073709551615], 3]})"})
+    EXPECT_EQ(ConfigWithLayers(AsBytes(std::string(config)), 4, kKept).status().code(), StatusCode::kUnsupported)
+        << config;
+}
+
+// Layers 0, 1, 3 of 4: the third would be of another kind.
+TEST(CheckpointFilesTest, RefusesToShiftKindsThatFollowFromNumbers) {
+  for (const char* config :
+       {R"({"num_hidden_layers": 4, "sliding_window_pattern": 2})",
+        R"({"num_hidden_layers": 4, "decoder_sparse_step": 2})", R"({"num_hidden_layers": 4, "model_type": "gemma2"})"})
+    EXPECT_EQ(ConfigWithLayers(AsBytes(std::string(config)), 4, kKept).status().code(), StatusCode::kUnsupported)
+        << config;
+  for (const char* config : {R"({"num_hidden_layers": 4, "sliding_window_pattern": 2, "layer_types": [1, 2, 3, 4]})",
+                             R"({"num_hidden_layers": 4, "decoder_sparse_step": 1})",
+                             R"({"num_hidden_layers": 4, "model_type": "gemma2", "layer_types": [1, 2, 3, 4]})"})
+    EXPECT_TRUE(ConfigWithLayers(AsBytes(std::string(config)), 4, kKept).ok()) << config;
+  constexpr uint32_t kWhole[] = {2, 3};
+  EXPECT_TRUE(
+      ConfigWithLayers(AsBytes(std::string(R"({"num_hidden_layers": 4, "model_type": "gemma2"})")), 4, kWhole).ok());
+}
+
 TEST(CheckpointFilesTest, IndexesAreRewritten) {
   const std::string index =
       R"({"metadata": {"total_size": 99, "x": 1}, "weight_map": {"b": "2.safetensors", "a": "1.safetensors"}})";
