@@ -44,11 +44,11 @@ class DerivedContent : public SourceContent {
  private:
   struct Piece {
     uint64_t begin = 0, bytes = 0;  // here
-    Bytes literal;
-    std::shared_ptr<const StoredFile> file;  // else null
-    std::shared_ptr<const Spool> spool;      // else null
-    uint64_t from = 0;                       // in either
-    std::optional<Projection> projection;
+    Bytes literal{};
+    std::shared_ptr<const StoredFile> file{};  // else null
+    std::shared_ptr<const Spool> spool{};      // else null
+    uint64_t from = 0;                         // in either
+    std::optional<Projection> projection{};
   };
   void Add(Piece piece);
   std::vector<Piece>::const_iterator PieceAt(uint64_t offset) const;

@@ -252,6 +252,55 @@ TEST_F(SliceTest, VariantsOfVariantsOfVariants) {
   ExpectClean();
 }
 
+// A record that says what cannot be makes an error of reading, not bytes.
+TEST_F(SliceTest, HostileRecordsAreCorruption) {
+  ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+  const ModelRecord model = *catalog().FindModel("variant");
+  const ModelFile& file = model.files[1];
+  TensorId id;
+  {
+    const auto value = catalog().store().Get(Family::kFiles, FileKey(file.sha256));
+    const FileRecord record = *ParseFileRecord(value->bytes());
+    for (const Extent& extent : record.extents) {
+      if (extent.name == InLayer(1, "mlp.up_proj")) id = extent.tensor;
+    }
+  }
+  const std::string key = TensorKey(id);
+  const TensorRecord good = *ParseTensorRecord(catalog().store().Get(Family::kTensors, key)->bytes());
+  ASSERT_TRUE(good.is_projected());
+  ASSERT_EQ(good.depth, 1);
+  const auto code_of = [&](const std::function<void(TensorRecord&)>& change) {
+    TensorRecord record = good;
+    change(record);
+    WriteBatch batch;
+    batch.Put(Family::kTensors, key, Serialize(record));
+    EXPECT_OK(catalog().store().Write(batch, Durability::kSync));
+    Reopen();
+    const Result<FileRef> opened = catalog().reader().OpenFileByHash(file.sha256);
+    Bytes out(file.bytes);
+    return opened.ok() ? catalog().reader().Read(*opened, 0, out).status().code() : opened.status().code();
+  };
+  EXPECT_EQ(code_of([](TensorRecord&) {}), StatusCode::kOk);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.scales.clear(); }), StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.residual = r.factors; }), StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.factors.front().elems -= kHidden; }), StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.factors.front().base_offset_elems = 1; }), StatusCode::kCorruption);
+  EXPECT_EQ(code_of([&](TensorRecord& r) { r.factors.front().base = id; }), StatusCode::kCorruption);  // itself
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.depth = 0; }), StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.view = r.factors; }), StatusCode::kCorruption);
+  // Other weights than the file's hash was made of.
+  Frame frame = *ParseFrame(good.frame);
+  frame.projection->has_norm = false;
+  EXPECT_EQ(code_of([&](TensorRecord& r) {
+              r.scales.clear();
+              r.frame = SerializeFrame(frame);
+            }),
+            StatusCode::kOk);  // well formed: verify tells
+  EXPECT_EQ(Verify(catalog(), {"variant"}, job_)->failed.size(), 1u);
+  EXPECT_EQ(code_of([](TensorRecord&) {}), StatusCode::kOk);
+  ExpectClean();
+}
+
 TEST_F(SliceTest, RefusesWeightsThatAreNotFinite) {
   std::vector<TestTensor> tensors = LlamaModel(5);
   tensors[3].bytes[0] = std::byte{0};
