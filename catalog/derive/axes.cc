@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "codec/decode/block_decoder.h"
 #include "codec/decode/projected_decoder.h"
 #include "codec/kernels/convert.h"
 #include "codec/kernels/ordered_product.h"
@@ -38,28 +39,25 @@ Bytes ColumnsOf(ByteSpan matrix, uint64_t width, uint64_t columns, uint64_t begi
   return out;
 }
 
-Bytes Widened(DType dtype, ByteSpan values) {
-  if (dtype == DType::kF32) return Bytes(values.begin(), values.end());
-  Bytes out(values.size() / DTypeBytes(dtype) * sizeof(float));
-  ConvertFloats(dtype, DType::kF32, values.data(), out.data(), out.size() / sizeof(float));
+std::vector<float> Widened(DType dtype, ByteSpan values) {
+  std::vector<float> out(values.size() / DTypeBytes(dtype));
+  ConvertElements(dtype, DType::kF32, values, std::as_writable_bytes(std::span(out)));
   return out;
 }
 
-// depth x columns of floats as bytes, rows padded as products take them.
-std::vector<float> Padded(ByteSpan floats, uint64_t columns, uint64_t padded) {
-  const uint64_t depth = floats.size() / sizeof(float) / columns;
-  std::vector<float> out(depth * padded);
-  for (uint64_t d = 0; d < depth; ++d)
-    std::memcpy(out.data() + d * padded, floats.data() + d * columns * sizeof(float), columns * sizeof(float));
+// Rows padded as products take them.
+std::vector<float> Padded(const std::vector<float>& matrix, uint64_t columns, uint64_t padded) {
+  const uint64_t rows = matrix.size() / columns;
+  std::vector<float> out(rows * padded);
+  for (uint64_t i = 0; i < rows; ++i)
+    std::copy_n(matrix.begin() + static_cast<ptrdiff_t>(i * columns), columns,
+                out.begin() + static_cast<ptrdiff_t>(i * padded));
   return out;
 }
 
 // NaN of two kinds would be either, by the CPU; and such a model is none.
 Status CheckFinite(DType dtype, ByteSpan values) {
-  const Bytes widened = Widened(dtype, values);
-  std::vector<float> floats(widened.size() / sizeof(float));
-  std::memcpy(floats.data(), widened.data(), widened.size());
-  if (std::ranges::all_of(floats, [](float x) { return std::isfinite(x); })) return OkStatus();
+  if (std::ranges::all_of(Widened(dtype, values), [](float x) { return std::isfinite(x); })) return OkStatus();
   return Unsupported("its weights are not finite, or not once they are sliced");
 }
 
@@ -67,21 +65,17 @@ Status CheckFinite(DType dtype, ByteSpan values) {
 Status MultiplyLeft(DType out_dtype, const Axes& left, DType dtype, ByteSpan right, uint64_t columns,
                     const ForAll& for_all, MutableByteSpan out) {
   const uint64_t width = DTypeBytes(dtype), out_width = DTypeBytes(out_dtype), rows = left.columns;
-  const Bytes a = Widened(kAxesDType, Transposed(left.patterns, DTypeBytes(kAxesDType), left.rows, left.columns));
+  const std::vector<float> a =
+      Widened(kAxesDType, Transposed(left.patterns, DTypeBytes(kAxesDType), left.rows, left.columns));
   const Status made = for_all((columns + kPanelColumns - 1) / kPanelColumns, [&](size_t panel) {
     const uint64_t first = panel * kPanelColumns, count = std::min(kPanelColumns, columns - first);
     const uint64_t padded = (count + kProductColumns - 1) / kProductColumns * kProductColumns;
     const std::vector<float> b = Padded(Widened(dtype, ColumnsOf(right, width, columns, first, count)), count, padded);
     std::vector<float> product(rows * padded);
-    CurrentOrderedProduct()(reinterpret_cast<const float*>(a.data()), left.rows, rows, left.rows, b.data(), padded,
-                            product.data());
+    CurrentOrderedProduct()(a.data(), left.rows, rows, left.rows, b.data(), padded, product.data());
     for (uint64_t i = 0; i < rows; ++i) {
-      const auto* in = reinterpret_cast<const std::byte*>(product.data() + i * padded);
-      std::byte* to = out.data() + (i * columns + first) * out_width;
-      if (out_dtype == DType::kF32)
-        std::copy_n(in, count * out_width, to);
-      else
-        ConvertFloats(DType::kF32, out_dtype, in, to, count);
+      ConvertElements(DType::kF32, out_dtype, std::as_bytes(std::span(product).subspan(i * padded, count)),
+                      out.subspan((i * columns + first) * out_width, count * out_width));
     }
     return OkStatus();
   });
@@ -90,7 +84,7 @@ Status MultiplyLeft(DType out_dtype, const Axes& left, DType dtype, ByteSpan rig
 }
 
 Status CheckSizes(DType dtype, uint64_t in_bytes, uint64_t in_elems, uint64_t out_bytes, uint64_t out_elems) {
-  if (dtype != DType::kBF16 && dtype != DType::kF16 && dtype != DType::kF32)
+  if (!IsProjectable(dtype))
     return Unsupported("weights of dtype " + std::string(DTypeName(dtype)) + " cannot be sliced");
   if (in_bytes != in_elems * DTypeBytes(dtype) || out_bytes != out_elems * DTypeBytes(dtype))
     return Internal("a product of matrices that do not fit");

@@ -118,9 +118,10 @@ bool RewriteLayers(Json& config, uint32_t layers, std::span<const uint32_t> kept
     }
   }
   // GPT-Neo's [[["global", "local"], 6]]: a pattern and how often it repeats.
-  if (Json& types = config["attention_types"]; types.is_array() && config.contains("num_layers")) {
+  const auto types = config.find("attention_types");
+  if (types != config.end() && types->is_array() && config.contains("num_layers")) {
     Json each = Json::array(), kept_types = Json::array();
-    for (const Json& part : types) {
+    for (const Json& part : *types) {
       if (!part.is_array() || part.size() != 2 || !part[0].is_array() || !part[1].is_number_unsigned() ||
           part[0].empty())
         return false;
@@ -129,9 +130,7 @@ bool RewriteLayers(Json& config, uint32_t layers, std::span<const uint32_t> kept
     }
     if (each.size() != layers) return false;
     for (const uint32_t layer : kept) kept_types.push_back(each[layer]);
-    types = Json::array({Json::array({kept_types, 1})});
-  } else if (types.is_null()) {
-    config.erase("attention_types");
+    *types = Json::array({Json::array({kept_types, 1})});
   }
   return true;
 }
@@ -186,7 +185,8 @@ Result<Bytes> WriteSafetensorsHeader(const SafetensorsHeader& header) {
   if (!header.metadata.empty()) json[kMetadata] = Json::parse(header.metadata);
   uint64_t at = 0;
   for (const HeaderTensor& tensor : header.tensors) {
-    json[tensor.name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.bytes}}};
+    Append(&json, tensor.name,
+           {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.bytes}}});
     at += tensor.bytes;
   }
   std::string text = json.dump();

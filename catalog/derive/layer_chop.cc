@@ -53,36 +53,14 @@ class LayerChop {
   }
 
   Result<std::vector<SourceFile>> MakeFiles() {
-    std::vector<SourceFile> files;
-    std::map<std::string, IndexEntry> index;
-    for (const Part& part : source_.parts()) {
-      if (!part.is_weights) continue;
-      auto content = std::make_shared<DerivedContent>(catalog_.reader());
-      RETURN_IF_ERROR(Chop(part, &index, content.get()));
-      if (content->bytes() > 0) files.push_back(SourceCheckpoint::FileLike(part, std::move(content), options_.name));
-    }
-    for (const Part& part : source_.parts()) {
-      if (part.is_weights) continue;
-      const std::string name = source_.NameInFolder(part);
-      auto content = std::make_shared<DerivedContent>(catalog_.reader());
-      if (name == kConfigFile || name == kIndexFile) {
-        ASSIGN_OR_RETURN(const Bytes text, source_.ReadAll(part));
-        ASSIGN_OR_RETURN(Bytes rewritten, name == kConfigFile ? ConfigWithLayers(text, layers_.layers, kept_)
-                                                              : RewriteIndex(text, index));
-        content->Append(std::move(rewritten));
-      } else if (source_.IsOtherWeights(part)) {
-        job_.Warn(part.file->path + ": weights of the whole model, left out of the variant");
-        continue;
-      } else {
-        content->Append(part.stored, 0, part.file->bytes);
-      }
-      files.push_back(SourceCheckpoint::FileLike(part, std::move(content), options_.name));
-    }
     if (source_.Find(kConfigFile) == nullptr)
       job_.Warn("'" + source_.model().name +
                 "' has no config.json; tell the program that loads the variant that it has " +
                 std::to_string(kept_.size()) + " layers");
-    return files;
+    const FileChanges changes = {
+        .weights = [this](const auto& part, auto* index, auto* content) { return Chop(part, index, content); },
+        .config = [this](ByteSpan text) { return ConfigWithLayers(text, layers_.layers, kept_); }};
+    return MakeVariantFiles(catalog_, source_, options_.name, changes, job_);
   }
 
   // The tensors of a file that stay, under their new names; nothing when none does.

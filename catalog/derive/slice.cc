@@ -9,8 +9,8 @@
 #include "catalog/derive/spool.h"
 #include "catalog/read/tensor_table.h"
 #include "catalog/write/parallel.h"
+#include "codec/decode/block_decoder.h"
 #include "codec/encode/principal_axes.h"
-#include "codec/kernels/convert.h"
 
 namespace modelstore {
 namespace {
@@ -21,9 +21,9 @@ constexpr double kWindowShare = 1.0 / 6;
 // A norm that hardly lets a direction through tells nothing of it.
 constexpr double kLeastNormShare = 1e-6;
 
-// Axes cost 1.7 bytes an element, a matrix that they save 1.3.
 constexpr uint64_t kMaxHidden = 1 << 16;
 constexpr uint64_t kPanelElems = 1536;  // of a thread that multiplies, in floats for each of the hidden size
+// Axes cost 1.7 bytes an element, a matrix that they save 1.3.
 constexpr double kAxesShare = 0.75;
 
 // A tensor of the variant that is not one of the source.
@@ -34,13 +34,6 @@ struct Made {
   std::optional<SourceContent::Projection> projection{};
 };
 
-DType DTypeNamed(const std::string& name) {
-  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
-    if (DTypeName(dtype) == name) return dtype;
-  }
-  return DType::kOpaque;
-}
-
 class Slicer {
  public:
   Slicer(Catalog& catalog, const SourceCheckpoint& source, const DeriveOptions& options, const MomentsFile& moments,
@@ -50,9 +43,9 @@ class Slicer {
   Result<Variant> Run() {
     const Part* config = source_.Find(kConfigFile);
     if (config == nullptr) return Unsupported("'" + source_.model().name + "' has no config.json, which slicing needs");
-    ASSIGN_OR_RETURN(config_, source_.ReadAll(*config));
+    ASSIGN_OR_RETURN(const Bytes text, source_.ReadAll(*config));
     const std::vector<std::string> names = source_.TensorNames();
-    ASSIGN_OR_RETURN(layout_, LayOutSlices(config_, names));
+    ASSIGN_OR_RETURN(layout_, LayOutSlices(text, names));
     ASSIGN_OR_RETURN(size_, SlicedSize(layout_.hidden, layout_.heads, *options_.slice, options_.basis));
     for (const Part& part : source_.parts()) {
       for (const HeaderTensor& tensor : part.header.tensors) tensors_[tensor.name] = {&part, &tensor};
@@ -94,7 +87,7 @@ class Slicer {
 
   Status CheckShape(const std::string& name, const std::vector<uint64_t>& wanted) const {
     const HeaderTensor& tensor = *tensors_.at(name).header;
-    if (DTypeNamed(tensor.dtype) == DType::kOpaque)
+    if (!IsProjectable(DTypeFromName(tensor.dtype)))
       return Unsupported("'" + name + "' is " + tensor.dtype + "; BF16, F16 and F32 can be sliced");
     bool fits = tensor.shape.size() == wanted.size();
     for (size_t i = 0; fits && i < wanted.size(); ++i) fits = wanted[i] == 0 || tensor.shape[i] == wanted[i];
@@ -133,13 +126,9 @@ class Slicer {
   }
   Result<std::vector<float>> ReadFloats(const std::string& name) const {
     ASSIGN_OR_RETURN(const Bytes bytes, ReadTensor(name));
-    const DType dtype = DTypeNamed(tensors_.at(name).header->dtype);
+    const DType dtype = DTypeFromName(tensors_.at(name).header->dtype);
     std::vector<float> out(bytes.size() / DTypeBytes(dtype));
-    auto* to = reinterpret_cast<std::byte*>(out.data());
-    if (dtype == DType::kF32)
-      std::copy(bytes.begin(), bytes.end(), to);
-    else
-      ConvertFloats(dtype, DType::kF32, bytes.data(), to, out.size());
+    ConvertElements(dtype, DType::kF32, bytes, std::as_writable_bytes(std::span(out)));
     for (const float x : out) {
       if (!std::isfinite(x)) return Unsupported("'" + name + "' has values that are not finite; it cannot be sliced");
     }
@@ -256,13 +245,14 @@ class Slicer {
         ASSIGN_OR_RETURN(next, MakeAxes(axes_[i + 1], hidden(), size_));
       }
       const bool whole = !one_basis() && i + 1 == steps;  // behind it the stream is as it was
-      RETURN_IF_ERROR(MakeReaders(step, reader));
+      if (one_basis()) Stretch(&reader);
+      ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
+      RETURN_IF_ERROR(MakeReaders(step, right));
       if (!whole) RETURN_IF_ERROR(MakeWriters(step, *next));
       if (one_basis()) {
         RETURN_IF_ERROR(MakeOnes(step.norm));
       } else {
         dropped_.insert(step.norm);
-        ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
         RETURN_IF_ERROR(MakeShortcut(step, whole ? *IdentityAxes(hidden()) : *next, *right));
         axes_[i] = Matrix();
       }
@@ -283,9 +273,7 @@ class Slicer {
     for (double& x : *reader) x *= by;
   }
 
-  Status MakeReaders(const SliceStep& step, Matrix reader) {
-    if (one_basis()) Stretch(&reader);
-    ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
+  Status MakeReaders(const SliceStep& step, const std::shared_ptr<const Axes>& right) {
     uint64_t elems = 0;
     for (const std::string& name : step.readers) elems += tensors_.at(name).header->shape[0] * size_;
     const bool pays = static_cast<double>(elems) * kAxesShare > static_cast<double>(hidden() * size_);
@@ -302,7 +290,7 @@ class Slicer {
       ASSIGN_OR_RETURN(norms, ReadFloats(norm));
     }
     const HeaderTensor& header = *tensors_.at(from).header;
-    const DType dtype = DTypeNamed(header.dtype);
+    const DType dtype = DTypeFromName(header.dtype);
     Bytes out(header.shape[0] * size_ * DTypeBytes(dtype));
     RETURN_IF_ERROR(ProjectInputs(dtype, weight, norms, *right, for_all(), out).WithContext("'" + from + "'"));
     Made made{header.dtype, {header.shape[0], size_}};
@@ -358,7 +346,7 @@ class Slicer {
     for (const std::string& name : step.writers) {
       ASSIGN_OR_RETURN(const Bytes weight, ReadTensor(name));
       const HeaderTensor& header = *tensors_.at(name).header;
-      const DType dtype = DTypeNamed(header.dtype);
+      const DType dtype = DTypeFromName(header.dtype);
       std::vector<uint64_t> shape = header.shape;
       const uint64_t columns = shape.size() == 1 ? 1 : shape[1];
       shape[0] = size_;
@@ -371,7 +359,7 @@ class Slicer {
 
   Status MakeShortcut(const SliceStep& step, const Axes& left, const Axes& right) {
     const HeaderTensor& like = *tensors_.at(step.norm).header;
-    const DType dtype = DTypeNamed(like.dtype);
+    const DType dtype = DTypeFromName(like.dtype);
     Bytes out(left.columns * right.columns * DTypeBytes(dtype));
     RETURN_IF_ERROR(modelstore::Shortcut(dtype, left, right, for_all(), out));
     added_[step.norm] = step.shortcut;
@@ -380,14 +368,10 @@ class Slicer {
 
   Status MakeOnes(const std::string& norm) {
     const HeaderTensor& header = *tensors_.at(norm).header;
-    const DType dtype = DTypeNamed(header.dtype);
+    const DType dtype = DTypeFromName(header.dtype);
     const std::vector<float> ones(size_, 1.0f);
     Bytes out(size_ * DTypeBytes(dtype));
-    const auto* in = reinterpret_cast<const std::byte*>(ones.data());
-    if (dtype == DType::kF32)
-      std::copy_n(in, out.size(), out.data());
-    else
-      ConvertFloats(DType::kF32, dtype, in, out.data(), size_);
+    ConvertElements(DType::kF32, dtype, std::as_bytes(std::span(ones)), out);
     return Keep(norm, {header.dtype, {size_}}, out, header.bytes);
   }
 
@@ -403,34 +387,10 @@ class Slicer {
   Result<std::vector<SourceFile>> MakeFiles() {
     // An untied head, beside the embedding: where the last basis is the source's own, the embedding as it was.
     if (layout_.is_tied) added_[layout_.embedding] = kNewHead;
-    std::vector<SourceFile> files;
-    std::map<std::string, IndexEntry> index;
-    for (const Part& part : source_.parts()) {
-      const std::string name = source_.NameInFolder(part);
-      if (source_.IsOtherWeights(part)) {
-        job_.Warn(part.file->path + ": weights of the whole model, left out of the variant");
-        continue;
-      }
-      if (name == kIndexFile) continue;  // when all are known
-      auto content = std::make_shared<DerivedContent>(catalog_.reader());
-      if (part.is_weights) {
-        RETURN_IF_ERROR(MakeWeights(part, &index, content.get()));
-        if (content->bytes() == 0) continue;
-      } else if (name == kConfigFile) {
-        ASSIGN_OR_RETURN(Bytes config, ConfigSliced(config_, layout_, size_, one_basis()));
-        content->Append(std::move(config));
-      } else {
-        content->Append(part.stored, 0, part.file->bytes);
-      }
-      files.push_back(SourceCheckpoint::FileLike(part, std::move(content), options_.name));
-    }
-    if (const Part* part = source_.Find(kIndexFile)) {
-      ASSIGN_OR_RETURN(const Bytes text, source_.ReadAll(*part));
-      ASSIGN_OR_RETURN(Bytes rewritten, RewriteIndex(text, index));
-      auto content = std::make_shared<DerivedContent>(catalog_.reader());
-      content->Append(std::move(rewritten));
-      files.push_back(SourceCheckpoint::FileLike(*part, std::move(content), options_.name));
-    }
+    const FileChanges changes = {
+        .weights = [this](const auto& part, auto* index, auto* content) { return MakeWeights(part, index, content); },
+        .config = [this](ByteSpan text) { return ConfigSliced(text, layout_, size_, one_basis()); }};
+    ASSIGN_OR_RETURN(std::vector<SourceFile> files, MakeVariantFiles(catalog_, source_, options_.name, changes, job_));
     if (!one_basis()) {
       auto content = std::make_shared<DerivedContent>(catalog_.reader());
       const ByteSpan text = AsBytes(ModelingSource());
@@ -483,7 +443,6 @@ class Slicer {
   const DeriveOptions& options_;
   const MomentsFile& moments_;
   JobControl& job_;
-  Bytes config_;
   SliceLayout layout_;
   uint64_t size_ = 0;
   MemoryShares::Share memory_;

@@ -6,7 +6,9 @@
 // are those of the moments of neighbouring norms together, since what one cuts off is lost to all that follow.
 #pragma once
 
-#include "catalog/derive/layer_chop.h"
+#include "catalog/derive/derive.h"
+#include "catalog/derive/variant.h"
+#include "catalog/write/moments_file.h"
 
 namespace modelstore {
 

@@ -93,26 +93,24 @@ std::string SourceCheckpoint::NameInFolder(const Part& part) const {
   return path.substr(folder_.size());
 }
 
-Status SourceCheckpoint::Read(const Part& part, uint64_t bytes, Bytes* out) const {
-  out->resize(bytes);
-  ASSIGN_OR_RETURN(const size_t read, catalog_->reader().Read(part.stored->file, 0, *out));
-  return read == bytes ? OkStatus() : Corruption(part.file->path + ": the stored file ends early");
+Status SourceCheckpoint::ReadFront(const Part& part, MutableByteSpan out) const {
+  ASSIGN_OR_RETURN(const size_t read, catalog_->reader().Read(part.stored->file, 0, out));
+  return read == out.size() ? OkStatus() : Corruption(part.file->path + ": the stored file ends early");
 }
 
 Result<Bytes> SourceCheckpoint::ReadAll(const Part& part) const {
   if (part.file->bytes > kMaxJsonBytes)
     return Unsupported(part.file->path + ": " + std::to_string(part.file->bytes) + " bytes are too many");
-  Bytes out;
-  RETURN_IF_ERROR(Read(part, part.file->bytes, &out));
+  Bytes out(part.file->bytes);
+  RETURN_IF_ERROR(ReadFront(part, out));
   return out;
 }
 
 Result<SafetensorsHeader> SourceCheckpoint::ReadHeader(const Part& part) const {
   const auto read = [&]() -> Result<SafetensorsHeader> {
-    Bytes header;
-    RETURN_IF_ERROR(Read(part, std::min(part.file->bytes, kSafetensorsLengthBytes), &header));
-    ASSIGN_OR_RETURN(const uint64_t bytes, SafetensorsHeaderBytes(header, part.file->bytes));
-    RETURN_IF_ERROR(Read(part, bytes, &header));
+    ASSIGN_OR_RETURN(const Bytes header, LoadSafetensorsHeader(part.file->bytes, [&](MutableByteSpan out) {
+                       return ReadFront(part, out);
+                     }));
     return ReadSafetensorsHeader(header, part.file->bytes);
   };
   Result<SafetensorsHeader> header = read();

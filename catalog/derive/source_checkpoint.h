@@ -51,7 +51,7 @@ class SourceCheckpoint {
   SourceCheckpoint(Catalog& catalog, const ModelRecord& model) : catalog_(&catalog), model_(&model) {}
   Status OpenParts();
   Status CheckNames() const;
-  Status Read(const Part& part, uint64_t bytes, Bytes* out) const;
+  Status ReadFront(const Part& part, MutableByteSpan out) const;
   Result<SafetensorsHeader> ReadHeader(const Part& part) const;
 
   Catalog* catalog_;

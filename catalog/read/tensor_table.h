@@ -36,7 +36,6 @@ class TensorTable {
   Result<TensorRef> GetReferenced(const TensorId& id) { return GetReferenced(id, kMaxDepth); }
   // Checks the views against what they name. The result: OpenTensor::peak_bytes.
   Result<uint64_t> CheckView(const OpenTensor& tensor);
-  Result<uint64_t> CheckProjected(const OpenTensor& tensor);
   uint64_t peak_bytes() const;
   // A tensor from a record that is not in the store, checked like those that are. Errors: as Get.
   Result<TensorRef> Open(const TensorId& id, TensorRecord record) { return Open(id, std::move(record), kMaxDepth); }
@@ -72,6 +71,8 @@ class TensorTable {
   // `dtype` (of_that_dtype: have it).
   Status CheckSegments(const TensorRecord& record, const std::vector<ViewSegment>& view, std::string_view name,
                        uint64_t elems, DType dtype, bool of_that_dtype, Bases* bases);
+  // CheckView of a projected tensor.
+  Result<uint64_t> CheckProjected(const OpenTensor& tensor);
 
   const KvStore& store_;
   const uint64_t capacity_bytes_;

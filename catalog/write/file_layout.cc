@@ -27,18 +27,15 @@ Status AppendGap(const SourceReader& source, uint64_t begin, uint64_t end, std::
 // Errors: Corruption when the header breaks the format; Io.
 Result<FileLayout> LayOutSafetensors(const SourceReader& source) {
   const uint64_t file_bytes = source.file().bytes;
-  Bytes header(std::min(file_bytes, kSafetensorsLengthBytes));
-  RETURN_IF_ERROR(source.ReadAt(0, header));
-  ASSIGN_OR_RETURN(const uint64_t header_bytes, SafetensorsHeaderBytes(header, file_bytes));
-  header.resize(header_bytes);
-  RETURN_IF_ERROR(source.ReadAt(0, header));
+  ASSIGN_OR_RETURN(const Bytes header,
+                   LoadSafetensorsHeader(file_bytes, [&](MutableByteSpan out) { return source.ReadAt(0, out); }));
   ASSIGN_OR_RETURN(TensorIndex index, ParseSafetensorsHeader(header, file_bytes));
 
   FileLayout layout;
   layout.kind = FileKind::kSafetensors;
   layout.extents.reserve(index.tensors.size() + 1);
-  layout.extents.push_back(OpaqueExtent(0, header_bytes));
-  uint64_t covered = header_bytes;
+  layout.extents.push_back(OpaqueExtent(0, header.size()));
+  uint64_t covered = header.size();
   for (TensorEntry& entry : index.tensors) {
     RETURN_IF_ERROR(AppendGap(source, covered, entry.begin, &layout.extents));
     SourceExtent& extent = layout.extents.emplace_back(OpaqueExtent(entry.begin, entry.end - entry.begin));

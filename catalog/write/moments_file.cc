@@ -23,12 +23,9 @@ Result<MomentsFile> MomentsFile::Open(const SourceFile& source) {
   MomentsFile file(source);
   ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(source));
   RETURN_IF_ERROR(reader.CheckUnchanged());
-  Bytes header(std::min(source.bytes, kSafetensorsLengthBytes));
-  RETURN_IF_ERROR(reader.ReadAt(0, header));
   const auto parse = [&]() -> Result<TensorIndex> {
-    ASSIGN_OR_RETURN(const uint64_t header_bytes, SafetensorsHeaderBytes(header, source.bytes));
-    header.resize(header_bytes);
-    RETURN_IF_ERROR(reader.ReadAt(0, header));
+    ASSIGN_OR_RETURN(const Bytes header,
+                     LoadSafetensorsHeader(source.bytes, [&](MutableByteSpan out) { return reader.ReadAt(0, out); }));
     return ParseSafetensorsHeader(header, source.bytes);
   };
   Result<TensorIndex> index = parse();

@@ -252,7 +252,6 @@ Status PushJob::YieldToRivals() {
 
 // What was derived has no source to compare with: both are decoded.
 Status PushJob::YieldDerived() {
-  std::set<TensorId> spared;
   for (NewTensor& tensor : new_tensors_) {
     if (!tensor.derived || !tensor.needed) continue;
     const Result<StoredValue> stored = catalog_.store().Get(Family::kTensors, TensorKey(tensor.id));
@@ -266,13 +265,12 @@ Status PushJob::YieldDerived() {
       return Busy("another push stored a tensor of the same hash as one of '" + options_.name +
                   "' at the same time; push again");
     tensor.needed = false;
-    ForEachPart(tensor.record, [&](const TensorId& part) { spared.insert(part); });
   }
+  // Parts that only tensors have that yielded.
+  std::set<TensorId> spared;
   for (const NewTensor& tensor : new_tensors_) {
-    if (tensor.record.is_projected() && !tensor.needed)
-      ForEachPart(tensor.record, [&](const TensorId& part) { spared.insert(part); });
+    if (!tensor.needed) ForEachPart(tensor.record, [&](const TensorId& part) { spared.insert(part); });
   }
-  // Parts that only a tensor has that yielded.
   for (const NewTensor& tensor : new_tensors_) {
     if (tensor.needed) ForEachPart(tensor.record, [&](const TensorId& part) { spared.erase(part); });
   }
@@ -360,7 +358,6 @@ ModelRecord PushJob::MakeModel() const {
   if (options_.derivation) {
     const ModelRecord& source = options_.derivation->source;
     model.derived = true;
-    model.base = source.id;
     model.method = options_.derivation->recipe;
     model.fidelity = source.fidelity;
     model.drift = source.drift;
@@ -447,20 +444,18 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   WriteBatch batch;
   ASSIGN_OR_RETURN(const uint64_t block_bytes, AddRecords(&batch));
   RETURN_IF_ERROR(CheckDerivation());
+  if (options_.derivation) base = &options_.derivation->source;
   if (options_.compact) AddFeature(&meta, kCompactFeature);
   if (options_.derivation) AddFeature(&meta, kDerivedFeature);
   ModelRecord model = MakeModel();
   if (replaced) {
     // The model stays the same one to those that name it as their base.
     model.id = replaced->id;
-    if (options_.derivation) {
-      ASSIGN_OR_RETURN(const bool leads_back, LeadsBack(options_.derivation->source.id, model.id));
-      if (leads_back)
-        return InvalidArgument("'" + options_.derivation->source.name + "' is made of '" + model.name +
-                               "', or stored against it: each would keep the other for ever; give another name");
-    }
     if (base != nullptr) {
       ASSIGN_OR_RETURN(const bool leads_back, LeadsBack(base->id, model.id));
+      if (leads_back && options_.derivation)
+        return InvalidArgument("'" + base->name + "' is made of '" + model.name +
+                               "', or stored against it: each would keep the other for ever; give another name");
       if (leads_back) base = nullptr;
     }
     meta.model_digest ^= ModelDigest(*replaced);
@@ -468,7 +463,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
     model.id = meta.next_model++;
     meta.model_count += 1;
   }
-  if (!options_.derivation) model.base = base == nullptr ? 0 : base->id;
+  model.base = base == nullptr ? 0 : base->id;
   // The record holds the size it is part of; a second round settles the length of that number.
   const uint64_t others = block_bytes + batch.put_bytes() + model.name.size();
   for (int round = 0; round < 2; ++round) model.pushed_stored_bytes = others + Serialize(model).size();
@@ -480,7 +475,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   if (replaced && counted.ok()) RETURN_IF_ERROR(GoOnDespite(DropSketches(*replaced, &batch)));
   // Nothing may fail once the batch is written: what fails is rolled back.
   report->name = model.name;
-  report->base = options_.derivation ? options_.derivation->source.name : base == nullptr ? "" : base->name;
+  report->base = base == nullptr ? "" : base->name;
   report->logical_bytes = model.logical_bytes;
   report->stored_bytes = model.pushed_stored_bytes;
   report->verified = true;

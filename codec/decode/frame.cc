@@ -151,8 +151,7 @@ Status ParseProjection(ByteReader& in, Frame* frame) {
   if (flags > 1) return Unsupported("frame: a projection with flags " + std::to_string(flags));
   projection.has_norm = flags != 0;
   const DType dtype = frame->dtype;
-  if (dtype != DType::kBF16 && dtype != DType::kF16 && dtype != DType::kF32)
-    return Corruption("frame: a projected tensor of dtype " + std::string(DTypeName(dtype)));
+  if (!IsProjectable(dtype)) return Corruption("frame: a projected tensor of dtype " + std::string(DTypeName(dtype)));
   const uint64_t columns = projection.columns, depth = projection.depth;
   if (columns == 0 || depth == 0 || columns > kMaxAxesElems || depth > kMaxAxesElems / columns ||
       frame->elems % columns != 0 || frame->elems == 0 ||

@@ -38,6 +38,11 @@ constexpr bool IsComputed(Encoding encoding) {
   return encoding == Encoding::kCompact || encoding == Encoding::kProjected;
 }
 
+// The dtypes that a projection may have.
+constexpr bool IsProjectable(DType dtype) {
+  return dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF32;
+}
+
 // W diag(g) R: elems / columns rows; W: rows x depth, g: depth or 1, R: depth x columns.
 struct Projection {
   uint64_t columns = 0, depth = 0;

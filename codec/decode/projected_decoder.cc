@@ -2,22 +2,13 @@
 
 #include <algorithm>
 
-#include "codec/kernels/convert.h"
+#include "codec/decode/block_decoder.h"
 #include "codec/kernels/ordered_product.h"
 
 namespace modelstore {
 namespace {
 
 uint64_t Padded(uint64_t columns) { return (columns + kProductColumns - 1) / kProductColumns * kProductColumns; }
-
-void Convert(DType from, DType to, const std::byte* in, uint64_t n, std::byte* out) {
-  if (from == to)
-    std::copy_n(in, n * DTypeBytes(from), out);
-  else
-    ConvertFloats(from, to, in, out, n);
-}
-
-std::byte* AsBytesOf(float* floats) { return reinterpret_cast<std::byte*>(floats); }
 
 }  // namespace
 
@@ -29,7 +20,7 @@ RowProjector::RowProjector(DType dtype, ByteSpan weight, std::span<const float> 
       rows_(weight.size() / DTypeBytes(dtype) / depth),
       weight_(rows_ * depth),
       sums_(rows_ * padded_) {
-  Convert(dtype, DType::kF32, weight.data(), weight_.size(), AsBytesOf(weight_.data()));
+  ConvertElements(dtype, DType::kF32, weight, std::as_writable_bytes(std::span(weight_)));
   for (uint64_t i = 0; i < rows_ && !norm.empty(); ++i) {
     for (uint64_t d = 0; d < depth; ++d) weight_[i * depth + d] *= norm[d];
   }
@@ -39,7 +30,8 @@ void RowProjector::Add(ByteSpan axes) {
   const uint64_t row_bytes = columns_ * DTypeBytes(kAxesDType), count = axes.size() / row_bytes;
   axes_.assign(count * padded_, 0);
   for (uint64_t d = 0; d < count; ++d)
-    Convert(kAxesDType, DType::kF32, axes.data() + d * row_bytes, columns_, AsBytesOf(axes_.data() + d * padded_));
+    ConvertElements(kAxesDType, DType::kF32, axes.subspan(d * row_bytes, row_bytes),
+                    std::as_writable_bytes(std::span(axes_).subspan(d * padded_, columns_)));
   CurrentOrderedProduct()(weight_.data() + done_, depth_, rows_, count, axes_.data(), padded_, sums_.data());
   done_ += count;
 }
@@ -49,7 +41,8 @@ void RowProjector::Finish(uint64_t skip, MutableByteSpan out) {
   for (uint64_t i = skip / columns_; !out.empty() && i < rows_; ++i) {
     const uint64_t first = i == skip / columns_ ? skip % columns_ : 0;
     const uint64_t n = std::min(columns_ - first, out.size() / width);
-    Convert(DType::kF32, dtype_, AsBytesOf(sums_.data() + i * padded_ + first), n, out.data());
+    ConvertElements(DType::kF32, dtype_, std::as_bytes(std::span(sums_).subspan(i * padded_ + first, n)),
+                    out.first(n * width));
     out = out.subspan(n * width);
   }
 }

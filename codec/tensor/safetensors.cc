@@ -314,6 +314,15 @@ Result<uint64_t> SafetensorsHeaderBytes(ByteSpan first_bytes, uint64_t file_byte
   return kSafetensorsLengthBytes + json_bytes;
 }
 
+Result<Bytes> LoadSafetensorsHeader(uint64_t file_bytes, const std::function<Status(MutableByteSpan)>& read) {
+  Bytes header(std::min(file_bytes, kSafetensorsLengthBytes));
+  RETURN_IF_ERROR(read(header));
+  ASSIGN_OR_RETURN(const uint64_t header_bytes, SafetensorsHeaderBytes(header, file_bytes));
+  header.resize(header_bytes);
+  RETURN_IF_ERROR(read(header));
+  return header;
+}
+
 Result<TensorIndex> ParseSafetensorsHeader(ByteSpan header, uint64_t file_bytes) {
   ASSIGN_OR_RETURN(const uint64_t header_bytes, SafetensorsHeaderBytes(header, file_bytes));
   if (header.size() != header_bytes) {

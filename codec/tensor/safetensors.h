@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,10 @@ inline constexpr uint64_t kSafetensorsLengthBytes = 8;
 // Bytes of the whole header (8 + JSON), from the file's first 8 bytes.
 // Errors: Corruption when the file is too short, the length exceeds the file or kSafetensorsMaxHeaderBytes.
 Result<uint64_t> SafetensorsHeaderBytes(ByteSpan first_bytes, uint64_t file_bytes);
+
+// The whole header, by `read`, which fills a span with the file's first bytes. Errors: as SafetensorsHeaderBytes; what
+// `read` answers.
+Result<Bytes> LoadSafetensorsHeader(uint64_t file_bytes, const std::function<Status(MutableByteSpan)>& read);
 
 // `header`: the first SafetensorsHeaderBytes() bytes of a file of `file_bytes` bytes.
 // Rules checked: JSON object of at most 4 levels without duplicate keys; dtype a string, shape a list of non-negative

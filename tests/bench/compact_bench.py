@@ -279,12 +279,33 @@ def plot(result, path):
     figure.savefig(path)
 
 
-def write_docs(path, result):
-    text = path.read_text(encoding="utf-8")
-    begin, end = text.find(BEGIN), text.find(END)
+def write_docs(path, marks, table):
+    """Puts a table between the lines `marks`."""
+    text, (begin_mark, end_mark) = path.read_text(encoding="utf-8"), marks
+    begin, end = text.find(begin_mark), text.find(end_mark)
     if begin < 0 or end < begin:
-        raise processes.Failure(f"{path}: expected the lines {BEGIN} and {END}")
-    path.write_text(text[:begin] + BEGIN + "\n\n" + render(result) + "\n\n" + text[end:], encoding="utf-8")
+        raise processes.Failure(f"{path}: expected the lines {begin_mark} and {end_mark}")
+    path.write_text(text[:begin] + begin_mark + "\n\n" + table + "\n\n" + text[end:], encoding="utf-8")
+
+
+def measure_and_show(args, measure_rows, table_of, draw, docs, image, marks):
+    """Goes on with the rows of args.json by measure_rows(args, result, keep), and shows what there is then."""
+    result = {"rows": []}
+    if args.json.exists():
+        result = json.loads(args.json.read_text(encoding="utf-8"))
+
+    def keep(state):
+        part = args.json.with_suffix(".part")
+        part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        part.replace(args.json)
+
+    measure_rows(args, result, keep)
+    print(table_of(result))
+    if args.plot:
+        draw(result, args.plot)
+    if args.write_docs:
+        write_docs(docs, marks, table_of(result))
+        draw(result, image)
 
 
 def make_llama(folder, seed, base=None):
@@ -375,23 +396,8 @@ def main():
     if sys.argv[1:2] == ["--self-test"]:
         return self_test(pathlib.Path(sys.argv[2]))
     args = parse(sys.argv[1:])
-    result = {"rows": []}
     try:
-        if args.json.exists():
-            result = json.loads(args.json.read_text(encoding="utf-8"))
-
-        def keep(state):
-            part = args.json.with_suffix(".part")
-            part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-            part.replace(args.json)
-
-        run(args, result, keep)
-        print(render(result))
-        if args.plot:
-            plot(result, args.plot)
-        if args.write_docs:
-            write_docs(DOCS, result)
-            plot(result, IMAGE)
+        measure_and_show(args, run, render, plot, DOCS, IMAGE, (BEGIN, END))
     except (processes.Failure, llama_forward.Unsupported, OSError, json.JSONDecodeError,
             subprocess.SubprocessError) as error:
         say(error)

@@ -14,16 +14,7 @@ import pathlib
 import sys
 import tempfile
 
-try:
-    import numpy  # noqa: F401
-except ImportError as missing:
-    python = os.environ.pop("MODELSTORE_PYTHON", None)
-    if python:  # popped: it is asked once
-        os.execve(python, [python, *sys.argv], os.environ)
-    print(f"skipped: {missing} (MODELSTORE_PYTHON names a python with numpy)")
-    sys.exit(77)
-
-import compact_bench
+import compact_bench  # first: starts this again with a python that has numpy
 import llama_forward
 import processes
 
@@ -146,12 +137,6 @@ def plot(result, path):
     figure.savefig(path, dpi=100)
 
 
-def write_docs(path, result):
-    text = path.read_text(encoding="utf-8")
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    path.write_text(text[:begin] + "\n\n" + render(result) + "\n\n" + text[end:], encoding="utf-8")
-
-
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, shown in (("base", "MODEL"), ("tokens", "EVAL.npy"), ("moments", "MOMENTS")):
@@ -170,23 +155,8 @@ def parse(arguments):
 def main():
     processes.stop_on_signals(say)
     args = parse(sys.argv[1:])
-    result = {"rows": []}
     try:
-        if args.json.exists():
-            result = json.loads(args.json.read_text(encoding="utf-8"))
-
-        def keep(state):
-            part = args.json.with_suffix(".part")
-            part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-            part.replace(args.json)
-
-        run(args, result, keep)
-        print(render(result))
-        if args.plot:
-            plot(result, args.plot)
-        if args.write_docs:
-            write_docs(DOCS, result)
-            plot(result, IMAGE)
+        compact_bench.measure_and_show(args, run, render, plot, DOCS, IMAGE, (BEGIN, END))
     except (processes.Failure, llama_forward.Unsupported, OSError, json.JSONDecodeError) as error:
         say(error)
         return 1
