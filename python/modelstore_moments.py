@@ -278,18 +278,18 @@ class Output:
 
 
 class Moments:
-    """Sums X^T X over the rows of every linear layer's inputs. Layers that get the very same tensor share a sum."""
+    """Sums X^T X and X over the rows of every linear layer's inputs. Layers that get the very same tensor share sums."""
 
     def __init__(self, model):
         self.sums, self.members, self.called, self.seen = {}, collections.defaultdict(list), set(), []
-        self.name = {}
+        self.name = {}  # of weights, in the checkpoint
         for module in model.module.modules():
             if isinstance(module, LINEAR):
                 stored = model.stored_name(module)
                 if module is model.head:
                     stored = model.stored_name(model.embedding if model.tied else model.head)
                 if stored:
-                    self.name[module] = stored + (".transposed" if isinstance(module, Conv1D) else "")
+                    self.name[module] = stored
                     module.register_forward_pre_hook(self.see)
         self.head = model.head
 
@@ -308,19 +308,21 @@ class Moments:
 
     def add(self, module, x):
         x = x.reshape(-1, x.shape[-1]).float()
-        total, rows = self.sums.get(module, (0, 0))
+        products, values, rows = self.sums.get(module, (0, 0, 0))
         # Float32 products within a chunk, float64 sums over chunks.
-        self.sums[module] = ((x.T @ x).double().add_(total), rows + len(x))
+        self.sums[module] = ((x.T @ x).double().add_(products), x.double().sum(0).add_(values), rows + len(x))
 
     def forget_inputs(self):
         self.seen.clear()
 
     def write(self, out):
         """Everything that is complete."""
-        for module, (total, rows) in self.sums.items():
+        for module, (products, values, rows) in self.sums.items():
             for each in [module] + self.members[module]:
                 if rows:
-                    out.put(self.name[each], total / rows)
+                    stored_as = ".transposed" if isinstance(each, Conv1D) else ""
+                    out.put(self.name[each] + stored_as, products / rows)
+                    out.put(self.name[each] + ".mean", values / rows)
         self.sums.clear()
 
 
@@ -435,7 +437,7 @@ def run(args):
     linear = [n for m, n in model.names.items() if isinstance(m, LINEAR)]
     longest = max(map(len, model.checkpoint.files)) + len(".transposed")
     candidates = [name.ljust(longest, "x") + str(at) for at, name in
-                  enumerate(linear + ["influence"] * len(model.blocks) + ["rows"])]
+                  enumerate(linear * 2 + ["influence"] * len(model.blocks) + ["rows"])]
     metadata = {"n": str(tokens.numel()), "tokens": args.text.name, "model": args.model.resolve().name,
                 "sequences": str(len(tokens)), "length": str(tokens.shape[1])}
     with Output(args.out, candidates, metadata) as out:

@@ -55,12 +55,6 @@ std::vector<float> Padded(const std::vector<float>& matrix, uint64_t columns, ui
   return out;
 }
 
-// NaN of two kinds would be either, by the CPU; and such a model is none.
-Status CheckFinite(DType dtype, ByteSpan values) {
-  if (std::ranges::all_of(Widened(dtype, values), [](float x) { return std::isfinite(x); })) return OkStatus();
-  return Unsupported("its weights are not finite, or not once they are sliced");
-}
-
 // L^T times what has `columns` columns of `dtype`, to `out`.
 Status MultiplyLeft(DType out_dtype, const Axes& left, DType dtype, ByteSpan right, uint64_t columns,
                     const ForAll& for_all, MutableByteSpan out) {
@@ -92,6 +86,12 @@ Status CheckSizes(DType dtype, uint64_t in_bytes, uint64_t in_elems, uint64_t ou
 }
 
 }  // namespace
+
+// NaN of two kinds would be either, by the CPU; and such a model is none.
+Status CheckFinite(DType dtype, ByteSpan values) {
+  if (std::ranges::all_of(Widened(dtype, values), [](float x) { return std::isfinite(x); })) return OkStatus();
+  return Unsupported("its weights are not finite, or not once they are sliced");
+}
 
 Result<std::shared_ptr<const Axes>> MakeAxes(std::span<const double> matrix, uint64_t rows, uint64_t columns) {
   auto axes = std::make_shared<Axes>(Axes{rows, columns, Bytes(matrix.size() * sizeof(uint16_t))});

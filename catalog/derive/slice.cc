@@ -51,6 +51,9 @@ class Slicer {
       for (const HeaderTensor& tensor : part.header.tensors) tensors_[tensor.name] = {&part, &tensor};
     }
     RETURN_IF_ERROR(CheckTensors());
+    if (one_basis() && layout_.has_layer_norms)
+      return Unsupported("a model of type " + layout_.model_type +
+                         " has LayerNorms, which sliced in one basis for all it cannot have; take --basis block");
     if (!one_basis() && source_.Find(kModelingFile) != nullptr)
       return Unsupported("the model has a file " + std::string(kModelingFile) + " of its own");
     RETURN_IF_ERROR(TakeMemory());
@@ -99,10 +102,14 @@ class Slicer {
   // Everything that may be wrong with the model or its moments, before the work.
   Status CheckTensors() const {
     for (const std::string& name : {layout_.embedding, layout_.head}) RETURN_IF_ERROR(CheckShape(name, {0, hidden()}));
+    for (const std::string& name : layout_.added) RETURN_IF_ERROR(CheckShape(name, {0, hidden()}));
     RETURN_IF_ERROR(CheckShape(layout_.final_norm, {hidden()}));
     for (const SliceStep& step : layout_.steps) {
       RETURN_IF_ERROR(CheckShape(step.norm, {hidden()}));
+      if (!step.norm_bias.empty()) RETURN_IF_ERROR(CheckShape(step.norm_bias, {hidden()}));
       for (const std::string& reader : step.readers) RETURN_IF_ERROR(CheckShape(reader, {0, hidden()}));
+      for (size_t i = 0; i < step.readers_biases.size(); ++i)
+        RETURN_IF_ERROR(CheckShape(step.readers_biases[i], {tensors_.at(step.readers[i]).header->shape[0]}));
       for (const std::string& writer : step.writers) {
         const bool is_bias = writer.ends_with(".bias");
         RETURN_IF_ERROR(
@@ -135,11 +142,22 @@ class Slicer {
     return out;
   }
 
-  // The second moments of a norm's output without its weights.
-  Result<Matrix> MomentsOf(const std::string& norm, const std::string& reader) const {
+  // The second moments of a norm's output without its weights and its bias.
+  Result<Matrix> MomentsOf(const std::string& norm, const std::string& norm_bias, const std::string& reader) const {
     ASSIGN_OR_RETURN(const std::vector<float> weights, ReadFloats(norm));
-    std::vector<float> h;
+    std::vector<float> h, bias(hidden(), 0), mean(hidden(), 0);
     RETURN_IF_ERROR(moments_.Load(reader, &h));
+    if (!norm_bias.empty()) {
+      ASSIGN_OR_RETURN(bias, ReadFloats(norm_bias));
+      RETURN_IF_ERROR(moments_.LoadMean(reader, hidden(), &mean));
+    }
+    // E[(y - b)(y - b)^T] of outputs y with mean m: H - b m^T - m b^T + b b^T.
+    const auto centred = [&](uint64_t i, uint64_t j) {
+      const double b[2] = {static_cast<double>(bias[i]), static_cast<double>(bias[j])};
+      const double m[2] = {static_cast<double>(mean[i]), static_cast<double>(mean[j])};
+      return (static_cast<double>(h[i * hidden() + j]) + static_cast<double>(h[j * hidden() + i])) / 2 - b[0] * m[1] -
+             m[0] * b[1] + b[0] * b[1];
+    };
     double largest = 0;
     for (const float w : weights) largest = std::max(largest, std::abs(static_cast<double>(w)));
     std::vector<double> inverse(hidden());
@@ -149,9 +167,7 @@ class Slicer {
     }
     Matrix c(hidden() * hidden());
     for (uint64_t i = 0; i < hidden(); ++i) {
-      for (uint64_t j = 0; j < hidden(); ++j)
-        c[i * hidden() + j] = inverse[i] * inverse[j] *
-                              (static_cast<double>(h[i * hidden() + j]) + static_cast<double>(h[j * hidden() + i])) / 2;
+      for (uint64_t j = 0; j < hidden(); ++j) c[i * hidden() + j] = inverse[i] * inverse[j] * centred(i, j);
     }
     for (const double x : c) {
       if (!std::isfinite(x))
@@ -159,7 +175,9 @@ class Slicer {
     }
     return c;
   }
-  Result<Matrix> MomentsOf(const SliceStep& step) const { return MomentsOf(step.norm, step.readers.front()); }
+  Result<Matrix> MomentsOf(const SliceStep& step) const {
+    return MomentsOf(step.norm, step.norm_bias, step.readers.front());
+  }
 
   static void Add(const Matrix& more, double times, Matrix* sum) {
     if (sum->empty()) sum->assign(more.size(), 0);
@@ -213,8 +231,19 @@ class Slicer {
     axes_.resize(first + batch);
     return for_all()(batch, [&](size_t i) -> Status {
       ASSIGN_OR_RETURN(axes_[first + i], PrincipalAxes(sums[i], hidden(), size_));
+      if (layout_.has_layer_norms) TakeMeans(&axes_[first + i]);
       return OkStatus();
     });
+  }
+
+  // A LayerNorm takes the mean over the stream away: axes without it give a stream that has none, and the norm becomes
+  // an RMSNorm.
+  void TakeMeans(Matrix* axes) const {
+    for (uint64_t j = 0; j < size_; ++j) {
+      double sum = 0;
+      for (uint64_t i = 0; i < hidden(); ++i) sum += (*axes)[i * size_ + j];
+      for (uint64_t i = 0; i < hidden(); ++i) (*axes)[i * size_ + j] -= sum / static_cast<double>(hidden());
+    }
   }
 
   Status MakeTensors() {
@@ -224,7 +253,7 @@ class Slicer {
     const size_t steps = layout_.steps.size();
     if (one_basis()) {
       RETURN_IF_ERROR(MoveWindow(0, steps));
-      ASSIGN_OR_RETURN(const Matrix last, MomentsOf(layout_.final_norm, layout_.head));
+      ASSIGN_OR_RETURN(const Matrix last, MomentsOf(layout_.final_norm, "", layout_.head));
       Add(last, 1, &window_);
       axes_.resize(1);
       ASSIGN_OR_RETURN(axes_[0], PrincipalAxes(window_, hidden(), size_));
@@ -233,6 +262,7 @@ class Slicer {
     }
     ASSIGN_OR_RETURN(std::shared_ptr<const Axes> axes, MakeAxes(axes_[0], hidden(), size_));
     RETURN_IF_ERROR(MakeInputs(layout_.embedding, layout_.embedding, "", axes, true));
+    for (const std::string& added : layout_.added) RETURN_IF_ERROR(MakeInputs(added, added, "", axes, true));
     for (size_t i = 0; i < steps; ++i) {
       const SliceStep& step = layout_.steps[i];
       RETURN_IF_ERROR(job_.Check());
@@ -252,14 +282,16 @@ class Slicer {
       if (one_basis()) {
         RETURN_IF_ERROR(MakeOnes(step.norm));
       } else {
+        RETURN_IF_ERROR(MakeReadersBiases(step));
         dropped_.insert(step.norm);
+        if (!step.norm_bias.empty()) dropped_.insert(step.norm_bias);
         RETURN_IF_ERROR(MakeShortcut(step, whole ? *IdentityAxes(hidden()) : *next, *right));
         axes_[i] = Matrix();
       }
       axes = std::move(next);
     }
     if (!one_basis()) return OkStatus();
-    ASSIGN_OR_RETURN(const Matrix moments, MomentsOf(layout_.final_norm, layout_.head));
+    ASSIGN_OR_RETURN(const Matrix moments, MomentsOf(layout_.final_norm, "", layout_.head));
     ASSIGN_OR_RETURN(Matrix reader, LeastSquaresReader(moments, axes_[0], hidden(), size_));
     Stretch(&reader);
     ASSIGN_OR_RETURN(const std::shared_ptr<const Axes> right, MakeAxes(reader, hidden(), size_));
@@ -278,6 +310,30 @@ class Slicer {
     for (const std::string& name : step.readers) elems += tensors_.at(name).header->shape[0] * size_;
     const bool pays = static_cast<double>(elems) * kAxesShare > static_cast<double>(hidden() * size_);
     for (const std::string& name : step.readers) RETURN_IF_ERROR(MakeInputs(name, name, step.norm, right, pays));
+    return OkStatus();
+  }
+
+  // What a norm's bias b gives behind a reader W goes into its bias: W b, in float64 sums of one order.
+  Status MakeReadersBiases(const SliceStep& step) {
+    if (step.norm_bias.empty()) return OkStatus();
+    ASSIGN_OR_RETURN(const std::vector<float> norm_bias, ReadFloats(step.norm_bias));
+    for (size_t reader = 0; reader < step.readers_biases.size(); ++reader) {
+      const std::string& name = step.readers_biases[reader];
+      ASSIGN_OR_RETURN(const std::vector<float> weight, ReadFloats(step.readers[reader]));
+      ASSIGN_OR_RETURN(std::vector<float> bias, ReadFloats(name));
+      for (size_t row = 0; row < bias.size(); ++row) {
+        double sum = static_cast<double>(bias[row]);
+        for (uint64_t i = 0; i < hidden(); ++i)
+          sum += static_cast<double>(weight[row * hidden() + i]) * static_cast<double>(norm_bias[i]);
+        bias[row] = static_cast<float>(sum);
+      }
+      const HeaderTensor& header = *tensors_.at(name).header;
+      Bytes out(header.bytes);
+      const DType dtype = DTypeFromName(header.dtype);
+      ConvertElements(DType::kF32, dtype, std::as_bytes(std::span(bias)), out);
+      RETURN_IF_ERROR(CheckFinite(dtype, out).WithContext("'" + name + "'"));
+      RETURN_IF_ERROR(Keep(name, {header.dtype, header.shape}, out, header.bytes));
+    }
     return OkStatus();
   }
 

@@ -147,6 +147,14 @@ struct ReadEngine::Impl {
 
   Result<BlockPtr> DecodeHeld(const OpenTensor& tensor, uint32_t index) {
     auto block = Guarded([&] { return DecodeNow(tensor, index); });
+    if (!block.ok() && tensor.record.is_projected()) {
+      // It may have become a base meanwhile: it then has blocks, and what it was computed from may be gone.
+      Result<TensorRecord> record = LoadTensorRecord(store, tensor.id);
+      if (record.ok() && !record->is_projected()) {
+        ASSIGN_OR_RETURN(const TensorRef now, tensors.Open(tensor.id, *std::move(record)));
+        block = Guarded([&] { return DecodeNow(*now, index); });
+      }
+    }
     if (!block.ok()) return block.status().WithContext(BlockName(tensor, index));
     decoded_blocks.fetch_add(1, std::memory_order_relaxed);
     decoded_bytes.fetch_add((*block)->bytes().size(), std::memory_order_relaxed);

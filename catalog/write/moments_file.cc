@@ -83,6 +83,15 @@ Status MomentsFile::Read(const std::string& name, std::vector<float>* out) const
 
 Status MomentsFile::Load(const std::string& name, std::vector<float>* out) const { return Read(name, out); }
 
+Status MomentsFile::LoadMean(const std::string& name, uint64_t columns, std::vector<float>* out) const {
+  const std::string mean = name + ".mean";
+  ASSIGN_OR_RETURN(const bool present, Has(mean, {columns}));
+  if (!present)
+    return InvalidArgument("moments " + source_->shown_as + ": no '" + mean +
+                           "' in them: they are those of another model, or were made without it");
+  return Read(mean, out);
+}
+
 Result<double> MomentsFile::Influence(const std::string& block) const {
   const std::string name = block + ".influence";
   ASSIGN_OR_RETURN(const bool present, Has(name, {}));

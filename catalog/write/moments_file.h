@@ -30,6 +30,8 @@ class MomentsFile {
   Result<Hash128> HashOf(const std::string& name) const;
   // H, columns x columns. Errors: Io.
   Status Load(const std::string& name, std::vector<float>* out) const;
+  // The mean of tensor `name`'s inputs. Errors: InvalidArgument (missing, of another shape), Io.
+  Status LoadMean(const std::string& name, uint64_t columns, std::vector<float>* out) const;
   // How much a block does, by the prefix of its names without the dot at its end. Errors: InvalidArgument (missing, no
   // finite number), Io.
   Result<double> Influence(const std::string& block) const;

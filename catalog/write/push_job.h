@@ -146,6 +146,12 @@ class PushJob {
   void Withdraw();
   std::string CompactMethod() const;
 
+  // push_materialise.cc
+  // A delta's base that is computed (projected) would be computed again by every read of the delta: such bases get
+  // blocks, under the ids that they have. What a base was computed from stays until prune.
+  Status MaterialiseBases();
+  Status AddMaterialised(WriteBatch* batch);
+
   // push_publish.cc: verifying and publishing.
   // The model that publishing now would replace, if any. Errors: AlreadyExists, what may_replace answers.
   Result<std::optional<ModelRecord>> FindReplaced() const;
@@ -165,6 +171,7 @@ class PushJob {
   // Records that publishing adds but for the model's; the bytes of their blocks.
   Result<uint64_t> AddRecords(WriteBatch* batch);
   Status AddTensors(WriteBatch* batch);
+  void DropBlocks(const TensorRecord& record, WriteBatch* batch) const;
   Status TooManyTensors() const;
   ModelRecord MakeModel() const;  // without id and base
   // Adds usage records and totals, or, when the store is too damaged for that, makes the totals invalid and says so.
@@ -219,6 +226,7 @@ class PushJob {
   std::mutex mutex_;  // guards what follows
   std::map<Hash128, Claims> claims_;
   std::deque<NewTensor> new_tensors_;
+  std::deque<NewTensor> materialised_;
   std::vector<PlannedExtent*> deferred_;
 };
 

@@ -52,9 +52,11 @@ Result<PushReport> PushJob::Run() {
     holds_.Clear();
     if (options_.compact) RETURN_IF_ERROR(EncodeCompact());
     RETURN_IF_ERROR(HashFilesWithParts());
-    writer_->ReleaseBuffers();
     RETURN_IF_ERROR(MarkNeeded());
     RETURN_IF_ERROR(VerifyKnown());
+    if (!options_.compact) RETURN_IF_ERROR(MaterialiseBases());
+    holds_.Clear();
+    writer_->ReleaseBuffers();
     RETURN_IF_ERROR(Verify());
     const Result<const ModelRecord*> base = bases_->BaseModel();
     if (!base.ok()) RETURN_IF_ERROR(GoOnDespite(base.status()));
@@ -67,6 +69,11 @@ Result<PushReport> PushJob::Run() {
   }
   for (const PlannedFile& file : files_) {
     if (file.mends) catalog_.reader().ForgetFile(file.sha256);
+  }
+  if (std::any_of(materialised_.begin(), materialised_.end(), [](const NewTensor& t) { return t.needed; })) {
+    catalog_.reader().DropCaches();  // their records
+    const std::lock_guard lock(catalog_.publish_mutex());
+    if (const Status counted = RepairUsage(catalog_.store()); !counted.ok() && damage_.ok()) damage_ = counted;
   }
   // The published batch is in the synced log already; this takes it out of the log's reach.
   if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
@@ -211,11 +218,14 @@ Status PushJob::Verify() {
   RETURN_IF_ERROR(catalog_.store().Flush(kBlockFamily));
   std::vector<const NewTensor*> tensors;
   uint64_t bytes = 0;
-  for (const NewTensor& tensor : new_tensors_) {
-    if (!tensor.needed) continue;
+  const auto add = [&](const NewTensor& tensor) {
     tensors.push_back(&tensor);
     bytes += tensor.record.bytes;
+  };
+  for (const NewTensor& tensor : new_tensors_) {
+    if (tensor.needed) add(tensor);
   }
+  for (const NewTensor& tensor : materialised_) add(tensor);
   job_.Begin("verifying", bytes);
   return lanes_->Run(tensors.size(), [&](size_t i) -> Status {
     ASSIGN_OR_RETURN(const Hash128 hash, writer_->HashStored(tensors[i]->record));
@@ -286,14 +296,18 @@ Status PushJob::TooManyTensors() const {
                            "' has more tensors than the record of a compact model may list; push it exactly");
 }
 
+void PushJob::DropBlocks(const TensorRecord& record, WriteBatch* batch) const {
+  if (record.block_count > 0)
+    batch->DeleteRange(Family::kBlocks, BlockKey(push_, record.first_block),
+                       BlocksEnd(push_, uint64_t{record.first_block} + record.block_count));
+}
+
 // Records, edges and sketches of what this push made; blocks that are not needed after all go.
 Status PushJob::AddTensors(WriteBatch* batch) {
   for (const NewTensor& tensor : new_tensors_) {
     const TensorRecord& record = tensor.record;
     if (!tensor.needed) {
-      if (record.block_count > 0)
-        batch->DeleteRange(Family::kBlocks, BlockKey(push_, record.first_block),
-                           BlocksEnd(push_, uint64_t{record.first_block} + record.block_count));
+      DropBlocks(record, batch);
       continue;
     }
     const Bytes value = Serialize(record);
@@ -377,6 +391,10 @@ ModelRecord PushJob::MakeModel() const {
 
 Status PushJob::CountUsage(const CatalogMeta& meta, WriteBatch* batch) {
   const Status added = AddUsage(catalog_.store(), meta, batch);
+  const bool changes_others =
+      std::any_of(materialised_.begin(), materialised_.end(), [](const NewTensor& tensor) { return tensor.needed; });
+  // Files that have those tensors have other costs now: Run counts again.
+  if (added.ok() && changes_others) batch->Delete(Family::kMeta, kUsageTotalsKey);
   if (added.ok() || !IsDamage(added)) return added;
   // Whoever counts then walks, and the first push or prune that can writes the figures again.
   batch->Delete(Family::kMeta, kUsageTotalsKey);
@@ -420,6 +438,7 @@ Result<bool> PushJob::LeadsBack(ModelId base, ModelId model) const {
 
 Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
   RETURN_IF_ERROR(AddTensors(batch));
+  RETURN_IF_ERROR(AddMaterialised(batch));
   for (const PlannedFile& file : files_) {
     if (file.known || file.repeats) continue;
     const Bytes value = Serialize(RecordOf(file));
@@ -427,8 +446,10 @@ Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
     batch->Put(Family::kFiles, FileKey(file.sha256), value);
   }
   uint64_t block_bytes = 0;
-  for (const NewTensor& tensor : new_tensors_) {
-    if (tensor.needed) block_bytes += tensor.record.coded_bytes + tensor.record.block_count * kBlockKeyBytes;
+  for (const std::deque<NewTensor>* tensors : {&new_tensors_, &materialised_}) {
+    for (const NewTensor& tensor : *tensors) {
+      if (tensor.needed) block_bytes += tensor.record.coded_bytes + tensor.record.block_count * kBlockKeyBytes;
+    }
   }
   return block_bytes;
 }

@@ -62,9 +62,10 @@ def expected_moments(folder, tokens):
     def see_input(module, args):
         x = args[0][:, :-1] if module is head else args[0]
         x = x.reshape(-1, x.shape[-1]).double()
-        name = names[module] + ".weight" + (".transposed" if isinstance(module, Conv1D) else "")
         tied = module is head and head.weight is embedding.weight
-        out[embedding_name if tied else name] = x.T @ x / len(x)
+        name = embedding_name if tied else names[module] + ".weight"
+        out[name + (".transposed" if isinstance(module, Conv1D) else "")] = x.T @ x / len(x)
+        out[name + ".mean"] = x.mean(0)
 
     def see_block(module, args, result):
         a, b = args[0].double(), (result[0] if isinstance(result, tuple) else result).double()

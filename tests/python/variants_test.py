@@ -131,6 +131,13 @@ class VariantsTest(unittest.TestCase):
         self.check_chopped(bert(), lambda m: m.bert.encoder.layer, transformers.AutoModelForMaskedLM)
 
     def check_sliced(self, model, basis, share, **limits):
+        """Each in a folder of its own: of one name."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            before, self.folder = self.folder, pathlib.Path(folder)
+            self.check_sliced_here(model, basis, share, **limits)
+            self.folder = before
+
+    def check_sliced_here(self, model, basis, share, **limits):
         self.push(model)
         folder = self.derive("--slice", share, "--basis", basis, "--moments", self.moments())
         variant = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=basis == "block")
@@ -148,18 +155,17 @@ class VariantsTest(unittest.TestCase):
     def test_nothing_sliced_is_the_model(self):
         for number, (kind, basis) in enumerate((kind, basis) for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")
                                                for basis in ("block", "global")):
-            with self.subTest(kind=kind, basis=basis), tempfile.TemporaryDirectory(dir=self.folder) as self_folder:
-                before, self.folder = self.folder, pathlib.Path(self_folder)
-                tied = number % 3 == 0
-                self.check_sliced(llama(kind, tie_word_embeddings=tied), basis, 0)
-                self.folder = before
+            with self.subTest(kind=kind, basis=basis):
+                self.check_sliced(llama(kind, tie_word_embeddings=number % 3 == 0), basis, 0)
+        with self.subTest(kind="OPT"):
+            self.check_sliced(opt(), "block", 0)
 
     def test_sliced(self):
         for basis in ("block", "global"):
-            with self.subTest(basis=basis), tempfile.TemporaryDirectory(dir=self.folder) as self_folder:
-                before, self.folder = self.folder, pathlib.Path(self_folder)
+            with self.subTest(basis=basis):
                 self.check_sliced(llama(attention_bias=True, mlp_bias=True), basis, 0.25, most=0.3)
-                self.folder = before
+        with self.subTest(kind="OPT"):
+            self.check_sliced(opt(), "block", 0.25, most=0.3)
 
 
 if __name__ == "__main__":

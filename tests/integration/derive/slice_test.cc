@@ -101,6 +101,26 @@ class SliceTest : public ModelTest {
     return *ParseSafetensorsHeader(
         ByteSpan(bytes).first(*SafetensorsHeaderBytes(ByteSpan(bytes).first(8), bytes.size())), bytes.size());
   }
+  std::vector<TestTensor> TensorsOf(const std::string& model) {
+    const Bytes file = ReadStored(model, "model.safetensors");
+    std::vector<TestTensor> tensors;
+    for (const TensorEntry& entry : IndexOf(model).tensors)
+      tensors.push_back({entry.name, entry.dtype, entry.shape,
+                         Bytes(file.begin() + static_cast<ptrdiff_t>(entry.begin),
+                               file.begin() + static_cast<ptrdiff_t>(entry.end))});
+    return tensors;
+  }
+  TensorId IdOf(const std::string& model, const std::string& tensor) {
+    const ModelRecord stored = *catalog().FindModel(model);
+    for (const ModelFile& file : stored.files) {
+      const FileRecord record = *ParseFileRecord(catalog().store().Get(Family::kFiles, FileKey(file.sha256))->bytes());
+      for (const Extent& extent : record.extents) {
+        if (extent.name == tensor) return extent.tensor;
+      }
+    }
+    ADD_FAILURE() << model << " has no " << tensor;
+    return {};
+  }
   std::vector<uint64_t> ShapeOf(const TensorIndex& index, const std::string& name) {
     for (const TensorEntry& entry : index.tensors) {
       if (entry.name == name) return entry.shape;
@@ -205,12 +225,7 @@ TEST_F(SliceTest, TheSameAgainIsTheSame) {
 
 TEST_F(SliceTest, AFinetuneOfItIsADeltaAgainstIt) {
   ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
-  const Bytes file = ReadStored("variant", "model.safetensors");
-  std::vector<TestTensor> tensors;
-  for (const TensorEntry& entry : IndexOf("variant").tensors)
-    tensors.push_back(
-        {entry.name, entry.dtype, entry.shape,
-         Bytes(file.begin() + static_cast<ptrdiff_t>(entry.begin), file.begin() + static_cast<ptrdiff_t>(entry.end))});
+  const std::vector<TestTensor> tensors = TensorsOf("variant");
   const PushReport report = MustPush(WriteModel("tuned", FinetunedModel(tensors, 9)));
   EXPECT_EQ(report.base, "variant");
   EXPECT_GT(report.delta_bytes, report.logical_bytes * 8 / 10);
@@ -223,7 +238,16 @@ TEST_F(SliceTest, AFinetuneOfItIsADeltaAgainstIt) {
   compact.name = "small";
   EXPECT_GT(MustPush(WriteModel("other", FinetunedModel(tensors, 900)), compact).compact_bytes, 0u);
   ExpectClean();
-  // What a delta's base is computed from is needed too.
+}
+
+// What a base is computed from is needed as long as it is computed.
+TEST_F(SliceTest, WhatABaseIsComputedFromStays) {
+  ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+  PushOptions compact;
+  compact.compact.emplace();
+  compact.compact->choice = CompactChoice{.rank = 4};
+  compact.name = "small";
+  MustPush(WriteModel("other", FinetunedModel(TensorsOf("variant"), 900)), compact);
   PushOptions update;
   update.name = "variant";
   update.update = true;
@@ -231,6 +255,54 @@ TEST_F(SliceTest, AFinetuneOfItIsADeltaAgainstIt) {
   EXPECT_EQ(Remove(catalog(), "base", false, job_).status().code(), StatusCode::kHasDependents);
   ASSERT_OK(Prune(catalog(), false, job_).status());
   ExpectClean();
+}
+
+// A base that is computed gets blocks once a finetune needs it, as the same tensor; a compact finetune is too small for
+// that.
+TEST_F(SliceTest, ABaseIsMaterialised) {
+  ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+  const Bytes before = ReadStored("variant", "model.safetensors");
+  const std::vector<TestTensor> tensors = TensorsOf("variant");
+  const std::string reader = InLayer(1, "mlp.up_proj");
+  const TensorRef computed = *catalog().reader().OpenTensorById(IdOf("variant", reader));
+  const TensorRef axes = *catalog().reader().OpenTensorById(computed->record.residual.front().base);
+
+  PushOptions compact;
+  compact.compact.emplace();
+  compact.compact->choice = CompactChoice{.rank = 4};
+  compact.name = "small";
+  MustPush(WriteModel("other", FinetunedModel(tensors, 900)), compact);
+  EXPECT_EQ(TensorOf("variant", reader).encoding, "projected");
+  ASSERT_OK(Remove(catalog(), "small", false, job_).status());
+
+  const PushReport first = MustPush(WriteModel("tuned", FinetunedModel(tensors, 9)));
+  EXPECT_EQ(TensorOf("variant", reader).encoding, "self");
+  EXPECT_EQ(TensorOf("tuned", reader).encoding, "delta");
+  EXPECT_EQ(UsageOf("variant").levels.projected, 0u);
+  EXPECT_EQ(ReadStored("variant", "model.safetensors"), before);
+  ExpectClean();  // figures too
+  // The next one finds it so.
+  EXPECT_LT(MustPush(WriteModel("further", FinetunedModel(tensors, 90))).stored_bytes, first.stored_bytes * 3 / 4);
+
+  // What it was computed from goes; whoever still has it as it was reads what it is now.
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  EXPECT_EQ(catalog().reader().OpenTensorById(axes->id).status().code(), StatusCode::kNotFound);
+  const Result<BlockRef> block = catalog().reader().ReadBlock(computed, 0, /*keep=*/false);
+  ASSERT_OK(block.status());
+  for (const TestTensor& tensor : tensors) {
+    if (tensor.name == reader) {
+      EXPECT_TRUE(std::ranges::equal(block->bytes(), ByteSpan(tensor.bytes).first(block->bytes().size())));
+    }
+  }
+  Reopen();
+  EXPECT_EQ(ReadStored("variant", "model.safetensors"), before);
+  ExpectClean();
+  // Without its finetunes it goes with its model.
+  for (const char* name : {"tuned", "further", "variant", "base"})
+    ASSERT_OK(Remove(catalog(), name, false, job_).status());
+  ASSERT_OK(Prune(catalog(), false, job_).status());
+  EXPECT_EQ(CountKeys(Family::kTensors), 0u);
+  EXPECT_EQ(CountKeys(Family::kBlocks), 0u);
 }
 
 // As deep as it may be, a variant can still be read, and so can a finetune of it.
@@ -241,12 +313,7 @@ TEST_F(SliceTest, VariantsOfVariantsOfVariants) {
     ASSERT_OK(SliceBy(0, Basis::kGlobal, WithHead(), name, source).status()) << depth;
     source = name;
   }
-  const Bytes file = ReadStored(source, "model.safetensors");
-  std::vector<TestTensor> tensors;
-  for (const TensorEntry& entry : IndexOf(source).tensors)
-    tensors.push_back(
-        {entry.name, entry.dtype, entry.shape,
-         Bytes(file.begin() + static_cast<ptrdiff_t>(entry.begin), file.begin() + static_cast<ptrdiff_t>(entry.end))});
+  const std::vector<TestTensor> tensors = TensorsOf(source);
   MustPush(WriteModel("tuned", FinetunedModel(tensors, 9)));
   Reopen();
   ExpectClean();
@@ -257,14 +324,7 @@ TEST_F(SliceTest, HostileRecordsAreCorruption) {
   ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
   const ModelRecord model = *catalog().FindModel("variant");
   const ModelFile& file = model.files[1];
-  TensorId id;
-  {
-    const auto value = catalog().store().Get(Family::kFiles, FileKey(file.sha256));
-    const FileRecord record = *ParseFileRecord(value->bytes());
-    for (const Extent& extent : record.extents) {
-      if (extent.name == InLayer(1, "mlp.up_proj")) id = extent.tensor;
-    }
-  }
+  const TensorId id = IdOf("variant", InLayer(1, "mlp.up_proj"));
   const std::string key = TensorKey(id);
   const TensorRecord good = *ParseTensorRecord(catalog().store().Get(Family::kTensors, key)->bytes());
   ASSERT_TRUE(good.is_projected());

@@ -53,6 +53,50 @@ TEST(SliceLayoutTest, KnowsBiasesAndUntiedHeads) {
               ElementsAre("model.layers.0.self_attn.o_proj.weight", "model.layers.0.self_attn.o_proj.bias"));
 }
 
+constexpr const char* kOptConfig = R"({"model_type": "opt", "hidden_size": 64, "num_attention_heads": 4})";
+
+std::vector<std::string> OptNames() {
+  std::vector<std::string> names = {"model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight"};
+  const auto add = [&](const std::string& name) {
+    names.push_back(name + ".weight");
+    names.push_back(name + ".bias");
+  };
+  for (const char* rest : {"self_attn_layer_norm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                           "self_attn.out_proj", "final_layer_norm", "fc1", "fc2"})
+    add(std::string("model.decoder.layers.0.") + rest);
+  add("model.decoder.final_layer_norm");
+  return names;
+}
+
+TEST(SliceLayoutTest, KnowsLayerNorms) {
+  const auto layout = LayOut(kOptConfig, OptNames());
+  ASSERT_TRUE(layout.ok()) << layout.status().ToString();
+  EXPECT_TRUE(layout->has_layer_norms);
+  EXPECT_THAT(layout->added, ElementsAre("model.decoder.embed_positions.weight"));
+  ASSERT_EQ(layout->steps.size(), 2u);
+  EXPECT_EQ(layout->steps[1].norm_bias, "model.decoder.layers.0.final_layer_norm.bias");
+  EXPECT_THAT(layout->steps[1].readers_biases, ElementsAre("model.decoder.layers.0.fc1.bias"));
+  EXPECT_THAT(layout->steps[1].writers,
+              ElementsAre("model.decoder.layers.0.fc2.weight", "model.decoder.layers.0.fc2.bias"));
+  EXPECT_THAT(std::string(AsChars(*ConfigSliced(AsBytes(std::string(kOptConfig)), *layout, 32, /*one_basis=*/false))),
+              HasSubstr("modeling_sliced.SlicedOPTForCausalLM"));
+
+  std::vector<std::string> without_bias = OptNames();
+  std::erase(without_bias, "model.decoder.layers.0.fc1.bias");
+  EXPECT_THAT(std::string(LayOut(kOptConfig, without_bias).status().message()),
+              HasSubstr("'model.decoder.layers.0.fc1.bias'"));
+  EXPECT_THAT(std::string(LayOut(R"({"model_type": "opt", "hidden_size": 64, "num_attention_heads": 4,
+                                     "do_layer_norm_before": false})",
+                                 OptNames())
+                              .status()
+                              .message()),
+              HasSubstr("do_layer_norm_before"));
+  std::vector<std::string> projected = OptNames();
+  projected.push_back("model.decoder.project_in.weight");
+  EXPECT_THAT(std::string(LayOut(kOptConfig, projected).status().message()),
+              HasSubstr("project_in.weight' is no tensor"));
+}
+
 TEST(SliceLayoutTest, RefusesOtherModels) {
   const auto refusal = [](const std::string& config, const std::vector<std::string>& names) {
     const auto layout = LayOut(config, names);
