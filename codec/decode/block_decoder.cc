@@ -17,54 +17,63 @@ Status BadBlock(uint32_t index, std::string_view what) {
   return Corruption("block " + std::to_string(index) + ": " + std::string(what));
 }
 
-// The stream's 32 states and words: the whole of `bytes`.
-bool StartStream(ByteSpan bytes, DecodeJob& job) {
-  if (bytes.size() < sizeof(job.state) || bytes.size() % 2 != 0) return false;
-  std::memcpy(job.state, bytes.data(), sizeof(job.state));
-  job.next = bytes.data() + sizeof(job.state);
-  job.end = bytes.data() + bytes.size();
-  return true;
-}
-
 // Decodes an entropy-coded block into patterns of the coded dtype.
 Status DecodePatterns(const Frame& frame, uint32_t index, ByteSpan coded, ByteSpan prediction, std::byte* out) {
-  const uint32_t elems = frame.BlockElems(index);
   const uint32_t width = DTypeBytes(frame.coded_dtype);
   const bool delta = frame.encoding == Encoding::kDelta;
-  ByteReader in(coded);
-
+  ASSIGN_OR_RETURN(const CodedStreams block, SplitBlock(frame, index, coded));
   std::array<uint8_t, kMaxBlockElems / kSelfChunkElems> classes;
-  if (!delta && frame.model.contexts.size() <= 1) {
-    std::fill_n(classes.begin(), (elems + kSelfChunkElems - 1) / kSelfChunkElems, uint8_t{0});
-  } else if (!delta) {
-    const uint32_t chunks = (elems + kSelfChunkElems - 1) / kSelfChunkElems;
-    const ByteSpan map = in.Take((chunks + 3) / 4);
-    if (!in.ok()) return BadBlock(index, "its class map is cut short");
-    for (uint32_t c = 0; c < chunks; ++c) classes[c] = (std::to_integer<uint8_t>(map[c / 4]) >> (c % 4 * 2)) & 3;
+  if (!delta) {
+    const uint32_t chunks = (frame.BlockElems(index) + kSelfChunkElems - 1) / kSelfChunkElems;
+    for (uint32_t c = 0; c < chunks; ++c) classes[c] = ClassOf(block.class_map, c);
   }
   DecodeJob jobs[2];
-  unsigned job_count = 1;
-  jobs[0].elems = FirstStreamElems(elems);
-  if (jobs[0].elems < elems) {
-    job_count = 2;
-    jobs[1].elems = elems - jobs[0].elems;
-    const uint32_t first_bytes = in.U32();
-    if (!StartStream(in.Take(first_bytes), jobs[0])) return BadBlock(index, "its first stream is cut short");
-  }
-  if (!StartStream(in.Take(in.remaining()), jobs[job_count - 1])) return BadBlock(index, "its stream is cut short");
   size_t at = 0;
-  for (unsigned j = 0; j < job_count; ++j) {
+  for (unsigned j = 0; j < block.count; ++j) {
+    const CodedStreams::Stream& stream = block.streams[j];
+    std::memcpy(jobs[j].state, stream.states.data(), sizeof(jobs[j].state));
+    jobs[j].next = stream.words.data();
+    jobs[j].end = stream.words.data() + stream.words.size();
+    jobs[j].elems = stream.elems;
     if (delta) jobs[j].prediction = prediction.data() + at * width;
     jobs[j].classes = classes.data() + at / kSelfChunkElems;
     jobs[j].out = out + at * width;
     at += jobs[j].elems;
   }
-  if (!DecodeStreams(*frame.tables, jobs, job_count))
+  if (!DecodeStreams(*frame.tables, jobs, block.count))
     return BadBlock(index, delta ? "it does not decode against this base" : "it does not decode");
   return OkStatus();
 }
 
 }  // namespace
+
+Result<CodedStreams> SplitBlock(const Frame& frame, uint32_t index, ByteSpan coded) {
+  const uint32_t elems = frame.BlockElems(index);
+  CodedStreams block;
+  ByteReader in(coded);
+  if (frame.encoding == Encoding::kSelf && frame.model.contexts.size() > 1) {
+    const uint32_t chunks = (elems + kSelfChunkElems - 1) / kSelfChunkElems;
+    block.class_map = in.Take((chunks + 3) / 4);
+    if (!in.ok()) return BadBlock(index, "its class map is cut short");
+  }
+  const auto start = [&](ByteSpan bytes, CodedStreams::Stream* stream) {
+    constexpr size_t kStateBytes = kLanes * sizeof(uint32_t);
+    if (bytes.size() < kStateBytes || bytes.size() % 2 != 0) return false;
+    stream->states = bytes.first(kStateBytes);
+    stream->words = bytes.subspan(kStateBytes);
+    return true;
+  };
+  block.streams[0].elems = FirstStreamElems(elems);
+  if (block.streams[0].elems < elems) {
+    block.count = 2;
+    block.streams[1].elems = elems - block.streams[0].elems;
+    const uint32_t first_bytes = in.U32();
+    if (!start(in.Take(first_bytes), &block.streams[0])) return BadBlock(index, "its first stream is cut short");
+  }
+  if (!start(in.Take(in.remaining()), &block.streams[block.count - 1]))
+    return BadBlock(index, "its stream is cut short");
+  return block;
+}
 
 bool CanPredict(DType from, DType to) { return from == to || (DTypeIsFloat(from) && DTypeIsFloat(to)); }
 

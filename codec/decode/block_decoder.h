@@ -15,6 +15,22 @@ namespace modelstore {
 // itself (or was coded against another prediction, as far as the coder's final state shows); `out` then holds garbage.
 Status DecodeBlock(const Frame& frame, uint32_t index, ByteSpan coded, ByteSpan prediction, MutableByteSpan out);
 
+// An entropy-coded block's parts. The first stream codes the first elements, the second, if there is one, the rest.
+struct CodedStreams {
+  struct Stream {
+    ByteSpan states, words;  // u32, kLanes of them; u16
+    uint32_t elems = 0;
+  };
+  ByteSpan class_map;  // of kSelf: 2 bits a chunk, least significant first; empty: every chunk is of class 0
+  Stream streams[2];
+  unsigned count = 1;
+};
+// Precondition: a block of kSelf or kDelta that is not raw. Errors: Corruption.
+Result<CodedStreams> SplitBlock(const Frame& frame, uint32_t index, ByteSpan coded);
+inline uint8_t ClassOf(ByteSpan class_map, uint32_t chunk) {
+  return class_map.empty() ? 0 : std::to_integer<uint8_t>(class_map[chunk / 4] >> (chunk % 4 * 2)) & 3;
+}
+
 // Can elements of `from` predict elements of `to`? True for equal types and for any two floating-point types.
 bool CanPredict(DType from, DType to);
 

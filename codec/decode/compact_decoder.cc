@@ -35,30 +35,6 @@ uint64_t FactorRowsBefore(const CompactSegment& s, uint64_t row) {
   return s.rows_before[row / 64] + static_cast<uint64_t>(std::popcount(below));
 }
 
-bool HasFactors(const CompactSegment& s, uint64_t row) {
-  return s.row_mask.empty() || (s.row_mask[row / 64] >> (row % 64) & 1) != 0;
-}
-
-// Rows that the piece touches, those of them that have factors, and columns.
-struct Extent {
-  uint64_t first_row, end_row;
-  uint64_t first_factor_row, end_factor_row;
-  uint64_t first_column, end_column;  // of all rows together
-};
-
-Extent ExtentOf(const CompactPiece& piece) {
-  const CompactSegment& s = *piece.segment;
-  Extent e;
-  e.first_row = piece.begin / s.columns;
-  e.end_row = (piece.begin + piece.elems - 1) / s.columns + 1;
-  e.first_factor_row = s.rank == 0 ? 0 : FactorRowsBefore(s, e.first_row);
-  e.end_factor_row = s.rank == 0 ? 0 : FactorRowsBefore(s, e.end_row);
-  const bool one_row = e.end_row - e.first_row == 1;
-  e.first_column = one_row ? piece.begin % s.columns : 0;
-  e.end_column = one_row ? e.first_column + piece.elems : s.columns;
-  return e;
-}
-
 Status CheckSize(ByteSpan bytes, const Range& range, uint32_t width, const char* what) {
   if (bytes.size() == range.count * width) return OkStatus();
   return Corruption("compact tensor: " + std::to_string(bytes.size()) + " bytes of " + what + " instead of " +
@@ -105,7 +81,7 @@ struct Workspace {
 
 uint64_t LevelsOf(const Range& tokens, unsigned per_token) { return tokens.count * per_token; }
 
-Result<Workspace> Unpack(const CompactPiece& piece, const Extent& extent, const CompactInputs& inputs,
+Result<Workspace> Unpack(const CompactPiece& piece, const PieceExtent& extent, const CompactInputs& inputs,
                          CompactScratch& scratch) {
   const CompactSegment& s = *piece.segment;
   const unsigned residual_group = s.residual_token_levels();
@@ -126,7 +102,7 @@ Result<Workspace> Unpack(const CompactPiece& piece, const Extent& extent, const 
   w.right = at;
   at += right;
   ok &= TokensToLevels(inputs.left.data(), piece.left.count, kFactorTokenLevels, at);
-  w.left = at + extent.first_factor_row * s.rank % kFactorTokenLevels;
+  w.left = at + extent.first_left_level(s.rank);
   at += left;
   ok &= TokensToLevels(inputs.residual.data(), piece.residual.count, residual_group, at);
   w.residual = at + piece.begin % residual_group;
@@ -163,7 +139,7 @@ class ResidualAdder {
       : kernels_(CurrentCompactKernels()),
         wide_(piece.segment->wide_residual),
         begin_(piece.begin),
-        group_elems_(GroupElems(*piece.segment)),
+        group_elems_(piece.segment->step_elems()),
         first_group_(piece.begin / group_elems_),
         levels_(levels),
         steps_(steps) {
@@ -187,8 +163,6 @@ class ResidualAdder {
     }
   }
 
-  static uint64_t GroupElems(const CompactSegment& s) { return s.group_elems == 0 ? s.elems() : s.group_elems; }
-
  private:
   void SetGroup(uint64_t group) {
     group_begin_ = group * group_elems_;
@@ -211,6 +185,29 @@ class ResidualAdder {
 
 }  // namespace
 
+PieceExtent ExtentOf(const CompactPiece& piece) {
+  const CompactSegment& s = *piece.segment;
+  PieceExtent e;
+  e.first_row = piece.begin / s.columns;
+  e.end_row = (piece.begin + piece.elems - 1) / s.columns + 1;
+  e.first_factor_row = s.rank == 0 ? 0 : FactorRowsBefore(s, e.first_row);
+  e.end_factor_row = s.rank == 0 ? 0 : FactorRowsBefore(s, e.end_row);
+  const bool one_row = e.end_row - e.first_row == 1;
+  e.first_column = one_row ? piece.begin % s.columns : 0;
+  e.end_column = one_row ? e.first_column + piece.elems : s.columns;
+  return e;
+}
+
+Status CheckInputs(const CompactPiece& piece, const CompactInputs& inputs) {
+  RETURN_IF_ERROR(CheckSize(inputs.right, piece.right, kTokenBytes, "right factors"));
+  RETURN_IF_ERROR(CheckSize(inputs.left, piece.left, kTokenBytes, "left factors"));
+  RETURN_IF_ERROR(CheckSize(inputs.residual, piece.residual, kTokenBytes, "residual"));
+  RETURN_IF_ERROR(CheckSize(inputs.scales, piece.scales, kScaleBytes, "scales"));
+  RETURN_IF_ERROR(CheckSize(inputs.steps, piece.steps, kScaleBytes, "steps"));
+  RETURN_IF_ERROR(CheckScales(inputs.scales));
+  return CheckScales(inputs.steps);
+}
+
 std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
   const std::vector<CompactSegment>& segments = frame.compact->segments;
   const uint64_t begin = frame.BlockBegin(index);
@@ -229,7 +226,7 @@ std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
     piece.begin = std::max(begin, s->first_elem) - s->first_elem;
     piece.elems = std::min(end, s->first_elem + s->elems()) - s->first_elem - piece.begin;
     piece.block_begin = s->first_elem + piece.begin - begin;
-    const Extent extent = ExtentOf(piece);
+    const PieceExtent extent = ExtentOf(piece);
     if (extent.first_factor_row < extent.end_factor_row) {
       piece.right = {s->first_factor_token, s->first_left_token - s->first_factor_token};
       piece.left = TokensOf(s->first_left_token, extent.first_factor_row * s->rank, extent.end_factor_row * s->rank,
@@ -239,7 +236,7 @@ std::vector<CompactPiece> CompactPieces(const Frame& frame, uint32_t index) {
     if (s->has_residual) {
       const uint64_t piece_end = piece.begin + piece.elems;
       piece.residual = TokensOf(s->first_residual_token, piece.begin, piece_end, s->residual_token_levels());
-      const uint64_t group_elems = ResidualAdder::GroupElems(*s);
+      const uint64_t group_elems = s->step_elems();
       const uint64_t first_group = piece.begin / group_elems;
       piece.steps = {s->first_scale + s->rank + first_group, (piece_end - 1) / group_elems - first_group + 1};
     }
@@ -278,14 +275,8 @@ Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const Compact
   if (prediction.size() != piece.elems * width || out.size() != piece.elems * width)
     return Internal("RebuildPiece: " + std::to_string(prediction.size()) + " and " + std::to_string(out.size()) +
                     " bytes for " + std::to_string(piece.elems) + " elements");
-  RETURN_IF_ERROR(CheckSize(inputs.right, piece.right, kTokenBytes, "right factors"));
-  RETURN_IF_ERROR(CheckSize(inputs.left, piece.left, kTokenBytes, "left factors"));
-  RETURN_IF_ERROR(CheckSize(inputs.residual, piece.residual, kTokenBytes, "residual"));
-  RETURN_IF_ERROR(CheckSize(inputs.scales, piece.scales, kScaleBytes, "scales"));
-  RETURN_IF_ERROR(CheckSize(inputs.steps, piece.steps, kScaleBytes, "steps"));
-  RETURN_IF_ERROR(CheckScales(inputs.scales));
-  RETURN_IF_ERROR(CheckScales(inputs.steps));
-  const Extent extent = ExtentOf(piece);
+  RETURN_IF_ERROR(CheckInputs(piece, inputs));
+  const PieceExtent extent = ExtentOf(piece);
   ASSIGN_OR_RETURN(const Workspace w, Unpack(piece, extent, inputs, scratch));
   std::optional<ResidualAdder> residual;
   if (s.has_residual) residual.emplace(piece, w.residual, inputs.steps);
@@ -315,7 +306,7 @@ Status RebuildPiece(const Frame& frame, const CompactPiece& piece, const Compact
         const uint64_t begin = std::max(row * s.columns + column, piece.begin);
         const uint64_t end = std::min(row * s.columns + end_column, piece_end);
         float* sums = w.sums + kPanelRows * kPanelColumns;
-        if (has_factors && HasFactors(s, row)) {
+        if (has_factors && s.has_factors(row)) {
           sums = next_sums;
           next_sums += kPanelColumns;
         } else if (s.has_residual) {

@@ -35,6 +35,19 @@ struct CompactInputs {
   ByteSpan right, left, residual, scales, steps;
 };
 
+// Errors: Corruption when a span has another size than its range, or a scale is not below 2^64.
+Status CheckInputs(const CompactPiece& piece, const CompactInputs& inputs);
+
+// Rows that the piece touches, those of them that have factors (counted among those of the segment), and columns.
+struct PieceExtent {
+  uint64_t first_row = 0, end_row = 0;
+  uint64_t first_factor_row = 0, end_factor_row = 0;
+  uint64_t first_column = 0, end_column = 0;  // of all rows together
+  // The first row's level among those of the piece's left tokens.
+  uint64_t first_left_level(uint32_t rank) const { return first_factor_row * rank % kFactorTokenLevels; }
+};
+PieceExtent ExtentOf(const CompactPiece& piece);
+
 // Memory that RebuildPiece uses; keep it for the next piece.
 struct CompactScratch {
   std::vector<float> floats;

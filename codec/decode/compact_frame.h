@@ -50,7 +50,9 @@ struct CompactSegment {
 
   uint64_t elems() const { return rows * columns; }
   uint64_t factor_rows() const;  // rows with factors
-  uint64_t groups() const;       // steps of the residual; 0 without one
+  bool has_factors(uint64_t row) const { return row_mask.empty() || (row_mask[row / 64] >> (row % 64) & 1) != 0; }
+  uint64_t step_elems() const { return group_elems == 0 ? elems() : group_elems; }  // that share a step
+  uint64_t groups() const;  // steps of the residual; 0 without one
   unsigned residual_token_levels() const { return wide_residual ? kFactorTokenLevels : kResidualTokenLevels; }
 };
 

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/kernels/device_function.h"
 #include "codec/tensor/dtype.h"
 
 namespace modelstore {
@@ -22,7 +23,7 @@ inline constexpr size_t kPanelRows = 8;
 inline constexpr int kResidualLevels = 16;
 
 // What a level of a residual stands for; 0 stands for nothing.
-inline float ResidualValue(int level, const float* biases, float step) {
+MODELSTORE_DEVICE float ResidualValue(int level, const float* biases, float step) {
   if (level == 0) return 0;
   const int magnitude = level < 0 ? -level : level;
   const float value = (static_cast<float>(magnitude) - biases[magnitude < 3 ? magnitude - 1 : 2]) * step;

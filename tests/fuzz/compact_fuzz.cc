@@ -1,12 +1,14 @@
 // A compact frame and what its pieces are made from, all hostile: a varint length, the frame, a byte that says whether
 // tokens are kept within what stands for levels, then bytes that are repeated for every input and for the base.
-// Rebuilds the first and the last block on every CPU target and checks that all agree and keep to the memory that they
-// state.
+// Rebuilds the first and the last block on every CPU target and by a GPU's kernels on the host, and checks that all
+// agree and keep to the memory that they state.
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
 #include "codec/decode/compact_decoder.h"
+#include "codec/device/host_device.h"
 #include "codec/kernels/cpu_target.h"
 #include "codec/kernels/level_tokens.h"
 #include "codec/kernels/value_map.h"
@@ -35,7 +37,8 @@ Bytes Tokens(ByteSpan content, CompactPiece::Range range, unsigned group, bool v
   return out;
 }
 
-void RebuildEverywhere(const Frame& frame, const CompactPiece& piece, ByteSpan content, bool valid) {
+void RebuildEverywhere(const Frame& frame, uint32_t block_index, const CompactPiece& piece, ByteSpan content,
+                       bool valid) {
   const Bytes right = Tokens(content, piece.right, kFactorTokenLevels, valid);
   const Bytes left = Tokens(content, piece.left, kFactorTokenLevels, valid);
   const Bytes residual = Tokens(content, piece.residual, piece.segment->residual_token_levels(), valid);
@@ -61,6 +64,20 @@ void RebuildEverywhere(const Frame& frame, const CompactPiece& piece, ByteSpan c
       std::abort();
     }
   }
+  // By a GPU's kernels: as a block of which this is all.
+  HostBatch batch(16 << 20);
+  BatchBuilder& builder = batch.builder();
+  const BatchBuilder::Piece whole = {piece, inputs, {.bytes = base}};
+  const auto block = builder.AddCompact(frame, block_index, std::span(&whole, 1));
+  if (!block.ok()) {
+    if (first_ok) std::abort();
+    return;
+  }
+  if (!*block) std::abort();
+  batch.Run();
+  if (builder.Succeeded(**block, batch.output()) != first_ok) std::abort();
+  const ByteSpan made = builder.BytesOf(**block, batch.output()).subspan(piece.block_begin * DTypeBytes(frame.dtype));
+  if (first_ok && !std::ranges::equal(made.first(first.size()), first)) std::abort();
 }
 
 void Run(ByteSpan data) {
@@ -80,7 +97,7 @@ void Run(ByteSpan data) {
     for (const CompactPiece& piece : CompactPieces(*frame, block)) {
       if (piece.block_begin != elems || piece.elems == 0) std::abort();
       elems += piece.elems;
-      RebuildEverywhere(*frame, piece, content, valid);
+      RebuildEverywhere(*frame, block, piece, content, valid);
     }
     if (elems != frame->BlockElems(block)) std::abort();
   }

@@ -1,9 +1,11 @@
 // A frame and one block of it, both hostile: a varint length, the frame, then the coded block. Decodes on every CPU
-// target and checks that all agree.
+// target and by a GPU's kernels on the host, and checks that all agree.
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 
 #include "codec/decode/block_decoder.h"
+#include "codec/device/host_device.h"
 #include "codec/kernels/cpu_target.h"
 
 namespace modelstore {
@@ -34,6 +36,19 @@ void Run(ByteSpan data) {
       std::abort();
     }
   }
+  const bool has_streams = frame->encoding == Encoding::kSelf || frame->encoding == Encoding::kDelta;
+  if (!has_streams || coded.size() >= BlockBytes(*frame, 0)) return;
+  HostBatch batch(4 << 20);
+  BatchBuilder& builder = batch.builder();
+  const auto block = builder.AddBlock(*frame, 0, coded, {.bytes = prediction}, /*is_wanted=*/true);
+  if (!block.ok()) {
+    if (first_ok) std::abort();
+    return;
+  }
+  if (!*block) std::abort();
+  batch.Run();
+  if (builder.Succeeded(**block, batch.output()) != first_ok) std::abort();
+  if (first_ok && !std::ranges::equal(builder.BytesOf(**block, batch.output()), first)) std::abort();
 }
 
 }  // namespace

@@ -1,0 +1,103 @@
+// The entry of each kernel: one warp's share of a DeviceProgram (layer: codec/device). For a GPU and for the host
+// model.
+#pragma once
+
+#include <type_traits>
+
+#include "codec/device/device_program.h"
+
+namespace modelstore {
+
+MODELSTORE_DEVICE void SetStatus(const DeviceSpaces& spaces, uint32_t status, bool ok) {
+  // Statuses begin as 1; failures of several warps agree.
+  if (!ok) spaces.space[static_cast<unsigned>(DeviceSpace::kOutput)][status] = std::byte{0};
+}
+
+MODELSTORE_DEVICE WarpTables TablesAt(const DeviceSpaces& spaces, const DeviceTables& t) {
+  return {spaces.At<const uint8_t>(t.slots),
+          spaces.At<const WarpSymbol>(t.symbols),
+          spaces.At<const uint32_t>(t.high_bases),
+          t.context_symbols,
+          t.exponent_low,
+          t.exponent_shift,
+          t.exponent_mask,
+          t.low_bit != 0};
+}
+
+MODELSTORE_DEVICE WarpTokens TokensAt(const DeviceSpaces& spaces) {
+  const std::byte* at = spaces.space[static_cast<unsigned>(DeviceSpace::kConstants)];
+  return {reinterpret_cast<const uint16_t*>(at), reinterpret_cast<const uint32_t*>(at + kDevicePairBytes)};
+}
+
+// The pattern type and the direction of a kernel of streams.
+template <DeviceKernel kKernel>
+struct StreamTraits {
+  static constexpr uint32_t kIndex = static_cast<uint32_t>(kKernel);
+  static constexpr bool kWidened = kKernel >= DeviceKernel::kSelfWidened;
+  static constexpr bool kDelta = kIndex % 2 == 1;
+  static constexpr unsigned kBytes = kWidened ? 2 : 1u << kIndex / 2;
+  using U = std::conditional_t<
+      kBytes == 1, uint8_t,
+      std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>>;
+};
+
+template <DeviceKernel kKernel, typename Warp>
+MODELSTORE_DEVICE void RunStream(const DeviceSpaces& spaces, const WarpTables& tables, const DeviceStream& s) {
+  using Traits = StreamTraits<kKernel>;
+  const WarpStream stream = {
+      spaces.At<const uint32_t>(s.states), spaces.At<const uint16_t>(s.words),  s.word_count,          s.elems,
+      spaces.At<const void>(s.prediction), spaces.At<const uint8_t>(s.classes), spaces.At<void>(s.out)};
+  constexpr WarpOutput kOutput = Traits::kWidened ? WarpOutput::kWidened : WarpOutput::kPatterns;
+  SetStatus(spaces, s.status, DecodeStream<Warp, typename Traits::U, Traits::kDelta, kOutput>(tables, stream));
+}
+
+template <typename Warp>
+MODELSTORE_DEVICE void RunUnpack(const DeviceSpaces& spaces, const DeviceUnpack& u) {
+  const WarpFactors factors = {spaces.At<const uint16_t>(u.tokens), u.first_level, u.levels,
+                               spaces.At<const float>(u.scales),    u.rank,        spaces.At<float>(u.out)};
+  SetStatus(spaces, u.status, UnpackFactors<Warp>(TokensAt(spaces), factors));
+}
+
+template <DeviceKernel kKernel>
+struct RebuildTraits {
+  static constexpr DType kDType = kKernel == DeviceKernel::kRebuildBf16   ? DType::kBF16
+                                  : kKernel == DeviceKernel::kRebuildF16  ? DType::kF16
+                                  : kKernel == DeviceKernel::kRebuildF32  ? DType::kF32
+                                  : kKernel == DeviceKernel::kRebuildF64  ? DType::kF64
+                                  : kKernel == DeviceKernel::kRebuildE4m3 ? DType::kF8E4M3
+                                                                          : DType::kF8E5M2;
+  static constexpr unsigned kBytes = FloatLayoutOf(kDType).width_bits / 8;
+  using U = std::conditional_t<
+      kBytes == 1, uint8_t,
+      std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>>;
+};
+
+template <DeviceKernel kKernel, typename Warp>
+MODELSTORE_DEVICE void RunTile(const DeviceSpaces& spaces, const DevicePiece& p, uint32_t tile_begin) {
+  using Traits = RebuildTraits<kKernel>;
+  const WarpPiece piece = {spaces.At<const void>(p.prediction),
+                           spaces.At<void>(p.out),
+                           spaces.At<const float>(p.right),
+                           spaces.At<const float>(p.weights),
+                           spaces.At<const uint32_t>(p.factor_rows),
+                           spaces.At<const uint16_t>(p.residual),
+                           spaces.At<const float>(p.steps),
+                           p.begin,
+                           p.end,
+                           p.columns,
+                           p.first_row,
+                           p.group_elems,
+                           p.first_elem,
+                           p.rank,
+                           p.seed,
+                           {p.biases[0], p.biases[1], p.biases[2]},
+                           p.is_wide != 0,
+                           p.is_nearest != 0,
+                           p.is_aligned != 0};
+  const uint64_t begin = p.begin + tile_begin;
+  const uint64_t end = begin + kTileElems < p.end ? begin + kTileElems : p.end;
+  SetStatus(spaces, p.status,
+            RebuildTile<Warp, Traits::kDType, typename Traits::U>(TokensAt(spaces), piece, begin, end));
+}
+
+}  // namespace modelstore
