@@ -275,12 +275,8 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
   DevicePiece piece;
   array_bytes_ += Aligned(sizeof(DevicePiece));
   piece.out = out;
-  piece.begin = from.piece.begin;
-  piece.end = from.piece.begin + from.piece.elems;
-  piece.columns = s.columns;
-  piece.first_row = extent.first_row;
-  piece.group_elems = s.step_elems();
-  piece.first_elem = s.first_elem;
+  piece.first_elem = s.first_elem + from.piece.begin;
+  piece.elems = static_cast<uint32_t>(from.piece.elems);
   piece.rank = s.rank;
   piece.seed = frame.compact->seed;
   for (unsigned i = 0; i < 3; ++i) piece.biases[i] = static_cast<float>(s.biases[i]) * kBiasUnit;
@@ -296,6 +292,8 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
       right = rights_.emplace(&s, std::move(factors)).first;
     }
     piece.right = right->second.out;
+    piece.columns = static_cast<uint32_t>(s.columns);
+    piece.first_column = static_cast<uint32_t>(from.piece.begin % s.columns);
     made->unpacks.insert(made->unpacks.end(), right->second.statuses.begin(), right->second.statuses.end());
     Factors left;
     DeviceRef scales;
@@ -314,14 +312,24 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
   }
   if (s.has_residual) {
     if (!CopyIn(inputs.residual, &piece.residual) || !CopyIn(FloatsOf(inputs.steps), &piece.steps)) return false;
+    piece.token_offset = static_cast<uint32_t>(from.piece.begin % s.residual_token_levels());
+    // Steps in 32 bits: only where they change within the piece counts, which has fewer than 2^20 elements.
+    constexpr uint32_t kLargeGroup = 1 << 30;
+    static_assert(kLargeGroup > 4 * kMaxBlockElems);
+    const uint64_t before = from.piece.begin % s.step_elems();
+    piece.group_elems = static_cast<uint32_t>(std::min<uint64_t>(s.step_elems(), kLargeGroup));
+    piece.group_offset = static_cast<uint32_t>(before);
+    if (s.step_elems() > kLargeGroup) {
+      const uint64_t left = s.step_elems() - before;
+      piece.group_offset = left >= kMaxBlockElems ? 0 : kLargeGroup - static_cast<uint32_t>(left);
+    }
   }
   const uint64_t quad_bytes = 4 * DTypeBytes(frame.dtype);
-  constexpr uint64_t kOffsetMask = (uint64_t{1} << DeviceRef::kSpaceShift) - 1;
-  const auto lies_well = [&](DeviceRef ref) {
-    return (ref.bits & kOffsetMask) % std::min(quad_bytes, kDeviceAlignment) == 0;
-  };
-  piece.is_aligned = piece.columns % 4 == 0 && piece.begin % 4 == 0 && piece.group_elems % 4 == 0 &&
-                     quad_bytes <= kDeviceAlignment && lies_well(piece.prediction) && lies_well(piece.out);
+  const bool steps_fit = piece.group_elems % 4 == 0 && piece.group_offset % 4 == 0;
+  const auto lies_well = [&](DeviceRef ref) { return ref.bits % std::min(quad_bytes, kDeviceAlignment) == 0; };
+  piece.is_aligned = piece.elems % 4 == 0 && piece.columns % 4 == 0 && piece.first_column % 4 == 0 &&
+                     piece.token_offset % 4 == 0 && steps_fit && quad_bytes <= kDeviceAlignment &&
+                     lies_well(piece.prediction) && lies_well(piece.out);
   piece.status = statuses_++;
   for (uint64_t at = 0; at < from.piece.elems; at += kTileElems) {
     tiles_.push_back(

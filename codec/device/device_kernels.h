@@ -82,22 +82,23 @@ MODELSTORE_DEVICE void RunTile(const DeviceSpaces& spaces, const DevicePiece& p,
                            spaces.At<const uint32_t>(p.factor_rows),
                            spaces.At<const uint16_t>(p.residual),
                            spaces.At<const float>(p.steps),
-                           p.begin,
-                           p.end,
-                           p.columns,
-                           p.first_row,
-                           p.group_elems,
                            p.first_elem,
+                           p.elems,
+                           p.columns,
+                           p.first_column,
+                           p.group_elems,
+                           p.group_offset,
+                           p.token_offset,
                            p.rank,
                            p.seed,
                            {p.biases[0], p.biases[1], p.biases[2]},
                            p.is_wide != 0,
                            p.is_nearest != 0,
                            p.is_aligned != 0};
-  const uint64_t begin = p.begin + tile_begin;
-  const uint64_t end = begin + kTileElems < p.end ? begin + kTileElems : p.end;
+  const uint32_t left = p.elems - tile_begin;
+  const uint32_t end = tile_begin + (left < kTileElems ? left : kTileElems);
   SetStatus(spaces, p.status,
-            RebuildTile<Warp, Traits::kDType, typename Traits::U>(TokensAt(spaces), piece, begin, end));
+            RebuildTile<Warp, Traits::kDType, typename Traits::U>(TokensAt(spaces), piece, tile_begin, end));
 }
 
 }  // namespace modelstore

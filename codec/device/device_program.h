@@ -38,7 +38,10 @@ struct DeviceSpaces {
   MODELSTORE_DEVICE T* At(DeviceRef ref) const {
     if (ref.bits == ~uint64_t{0}) return nullptr;
     constexpr uint64_t kOffsetMask = (uint64_t{1} << DeviceRef::kSpaceShift) - 1;
-    return reinterpret_cast<T*>(space[ref.bits >> DeviceRef::kSpaceShift] + (ref.bits & kOffsetMask));
+    // Chosen, not indexed: an array that is indexed would leave a GPU's registers.
+    const uint64_t of = ref.bits >> DeviceRef::kSpaceShift;
+    std::byte* const from = of < 2 ? (of == 0 ? space[0] : space[1]) : (of == 2 ? space[2] : space[3]);
+    return reinterpret_cast<T*>(from + (ref.bits & kOffsetMask));
   }
 };
 
@@ -99,7 +102,8 @@ inline constexpr uint32_t kUnpackLevels = 1 << 14;
 
 struct DevicePiece {
   DeviceRef prediction, out, right, weights, factor_rows, residual, steps;
-  uint64_t begin = 0, end = 0, columns = 0, first_row = 0, group_elems = 0, first_elem = 0;
+  uint64_t first_elem = 0;
+  uint32_t elems = 0, columns = 0, first_column = 0, group_elems = 0, group_offset = 0, token_offset = 0;
   uint32_t rank = 0, seed = 0;
   float biases[3] = {};
   uint32_t is_wide = 0, is_nearest = 0, is_aligned = 0;

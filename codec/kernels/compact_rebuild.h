@@ -26,7 +26,9 @@ inline constexpr int kResidualLevels = 16;
 MODELSTORE_DEVICE float ResidualValue(int level, const float* biases, float step) {
   if (level == 0) return 0;
   const int magnitude = level < 0 ? -level : level;
-  const float value = (static_cast<float>(magnitude) - biases[magnitude < 3 ? magnitude - 1 : 2]) * step;
+  // Chosen, not indexed: an array that is indexed would leave a GPU's registers.
+  const float bias = magnitude == 1 ? biases[0] : magnitude == 2 ? biases[1] : biases[2];
+  const float value = (static_cast<float>(magnitude) - bias) * step;
   return level < 0 ? -value : value;
 }
 

@@ -36,26 +36,27 @@ struct WarpFactors {
 inline constexpr uint32_t kNoFactors = 0xffffffff;
 inline constexpr uint32_t kTileElems = 4096;
 
-// Elements [begin, end) of a segment.
+// Elements of a segment, at most a block's.
 struct WarpPiece {
-  const void* prediction;  // element begin, in the dtype
+  const void* prediction;  // in the dtype
   void* out;
   const float* right;           // rank x columns; null: no row has factors
   const float* weights;         // scale x left level: rank of them for each row with factors
-  const uint32_t* factor_rows;  // of each row from first_row on: its place in `weights`, or kNoFactors; null: all have
-  const uint16_t* residual;     // tokens from the one of element `begin` on; null: none
-  const float* steps;           // from that of element `begin` on
-  uint64_t begin, end;
-  uint64_t columns;
-  uint64_t first_row;    // of element `begin`
-  uint64_t group_elems;  // that share a step
-  uint64_t first_elem;   // of the segment, in the tensor
+  const uint32_t* factor_rows;  // of each row from the first element's on: its place in `weights`, or kNoFactors; null:
+                                // all have
+  const uint16_t* residual;     // tokens from the first element's on; null: none
+  const float* steps;           // from that of the first element on
+  uint64_t first_elem;          // in the tensor
+  uint32_t elems;
+  uint32_t columns, first_column;      // with factors
+  uint32_t group_elems, group_offset;  // elements that share a step, and those of the first step before the piece
+  uint32_t token_offset;               // levels of the first token before the piece
   uint32_t rank;
   uint32_t seed;
   float biases[3];
   bool is_wide;  // the residual's tokens hold two levels
   bool is_nearest;
-  bool is_aligned;  // quadruples: columns, begin and group_elems are multiples of 4, memory of 4 elements
+  bool is_aligned;  // in quadruples: elems, columns, first_column, group_elems and the offsets, and memory
 };
 
 namespace warp_compact {
@@ -81,10 +82,34 @@ struct alignas(4 * sizeof(T)) Quad {
 };
 
 struct Lane {
-  uint64_t row;
-  uint64_t column;
+  uint32_t row, column;  // the row counted from the piece's first
   bool bad;
 };
+
+// The factors of a row; null: it has none.
+MODELSTORE_DEVICE const float* WeightsOf(const WarpPiece& piece, uint32_t row) {
+  if (piece.right == nullptr) return nullptr;
+  const uint32_t place = piece.factor_rows == nullptr ? row : piece.factor_rows[row];
+  return place == kNoFactors ? nullptr : piece.weights + static_cast<uint64_t>(place) * piece.rank;
+}
+
+// Levels of the residual's token that element `at` is in, or of the two that a quadruple from it on is in.
+template <bool kQuad>
+MODELSTORE_DEVICE uint32_t LevelsOf(const WarpTokens& tokens, const WarpPiece& piece, uint32_t at, bool* bad) {
+  const uint16_t* const token = piece.residual + (piece.token_offset + at) / (piece.is_wide ? 2 : 4);
+  *bad |= !IsToken(*token, piece.is_wide ? kPairTokens : kQuadTokens);
+  if (!piece.is_wide) return tokens.quads[*token];
+  uint32_t levels = tokens.pairs[*token];
+  if constexpr (kQuad) {
+    *bad |= !IsToken(token[1], kPairTokens);
+    levels |= static_cast<uint32_t>(tokens.pairs[token[1]]) << 16;
+  }
+  return levels;
+}
+
+MODELSTORE_DEVICE float StepOf(const WarpPiece& piece, uint32_t at) {
+  return piece.steps[(piece.group_offset + at) / piece.group_elems];
+}
 
 }  // namespace warp_compact
 
@@ -108,115 +133,101 @@ MODELSTORE_DEVICE bool UnpackFactors(const WarpTokens& tokens, const WarpFactors
   return Warp::Ballot(lanes, [](const Lane& l) { return l.bad; }) == 0;
 }
 
-// Elements [begin, end) of the piece's segment, begin being the piece's or a multiple of 4 behind it. False when a
-// token stands for no levels; `out` then holds garbage. U: the unsigned integer of the dtype's width.
-template <typename Warp, DType kDType, typename U>
-MODELSTORE_DEVICE bool RebuildTile(const WarpTokens& tokens, const WarpPiece& piece, uint64_t begin, uint64_t end) {
-  using Lane = warp_compact::Lane;
-  using Patterns = warp_compact::Quad<U>;
-  using Floats = warp_compact::Quad<float>;
-  constexpr uint32_t kQuadElems = 4;
+namespace warp_compact {
+
+template <typename Warp, DType kDType, typename U, bool kAligned>
+MODELSTORE_DEVICE bool RebuildRun(const WarpTokens& tokens, const WarpPiece& piece, uint32_t begin, uint32_t end) {
+  constexpr uint32_t kQuadElems = 4, kChunk = kQuadElems * kLanes;
+  const U* const prediction = static_cast<const U*>(piece.prediction);
+  U* const out = static_cast<U*>(piece.out);
   typename Warp::template Lanes<Lane> lanes;
-  const uint64_t first_token = piece.begin / (piece.is_wide ? 2 : 4);
-  const uint64_t first_group = piece.begin / piece.group_elems;
-  const uint32_t dither_key = DitherKey(piece.first_elem + begin, piece.seed);
-  const bool one_key = (piece.first_elem + begin) >> 32 == (piece.first_elem + end - 1) >> 32;
+  // Of elements whose index has the same upper half; the lower halves may pass 2^32 once.
+  const uint32_t low = static_cast<uint32_t>(piece.first_elem);
+  const uint32_t key = DitherKey(piece.first_elem, piece.seed);
+  const uint32_t next_key = DitherKey(piece.first_elem + (static_cast<uint64_t>(1) << 32), piece.seed);
+  const auto dither = [&](uint32_t at) {
+    const uint32_t e = low + at;
+    return piece.is_nearest ? kHalf : DitherOf(e, e < low ? next_key : key);
+  };
 
   Warp::Each(lanes, [&](unsigned lane, Lane& l) {
-    const uint64_t at = begin + kQuadElems * lane;
-    l.row = at / piece.columns;
-    l.column = at - l.row * piece.columns;
+    l.row = 0;
+    l.column = 0;
     l.bad = false;
+    if (piece.right == nullptr) return;
+    const uint32_t at = piece.first_column + begin + kQuadElems * lane;
+    l.row = at / piece.columns;
+    l.column = at % piece.columns;
   });
-  for (uint64_t chunk = begin; chunk < end; chunk += kQuadElems * kLanes) {
+  for (uint32_t chunk = begin; chunk < end; chunk += kChunk) {
     Warp::Each(lanes, [&](unsigned lane, Lane& l) {
-      const uint64_t first = chunk + kQuadElems * lane;
+      const uint32_t first = chunk + kQuadElems * lane;
       if (first >= end) return;
-      const auto dithered = [&](uint64_t f) {
-        if (piece.is_nearest) return kHalf;
-        const uint64_t e = piece.first_elem + f;
-        return DitherOf(static_cast<uint32_t>(e), one_key ? dither_key : DitherKey(e, piece.seed));
-      };
-      const auto factors_of = [&](uint64_t row) -> const float* {
-        if (piece.right == nullptr) return nullptr;
-        const uint64_t r = row - piece.first_row;
-        const uint32_t place = piece.factor_rows == nullptr ? static_cast<uint32_t>(r) : piece.factor_rows[r];
-        return place == kNoFactors ? nullptr : piece.weights + static_cast<uint64_t>(place) * piece.rank;
-      };
-      const auto step_of = [&](uint64_t f) { return piece.steps[f / piece.group_elems - first_group]; };
-      if (piece.is_aligned && first + kQuadElems <= end) {
-        Floats sums = {{0, 0, 0, 0}};
-        if (const float* weights = factors_of(l.row); weights != nullptr) {
+      if constexpr (kAligned) {
+        Quad<float> sums = {{0, 0, 0, 0}};
+        if (const float* weights = WeightsOf(piece, l.row); weights != nullptr) {
           const float* right = piece.right + l.column;
           for (uint32_t k = 0; k < piece.rank; ++k, right += piece.columns) {
-            const Floats v = *reinterpret_cast<const Floats*>(right);
+            const Quad<float> v = *reinterpret_cast<const Quad<float>*>(right);
             const float w = weights[k];
-            for (unsigned t = 0; t < kQuadElems; ++t) sums.v[t] = warp_compact::MulAdd(w, v.v[t], sums.v[t]);
+            for (unsigned t = 0; t < kQuadElems; ++t) sums.v[t] = MulAdd(w, v.v[t], sums.v[t]);
           }
         }
         if (piece.residual != nullptr) {
-          uint32_t levels;
-          if (piece.is_wide) {
-            const uint16_t* at = piece.residual + (first / 2 - first_token);
-            l.bad |= !warp_compact::IsToken(at[0], kPairTokens) | !warp_compact::IsToken(at[1], kPairTokens);
-            levels = tokens.pairs[at[0]] | static_cast<uint32_t>(tokens.pairs[at[1]]) << 16;
-          } else {
-            const uint16_t pattern = piece.residual[first / 4 - first_token];
-            l.bad |= !warp_compact::IsToken(pattern, kQuadTokens);
-            levels = tokens.quads[pattern];
-          }
+          const uint32_t levels = LevelsOf<true>(tokens, piece, first, &l.bad);
           if (levels != 0) {
-            const float step = step_of(first);
+            const float step = StepOf(piece, first);
             for (unsigned t = 0; t < kQuadElems; ++t)
-              sums.v[t] += ResidualValue(warp_compact::LevelAt(levels, t), piece.biases, step);
+              sums.v[t] += ResidualValue(LevelAt(levels, t), piece.biases, step);
           }
         }
-        const Patterns p =
-            *reinterpret_cast<const Patterns*>(static_cast<const U*>(piece.prediction) + (first - piece.begin));
-        Patterns rounded;
+        Quad<U> patterns = *reinterpret_cast<const Quad<U>*>(prediction + first);
         for (unsigned t = 0; t < kQuadElems; ++t)
-          rounded.v[t] = RoundElement<kDType, U>(p.v[t], sums.v[t], dithered(first + t));
-        *reinterpret_cast<Patterns*>(static_cast<U*>(piece.out) + (first - piece.begin)) = rounded;
+          patterns.v[t] = RoundElement<kDType, U>(patterns.v[t], sums.v[t], dither(first + t));
+        *reinterpret_cast<Quad<U>*>(out + first) = patterns;
       } else {
-        uint64_t row = l.row, column = l.column;
-        for (uint64_t f = first; f < first + kQuadElems && f < end; ++f) {
+        uint32_t row = l.row, column = l.column;
+        for (uint32_t at = first; at < first + kQuadElems && at < end; ++at) {
           float sum = 0;
-          if (const float* weights = factors_of(row); weights != nullptr) {
+          if (const float* weights = WeightsOf(piece, row); weights != nullptr) {
             for (uint32_t k = 0; k < piece.rank; ++k)
-              sum = warp_compact::MulAdd(weights[k], piece.right[k * piece.columns + column], sum);
+              sum = MulAdd(weights[k], piece.right[k * piece.columns + column], sum);
           }
           if (piece.residual != nullptr) {
-            const uint32_t per_token = piece.is_wide ? 2 : 4;
-            const uint16_t pattern = piece.residual[f / per_token - first_token];
-            l.bad |= !warp_compact::IsToken(pattern, piece.is_wide ? kPairTokens : kQuadTokens);
-            const uint32_t levels = piece.is_wide ? tokens.pairs[pattern] : tokens.quads[pattern];
-            sum += ResidualValue(warp_compact::LevelAt(levels, static_cast<uint32_t>(f % per_token)), piece.biases,
-                                 step_of(f));
+            const uint32_t levels = LevelsOf<false>(tokens, piece, at, &l.bad);
+            const uint32_t of_token = (piece.token_offset + at) % (piece.is_wide ? 2 : 4);
+            sum += ResidualValue(LevelAt(levels, of_token), piece.biases, StepOf(piece, at));
           }
-          const uint64_t at = f - piece.begin;
-          static_cast<U*>(piece.out)[at] =
-              RoundElement<kDType, U>(static_cast<const U*>(piece.prediction)[at], sum, dithered(f));
+          out[at] = RoundElement<kDType, U>(prediction[at], sum, dither(at));
           if (++column == piece.columns) {
             column = 0;
             ++row;
           }
         }
       }
-      l.column += kQuadElems * kLanes;
-      if (l.column >= piece.columns) {
-        // Fewer than 2^32 elements from one chunk to the next, or few columns: a division of 32 bits does.
-        if (piece.columns > kQuadElems * kLanes) {
-          l.column -= piece.columns;
-          ++l.row;
-        } else {
-          const uint32_t columns = static_cast<uint32_t>(piece.columns), at = static_cast<uint32_t>(l.column);
-          l.row += at / columns;
-          l.column = at % columns;
-        }
+      if (piece.right == nullptr) return;
+      l.column += kChunk;
+      if (l.column < piece.columns) return;
+      if (piece.columns > kChunk) {
+        l.column -= piece.columns;
+        ++l.row;
+      } else {
+        l.row += l.column / piece.columns;
+        l.column %= piece.columns;
       }
     });
   }
   return Warp::Ballot(lanes, [](const Lane& l) { return l.bad; }) == 0;
+}
+
+}  // namespace warp_compact
+
+// Elements [begin, end) of the piece, begin being a multiple of 4. False when a token stands for no levels; `out` then
+// holds garbage. U: the unsigned integer of the dtype's width.
+template <typename Warp, DType kDType, typename U>
+MODELSTORE_DEVICE bool RebuildTile(const WarpTokens& tokens, const WarpPiece& piece, uint32_t begin, uint32_t end) {
+  return piece.is_aligned ? warp_compact::RebuildRun<Warp, kDType, U, true>(tokens, piece, begin, end)
+                          : warp_compact::RebuildRun<Warp, kDType, U, false>(tokens, piece, begin, end);
 }
 
 }  // namespace modelstore

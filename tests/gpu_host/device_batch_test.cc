@@ -266,6 +266,42 @@ TEST_P(EveryFloatDevice, CompactLargeAndTinyScales) {
     ExpectAsOnCpu(MakeModel(GetParam(), segments, 776, 5, scale));
 }
 
+// Steps of more elements than 32 bits count, where they change.
+TEST(DeviceBatch, CompactHugeGroups) {
+  constexpr uint64_t kGroup = (uint64_t{1} << 33) + 1000;
+  CompactModel m;
+  CompactFrame compact;
+  compact.seed = 5;
+  compact.segments = {WithResidual(Plain(1, 3 * kGroup / 2, 0), kGroup)};
+  ASSERT_TRUE(compact.FinishLayout(3 * kGroup / 2).ok());
+  m.frame.encoding = Encoding::kCompact;
+  m.frame.dtype = m.frame.coded_dtype = DType::kBF16;
+  m.frame.elems = 3 * kGroup / 2;
+  m.frame.block_elems = 4096;
+  m.frame.compact = std::make_shared<const CompactFrame>(std::move(compact));
+  for (const uint64_t elem : {uint64_t{0}, uint64_t{1} << 32, kGroup, kGroup + 5000}) {
+    const auto index = static_cast<uint32_t>(elem / m.frame.block_elems);
+    const CompactPiece piece = CompactPieces(m.frame, index)[0];
+    EXPECT_EQ(piece.steps.count, index == kGroup / m.frame.block_elems ? 2u : 1u);
+    std::mt19937_64 rng(elem);
+    std::vector<uint16_t> residual, steps = {0x3b00, 0xbc80};
+    AppendTokens(RandomLevels(piece.residual.count * kResidualTokenLevels, kMaxQuadLevel, 2, rng), kResidualTokenLevels,
+                 residual);
+    steps.resize(piece.steps.count);
+    const Bytes base = NormalTensor(DType::kBF16, piece.elems, 0.02, 3);
+    const CompactInputs inputs = {{}, {}, std::as_bytes(std::span(residual)), {}, std::as_bytes(std::span(steps))};
+    Bytes expected(base.size());
+    CompactScratch scratch;
+    ASSERT_TRUE(RebuildPiece(m.frame, piece, inputs, base, scratch, expected).ok());
+    HostBatch batch(1 << 20);
+    const BatchBuilder::Piece whole = {piece, inputs, {.bytes = base}};
+    const Block block = **batch.builder().AddCompact(m.frame, index, std::span(&whole, 1));
+    batch.Run();
+    ASSERT_TRUE(batch.builder().Succeeded(block, batch.output()));
+    EXPECT_TRUE(std::ranges::equal(batch.builder().BytesOf(block, batch.output()), expected)) << elem;
+  }
+}
+
 TEST(DeviceBatch, CompactRefusesBadTokensAndScales) {
   const CompactModel good = MakeModel(DType::kBF16, {WithResidual(Plain(12, 20, 3), 60)}, 4096, 1);
   ExpectAsOnCpu(good);
