@@ -25,6 +25,7 @@ CommandSpec RmCommand();
 CommandSpec PruneCommand();
 CommandSpec WarmCommand();
 CommandSpec StatusCommand();
+CommandSpec DoctorCommand();
 CommandSpec MountCommand();
 CommandSpec UnmountCommand();
 
@@ -41,6 +42,7 @@ std::string RenderExport(std::string_view document, const Style& style);
 std::string RenderRm(std::string_view document, const Style& style);
 std::string RenderWarm(std::string_view document, const Style& style);
 std::string RenderStatus(std::string_view document, const Style& style);
+std::string RenderDoctor(std::string_view document, const Style& style);
 std::string RenderPrune(std::string_view document, const Style& style);
 
 }  // namespace modelstore

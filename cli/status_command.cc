@@ -48,6 +48,23 @@ std::string JobText(const json& job) {
   return out;
 }
 
+// "" when there is nothing to say: no daemon, switched off, no GPU and none asked for.
+std::string GpuText(const json& gpu) {
+  if (!gpu.is_object()) return "";
+  const std::string state = Text(gpu.at("state"));
+  if (state == "off" || state == "starting") return "";
+  const auto rate = [&](const char* key) { return HumanBytes(Number(gpu, key)) + "/s"; };
+  std::string out = gpu.at("name").is_string() ? Text(gpu.at("name")) + ", " : "";
+  if (state == "none" || state == "failed")
+    return out + (state == "failed" ? "failed: " : "none: ") + Text(gpu.at("reason"));
+  out +=
+      state + ", measured " + rate("measured_bytes_per_second") + " against " + rate("measured_cpu_bytes_per_second");
+  if (Number(gpu, "batches") == 0) return out;
+  out += "; " + HumanBytes(Number(gpu, "decoded_bytes")) + " decoded, lately " + rate("recent_bytes_per_second");
+  if (Number(gpu, "failed_blocks") != 0) out += ", " + Plural(Number(gpu, "failed_blocks"), "block") + " failed";
+  return out;
+}
+
 }  // namespace
 
 CommandSpec StatusCommand() {
@@ -80,8 +97,9 @@ std::string RenderStatus(std::string_view document, const Style& style) {
                       HumanBytes(Number(status, "memory_budget_bytes")));
   field("cache", CacheText(status.at("cache")));
   const json& decode = status.at("decode");
-  field("decoder", Text(decode.at("target")) + (decode.at("gpu").is_string() ? ", " + Text(decode.at("gpu")) : "") +
-                       ", " + HumanBytes(Number(status.at("cache"), "decoded_bytes")) + " decoded");
+  field("decoder",
+        Text(decode.at("target")) + ", " + HumanBytes(Number(status.at("cache"), "decoded_bytes")) + " decoded");
+  if (const std::string gpu = GpuText(decode.at("gpu")); !gpu.empty()) field("gpu", gpu);
   if (!daemon) return out;
   // The question itself is a job too.
   std::vector<std::string> jobs;

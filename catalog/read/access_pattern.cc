@@ -16,7 +16,8 @@ uint64_t Distance(uint64_t a, uint64_t b) { return a > b ? a - b : b - a; }
 
 }  // namespace
 
-AccessPattern::Advice AccessPattern::Note(uint64_t offset, uint64_t bytes, uint64_t max_ahead_bytes) {
+AccessPattern::Advice AccessPattern::Note(uint64_t offset, uint64_t bytes, uint64_t max_ahead_bytes,
+                                          uint64_t step_bytes) {
   const uint64_t end = offset + bytes;
   const std::lock_guard lock(mutex_);
   Stream* stream = nullptr;
@@ -43,7 +44,8 @@ AccessPattern::Advice AccessPattern::Note(uint64_t offset, uint64_t bytes, uint6
   Advice advice;
   advice.sequential = span >= kMinRunBytes && s.read_bytes >= span / 2;
   if (!advice.sequential) return advice;
-  const uint64_t want = (s.end + std::min(max_ahead_bytes, span)) / kAdviceStepBytes * kAdviceStepBytes;
+  const uint64_t step = step_bytes != 0 && span >= step_bytes ? step_bytes : kAdviceStepBytes;
+  const uint64_t want = (s.end + std::min(max_ahead_bytes, span)) / step * step;
   const uint64_t from = std::max(s.end, s.advised_end);
   if (want <= from) return advice;
   advice.prefetch_begin = from;

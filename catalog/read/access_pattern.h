@@ -19,8 +19,9 @@ class AccessPattern {
   };
 
   // Notes a read of [offset, offset + bytes). Advises at most `max_ahead_bytes` beyond the stream's end, and no more
-  // than the stream is long, so that a short burst costs little; every byte is advised once a stream.
-  Advice Note(uint64_t offset, uint64_t bytes, uint64_t max_ahead_bytes);
+  // than the stream is long, so that a short burst costs little; every byte is advised once a stream. Once the stream
+  // is as long as `step_bytes` (0: there is no such step), so many at a time.
+  Advice Note(uint64_t offset, uint64_t bytes, uint64_t max_ahead_bytes, uint64_t step_bytes = 0);
   // Is [begin, end) still ahead of a stream that was advised to prefetch it?
   bool IsAhead(uint64_t begin, uint64_t end) const;
 

@@ -4,9 +4,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -126,6 +128,7 @@ struct ReadEngine::Impl {
   BlockCache cache;
   TensorTable tensors;
   std::atomic<uint64_t> decoded_blocks{0}, decoded_bytes{0};
+  std::shared_ptr<BatchDecoder> device;  // null: none
 
   mutable std::shared_mutex opens_mutex;  // held shared from reading a file's record until it is in `files`
   mutable std::mutex files_mutex;
@@ -504,9 +507,11 @@ struct ReadEngine::Impl {
     std::vector<Part> parts;
     if (offset >= file.record.bytes || scratch.empty()) return parts;
     const uint64_t end = offset + std::min<uint64_t>(scratch.size(), file.record.bytes - offset);
-    const AccessPattern::Advice advice = file.pattern.Note(offset, end - offset, prefetch_bytes);
+    const uint64_t batch_bytes = device == nullptr || prefetch_bytes == 0 ? 0 : device->batch_bytes();
+    const AccessPattern::Advice advice =
+        file.pattern.Note(offset, end - offset, std::max(prefetch_bytes, 2 * batch_bytes), batch_bytes);
     if (advice.prefetch_begin < advice.prefetch_end) {
-      SubmitPrefetch(ref, advice.prefetch_begin, std::min(advice.prefetch_end, file.record.bytes), true);
+      SubmitPrefetch(ref, advice.prefetch_begin, std::min(advice.prefetch_end, file.record.bytes), true, batch_bytes);
     }
     RETURN_IF_ERROR(ForExtents(file, offset, end, [&](size_t e, uint64_t skip, uint64_t n) -> Status {
       const Extent& extent = file.record.extents[e];
@@ -561,11 +566,13 @@ struct ReadEngine::Impl {
     return bytes;
   }
 
-  // Queues the blocks of [begin, end) in pieces of about a block; what does not fit the queue is dropped.
-  // `advised`: skip what the reader that it was advised for has passed meanwhile.
-  void SubmitPrefetch(const FileRef& file, uint64_t begin, uint64_t end, bool advised) {
+  // Queues the blocks of [begin, end) in pieces of about a block, or of a batch for the device; what does not fit the
+  // queue is dropped. `advised`: skip what the reader that it was advised for has passed meanwhile.
+  void SubmitPrefetch(const FileRef& file, uint64_t begin, uint64_t end, bool advised, uint64_t batch_bytes = 0) {
     while (begin < end) {
-      const uint64_t piece_end = std::min(end, begin / kBlockBytes * kBlockBytes + kBlockBytes);
+      const bool is_batch = batch_bytes != 0 && end - begin >= batch_bytes;
+      const uint64_t step = is_batch ? batch_bytes : kBlockBytes;
+      const uint64_t piece_end = std::min(end, begin / step * step + step);
       {
         const std::lock_guard lock(prefetch_mutex);
         if (stopping) return;
@@ -574,9 +581,17 @@ struct ReadEngine::Impl {
       bool queued = false;
       try {
         queued = pool.Submit(
-            [this, held = FileRef(file), begin, piece_end, advised]() mutable {
+            [this, held = FileRef(file), begin, piece_end, advised, is_batch]() mutable {
               OpenFile::Impl& opened = *held->impl_;
-              if (!advised || opened.pattern.IsAhead(begin, piece_end)) PrefetchPiece(opened, begin, piece_end);
+              if (!advised || opened.pattern.IsAhead(begin, piece_end)) {
+                if (!is_batch || !PrefetchOnDevice(opened, begin, piece_end)) {
+                  if (is_batch) {
+                    SubmitPrefetch(held, begin, piece_end, advised);
+                  } else {
+                    PrefetchPiece(opened, begin, piece_end);
+                  }
+                }
+              }
               held.reset();
               EndPrefetch();
             },
@@ -594,29 +609,218 @@ struct ReadEngine::Impl {
     if (--prefetches == 0) prefetch_done.notify_all();
   }
 
+  bool IsStopping() {
+    const std::lock_guard lock(prefetch_mutex);
+    return stopping;
+  }
+
+  // visit(tensor, index) for the blocks of [begin, end) of the file that nobody has or decodes.
+  template <typename VisitFn>
+  Status ForMissingBlocks(OpenFile::Impl& file, uint64_t begin, uint64_t end, const VisitFn& visit) {
+    return ForExtents(file, begin, end, [&](size_t e, uint64_t skip, uint64_t n) -> Status {
+      const Extent& extent = file.record.extents[e];
+      if (extent.kind == Extent::Kind::kLiteral) return OkStatus();
+      ASSIGN_OR_RETURN(const Geometry* geometry, Resolve(file, e));
+      const uint64_t from = extent.offset_bytes + skip;
+      for (uint64_t i = from / geometry->block_bytes; i <= (from + n - 1) / geometry->block_bytes; ++i) {
+        const uint32_t index = static_cast<uint32_t>(i);
+        if (cache.Contains(geometry->Id(index))) continue;
+        ASSIGN_OR_RETURN(const TensorRef tensor, tensors.GetReferenced(extent.tensor));
+        RETURN_IF_ERROR(visit(tensor, index));
+      }
+      return OkStatus();
+    });
+  }
+
+  Status PrefetchBlock(const TensorRef& tensor, uint32_t index) {
+    ASSIGN_OR_RETURN(const uint64_t peak_bytes, PeakBytes(*tensor));
+    BlockCache::Reservation own =
+        cache.TryReserve(peak_bytes, BlockMemory::TakenBytes(BlockBytes(tensor->frame, index)));
+    return own ? JoinWith(std::move(own), *tensor, index, Use::kPrefetch).status() : OkStatus();
+  }
+
+  // Failures of prefetching are the reader's to report, should it ever ask for these bytes.
   void PrefetchPiece(OpenFile::Impl& file, uint64_t begin, uint64_t end) {
-    {
-      const std::lock_guard lock(prefetch_mutex);
-      if (stopping) return;
-    }
-    // A failure is the reader's to report, should it ever ask for these bytes.
+    if (IsStopping()) return;
     (void)Guarded([&] {
-      return ForExtents(file, begin, end, [&](size_t e, uint64_t skip, uint64_t n) -> Status {
-        const Extent& extent = file.record.extents[e];
-        if (extent.kind == Extent::Kind::kLiteral) return OkStatus();
-        ASSIGN_OR_RETURN(const Geometry* geometry, Resolve(file, e));
-        const uint64_t from = extent.offset_bytes + skip;
-        for (uint64_t i = from / geometry->block_bytes; i <= (from + n - 1) / geometry->block_bytes; ++i) {
-          const uint32_t index = static_cast<uint32_t>(i);
-          if (cache.Contains(geometry->Id(index))) continue;
-          ASSIGN_OR_RETURN(const TensorRef tensor, tensors.GetReferenced(extent.tensor));
-          ASSIGN_OR_RETURN(const uint64_t peak_bytes, PeakBytes(*tensor));
-          BlockCache::Reservation own = cache.TryReserve(peak_bytes, BlockMemory::TakenBytes(geometry->BytesOf(index)));
-          if (own) RETURN_IF_ERROR(JoinWith(std::move(own), *tensor, index, Use::kPrefetch).status());
-        }
+      return ForMissingBlocks(file, begin, end,
+                              [&](const TensorRef& tensor, uint32_t index) { return PrefetchBlock(tensor, index); });
+    });
+  }
+
+  // --- On a device. Nobody waits for what it decodes: a reader that comes earlier decodes for itself. So no flight and
+  // no reservation is held while it runs.
+
+  struct DeviceBlock {
+    TensorRef tensor;
+    uint32_t index = 0;
+    BatchBuilder::Block block = 0;
+  };
+  class DeviceBatch {
+   public:
+    explicit DeviceBatch(BatchDecoder::Batch& batch) : builder(batch.builder()) {}
+    BatchBuilder& builder;
+    std::vector<DeviceBlock> blocks;
+    std::map<std::pair<TensorId, uint32_t>, BatchBuilder::Block> bases;  // decoded in the batch, for others
+    std::set<std::pair<TensorId, uint32_t>> seen;
+  };
+
+  // False: the device does nothing of it.
+  bool PrefetchOnDevice(OpenFile::Impl& file, uint64_t begin, uint64_t end) {
+    if (IsStopping()) return true;
+    const std::unique_ptr<BatchDecoder::Batch> batch = device->Begin(end - begin);
+    if (batch == nullptr) return false;
+    std::vector<std::pair<TensorRef, uint32_t>> left;  // for the CPU
+    DeviceBatch on_device(*batch);
+    const Status built = Guarded([&] {
+      return ForMissingBlocks(file, begin, end, [&](const TensorRef& tensor, uint32_t index) -> Status {
+        if (!on_device.seen.emplace(tensor->id, index).second) return OkStatus();
+        const Result<bool> added = AddToBatch(tensor, index, &on_device);
+        if (!added.ok() || !*added) left.emplace_back(tensor, index);
         return OkStatus();
       });
     });
+    if (!built.ok()) return false;
+    if (!on_device.blocks.empty()) {
+      if (!batch->Run().ok()) return false;
+      uint64_t decoded = 0, failed = 0;
+      for (const DeviceBlock& block : on_device.blocks) {
+        if (on_device.builder.Succeeded(block.block, batch->output())) {
+          decoded += Keep(block, on_device.builder.BytesOf(block.block, batch->output()));
+        } else {
+          ++failed;
+          left.emplace_back(block.tensor, block.index);
+        }
+      }
+      batch->Report(decoded, failed);
+    }
+    for (const auto& [tensor, index] : left) (void)Guarded([&] { return PrefetchBlock(tensor, index); });
+    return true;
+  }
+
+  // Takes decoded bytes into the cache, unless somebody was faster or there is no room. How many they were.
+  uint64_t Keep(const DeviceBlock& from, ByteSpan bytes) {
+    const uint64_t taken = BlockMemory::TakenBytes(bytes.size());
+    BlockCache::Reservation own = cache.TryReserve(taken, taken);
+    BlockPtr block = own ? Block::Create(cache.ledger(), bytes.size()) : nullptr;
+    if (block == nullptr) return 0;
+    BlockCache::FlightPtr mine;
+    (void)cache.Join(GeometryOf(*from.tensor).Id(from.index), Use::kPrefetch, &own, taken, &mine);
+    if (mine == nullptr) return 0;
+    std::memcpy(block->mutable_bytes().data(), bytes.data(), bytes.size());
+    cache.Finish(mine, Result<BlockPtr>(block), Use::kPrefetch, &own);
+    decoded_blocks.fetch_add(1, std::memory_order_relaxed);
+    decoded_bytes.fetch_add(bytes.size(), std::memory_order_relaxed);
+    return bytes.size();
+  }
+
+  // False: the device has no room left, or no kernel for it.
+  Result<bool> AddToBatch(const TensorRef& tensor, uint32_t index, DeviceBatch* batch) {
+    const Frame& frame = tensor->frame;
+    std::optional<BatchBuilder::Block> block;
+    if (frame.encoding == Encoding::kCompact) {
+      ASSIGN_OR_RETURN(block, AddCompactToBatch(*tensor, index, batch));
+    } else if (frame.encoding == Encoding::kSelf || frame.encoding == Encoding::kDelta) {
+      ASSIGN_OR_RETURN(const StoredValue stored,
+                       store.Get(Family::kBlocks, BlockKey(tensor->record.push, tensor->record.first_block + index)));
+      ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
+      if (coded.size() >= BlockBytes(frame, index)) return false;
+      Predicted predicted;
+      if (frame.encoding == Encoding::kDelta) {
+        ASSIGN_OR_RETURN(predicted, PredictForBatch(*tensor, frame.BlockBegin(index), frame.BlockElems(index), batch));
+      }
+      ASSIGN_OR_RETURN(block, batch->builder.AddBlock(frame, index, coded, predicted.prediction, /*is_wanted=*/true));
+    }
+    if (block) batch->blocks.push_back({tensor, index, *block});
+    return block.has_value();
+  }
+
+  struct Predicted {
+    BatchBuilder::Prediction prediction;
+    BlockPtr holder;  // of its bytes, or
+    Bytes bytes;      // these are they
+  };
+
+  // A base's block that is self-coded and not at hand is decoded on the device too.
+  Result<Predicted> PredictForBatch(const OpenTensor& tensor, uint64_t begin, uint64_t elems, DeviceBatch* batch) {
+    const DType dtype = tensor.frame.coded_dtype;
+    const size_t width = DTypeBytes(dtype);
+    Predicted predicted;
+    uint64_t at = 0;
+    for (const ViewSegment& segment : tensor.record.view) {
+      const uint64_t segment_begin = std::exchange(at, at + segment.elems);
+      if (begin >= at) continue;
+      if (segment.kind != ViewSegment::Kind::kIdentity || begin + elems > at) break;
+      ASSIGN_OR_RETURN(const TensorRef base, tensors.GetReferenced(segment.base));
+      const Frame& frame = base->frame;
+      const uint64_t base_begin = segment.base_offset_elems + (begin - segment_begin);
+      const auto index = static_cast<uint32_t>(base_begin / frame.block_elems);
+      if (frame.dtype != dtype || base_begin + elems > frame.elems ||
+          (base_begin + elems - 1) / frame.block_elems != index)
+        break;
+      const uint64_t offset = (base_begin - frame.BlockBegin(index)) * width;
+      const auto use = [&](BatchBuilder::Block block) {
+        predicted.prediction.block = block;
+        predicted.prediction.offset_bytes = offset;
+      };
+      if (const auto known = batch->bases.find({base->id, index}); known != batch->bases.end()) {
+        use(known->second);
+        return predicted;
+      }
+      predicted.holder = cache.Find(GeometryOf(*base).Id(index), Use::kPredict);
+      if (predicted.holder != nullptr) {
+        RETURN_IF_ERROR(CheckSize(predicted.holder, *base, index));
+        predicted.prediction.bytes = predicted.holder->bytes().subspan(offset, elems * width);
+        return predicted;
+      }
+      if (frame.encoding != Encoding::kSelf) break;
+      ASSIGN_OR_RETURN(const StoredValue stored,
+                       store.Get(Family::kBlocks, BlockKey(base->record.push, base->record.first_block + index)));
+      ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
+      if (coded.size() >= BlockBytes(frame, index)) break;
+      ASSIGN_OR_RETURN(const std::optional<BatchBuilder::Block> block,
+                       batch->builder.AddBlock(frame, index, coded, {}, /*is_wanted=*/false));
+      if (!block) break;
+      batch->bases.emplace(std::pair(base->id, index), *block);
+      use(*block);
+      return predicted;
+    }
+    predicted.bytes.resize(elems * width);
+    RETURN_IF_ERROR(AssembleNow(tensor.record.view, dtype, begin, predicted.bytes));
+    predicted.prediction.bytes = predicted.bytes;
+    return predicted;
+  }
+
+  Status AssembleNow(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out) {
+    return Assemble(view, dtype, begin, out,
+                    [&](const OpenTensor& base, uint32_t index) { return GetBlock(base, index, Use::kPredict); });
+  }
+
+  Result<std::optional<BatchBuilder::Block>> AddCompactToBatch(const OpenTensor& tensor, uint32_t index,
+                                                               DeviceBatch* batch) {
+    const TensorRecord& record = tensor.record;
+    std::vector<BatchBuilder::Piece> pieces;
+    std::deque<Predicted> predictions;
+    std::deque<Bytes> inputs;
+    const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, CompactPiece::Range range,
+                          ByteSpan* out) -> Status {
+      Bytes& bytes = inputs.emplace_back(range.count * DTypeBytes(dtype));
+      *out = bytes;
+      return bytes.empty() ? OkStatus() : AssembleNow(view, dtype, range.begin, bytes);
+    };
+    for (const CompactPiece& piece : CompactPieces(tensor.frame, index)) {
+      BatchBuilder::Piece& made = pieces.emplace_back(BatchBuilder::Piece{piece, {}, {}});
+      ASSIGN_OR_RETURN(Predicted predicted,
+                       PredictForBatch(tensor, piece.segment->first_elem + piece.begin, piece.elems, batch));
+      predictions.push_back(std::move(predicted));
+      made.prediction = predictions.back().prediction;
+      RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.right, &made.inputs.right));
+      RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.left, &made.inputs.left));
+      RETURN_IF_ERROR(read(record.residual, DType::kU16, piece.residual, &made.inputs.residual));
+      RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.scales, &made.inputs.scales));
+      RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.steps, &made.inputs.steps));
+    }
+    return batch->builder.AddCompact(tensor.frame, index, pieces);
   }
 };
 
@@ -808,6 +1012,8 @@ ReadStats ReadEngine::stats() const {
   stats.decoded_bytes = impl_->decoded_bytes.load(std::memory_order_relaxed);
   return stats;
 }
+
+void ReadEngine::SetBatchDecoder(std::shared_ptr<BatchDecoder> decoder) { impl_->device = std::move(decoder); }
 
 void ReadEngine::DropCaches() {
   impl_->cache.Clear();

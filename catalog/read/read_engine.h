@@ -14,6 +14,7 @@
 #include <shared_mutex>
 #include <vector>
 
+#include "catalog/read/batch_decoder.h"
 #include "catalog/read/worker_pool.h"
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
@@ -101,6 +102,9 @@ class ReadEngine {
                         MutableByteSpan out);
   // Decodes the file's blocks of [offset, offset + bytes) into the cache, in the background.
   void Prefetch(const FileRef& file, uint64_t offset, uint64_t bytes);
+
+  // Reads ahead with it from now on. Call before anybody reads.
+  void SetBatchDecoder(std::shared_ptr<BatchDecoder> decoder);
 
   // Tensors reachable from files that are open now (with their bases).
   std::vector<TensorId> PinnedTensors() const;

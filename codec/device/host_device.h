@@ -1,18 +1,12 @@
-// Runs a DeviceProgram on the CPU, warp after warp, by the source that GPUs run (layer: codec/device): for tests and
-// for `modelstore doctor`. Slow. Thread-safe.
+// HostBatch: a batch that the CPU runs by the kernels for GPUs (layer: codec/device): for tests and fuzzing.
 #pragma once
 
 #include <memory>
 
 #include "codec/device/batch_builder.h"
-#include "codec/support/bytes.h"
 
 namespace modelstore {
 
-// kDeviceConstantBytes that every device holds.
-Bytes DeviceConstants();
-
-// A batch that runs so, in memory of its own.
 class HostBatch {
  public:
   // Of each space.
@@ -28,8 +22,5 @@ class HostBatch {
   Memory input_, output_, scratch_;
   BatchBuilder builder_;
 };
-
-// `input`: the program and what it refers to; `output` and `scratch`: as many bytes as it says, 16-byte aligned.
-void RunOnHost(MutableByteSpan input, MutableByteSpan output, MutableByteSpan scratch);
 
 }  // namespace modelstore

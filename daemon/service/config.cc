@@ -12,6 +12,7 @@
 #include <iterator>
 #include <limits>
 #include <numeric>
+#include <span>
 #include <utility>
 
 #define TOML_EXCEPTIONS 0
@@ -121,6 +122,26 @@ struct Key {
   Status (*take)(const toml::node&, Config*);
 };
 
+Status TakeGpuMode(const toml::node& node, std::string* out) {
+  if (const auto number = node.value_exact<int64_t>(); number && *number >= 0 && *number < 1024) {
+    *out = std::to_string(*number);
+    return OkStatus();
+  }
+  const auto text = node.value_exact<std::string>();
+  const bool is_number = text && !text->empty() && text->size() < 4 &&
+                         std::ranges::all_of(*text, [](char c) { return c >= '0' && c <= '9'; });
+  if (!text || (*text != "auto" && *text != "off" && !is_number))
+    return Wrong("\"auto\", \"off\" or a GPU's number", node);
+  *out = *text;
+  return OkStatus();
+}
+
+constexpr Key kGpuKeys[] = {
+    {"mode", [](const toml::node& n, Config* c) { return TakeGpuMode(n, &c->gpu.mode); }},
+    {"memory_bytes", [](const toml::node& n, Config* c) { return TakeBytes(n, 0, &c->gpu.memory_bytes); }},
+    {"plugin", [](const toml::node& n, Config* c) { return TakeText(n, &c->gpu.plugin); }},
+};
+
 constexpr Key kKeys[] = {
     {"store", [](const toml::node& n, Config* c) { return TakeText(n, &c->store); }},
     {"mount", [](const toml::node& n, Config* c) { return TakeText(n, &c->mount); }},
@@ -174,12 +195,28 @@ size_t Distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-Status UnknownKey(std::string_view name) {
-  const Key* const nearest = std::min_element(std::begin(kKeys), std::end(kKeys), [&](const Key& a, const Key& b) {
+Status UnknownKey(std::string_view name, std::span<const Key> known) {
+  const auto nearest = std::min_element(known.begin(), known.end(), [&](const Key& a, const Key& b) {
     return Distance(name, a.name) < Distance(name, b.name);
   });
   return InvalidArgument("unknown key '" + std::string(name) + "'; the nearest known one is '" +
                          std::string(nearest->name) + "'");
+}
+
+// `prefix`: of the keys' names, for messages.
+Status TakeTable(const toml::table& table, const std::string& path, const std::string& prefix,
+                 std::span<const Key> known, Config* config) {
+  const auto at = [&](const toml::source_region& where) { return path + ":" + std::to_string(where.begin.line); };
+  for (const auto& [name, node] : table) {
+    if (prefix.empty() && name.str() == "gpu" && node.is_table()) {
+      RETURN_IF_ERROR(TakeTable(*node.as_table(), path, "gpu.", kGpuKeys, config));
+      continue;
+    }
+    const auto key = std::ranges::find_if(known, [&](const Key& k) { return k.name == name.str(); });
+    if (key == known.end()) return UnknownKey(name.str(), known).WithContext(at(node.source()));
+    RETURN_IF_ERROR(key->take(node, config).WithContext(at(node.source()) + ": " + prefix + std::string(key->name)));
+  }
+  return OkStatus();
 }
 
 Status ReadFile(const std::string& path, Config* config) {
@@ -190,13 +227,7 @@ Status ReadFile(const std::string& path, Config* config) {
   const toml::parse_result parsed = toml::parse(text, path);
   const auto at = [&](const toml::source_region& where) { return path + ":" + std::to_string(where.begin.line); };
   if (!parsed) return InvalidArgument(at(parsed.error().source()) + ": " + std::string(parsed.error().description()));
-  for (const auto& [name, node] : parsed.table()) {
-    const auto* const key =
-        std::find_if(std::begin(kKeys), std::end(kKeys), [&](const Key& k) { return k.name == name.str(); });
-    if (key == std::end(kKeys)) return UnknownKey(name.str()).WithContext(at(node.source()));
-    RETURN_IF_ERROR(key->take(node, config).WithContext(at(node.source()) + ": " + std::string(key->name)));
-  }
-  return OkStatus();
+  return TakeTable(parsed.table(), path, "", kKeys, config);
 }
 
 // ---- defaults
@@ -249,6 +280,10 @@ Result<DaemonFlags> ParseFlags(const std::vector<std::string>& arguments) {
     if (argument == "--version") {
       flags.version = true;
       continue;
+    }
+    if (argument == "--probe-gpu" && i + 2 < arguments.size()) {
+      flags.probe_gpu = {arguments[i + 1], arguments[i + 2]};
+      return flags;
     }
     if (argument == "--help" || argument == "-h") {
       flags.help = true;

@@ -13,6 +13,13 @@ namespace modelstore {
 
 enum class LogFormat : uint8_t { kText, kJson };
 
+// The table [gpu].
+struct GpuConfig {
+  std::string mode = "auto";             // "auto", "off" or a device's number
+  uint64_t memory_bytes = 256ull << 20;  // of the device, at most
+  std::string plugin;                    // path; "": where it is installed
+};
+
 // The keys of the file are the names of the fields.
 struct Config {
   std::string store;   // folder; created when missing
@@ -33,11 +40,13 @@ struct Config {
   double compact_target_ratio = 0;       // to which; 0: as small as the drift allows
   std::vector<std::string> layer_names;  // of models that derive would not know: model.layers.{}.
   std::string metrics;                   // a path, or a loopback address and port; "": none
+  GpuConfig gpu;
 };
 
 struct DaemonFlags {
   std::optional<std::string> config{}, store{}, mount{}, socket{};
   bool version = false, help = false;
+  std::vector<std::string> probe_gpu{};  // plug-in and device: for the child that starts a GPU's driver first
 };
 
 // What the defaults depend on.

@@ -99,6 +99,18 @@ void AddReading(const ReadStats& reading, Families* out) {
   out->Counter("modelstore_prefetched_blocks_total", "Blocks decoded ahead of a reader.", reading.prefetched_blocks);
 }
 
+void AddGpu(const GpuState& gpu, Families* out) {
+  out->Gauge("modelstore_gpu_used", "1 when a GPU decodes what is read ahead.",
+             gpu.kind == GpuState::Kind::kUsed ? 1 : 0);
+  out->Counter("modelstore_gpu_batches_total", "Batches that a GPU decoded.", gpu.batches);
+  out->Counter("modelstore_gpu_decoded_bytes_total", "Bytes of modelstore_decoded_bytes_total that a GPU decoded.",
+               gpu.decoded_bytes);
+  out->Counter("modelstore_gpu_failed_batches_total", "Batches that the CPU had to decode because a GPU failed.",
+               gpu.failed_batches);
+  out->Counter("modelstore_gpu_failed_blocks_total", "Blocks that did not decode on a GPU: damaged ones.",
+               gpu.failed_blocks);
+}
+
 }  // namespace
 
 void CountPush(std::string_view answer, ServerCounters* counters) {
@@ -117,6 +129,7 @@ std::string MetricsText(const MetricsSample& sample) {
   AddServer(sample.server, &out);
   AddMount(sample.mount, &out);
   AddReading(sample.reading, &out);
+  AddGpu(sample.gpu, &out);
   out.Gauge("modelstore_jobs", "Requests being worked on.", sample.jobs);
   out.Gauge("modelstore_models", "Models in the store.", sample.models);
   out.Gauge("modelstore_store_disk_bytes", "What the store's folder takes on disk.", sample.store_disk_bytes);

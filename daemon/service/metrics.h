@@ -8,6 +8,7 @@
 #include "catalog/read/read_engine.h"
 #include "daemon/service/counters.h"
 #include "fuse/mount.h"
+#include "gpu/engine/gpu_decoder.h"
 
 namespace modelstore {
 
@@ -19,6 +20,7 @@ struct MetricsSample {
   uint64_t jobs = 0;
   uint64_t models = 0, store_disk_bytes = 0;
   uint64_t memory_budget_bytes = 0;
+  GpuState gpu;
 };
 
 // Counts a push that was answered with `answer`, the JSON of its handler.

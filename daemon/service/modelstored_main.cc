@@ -4,6 +4,7 @@
 #include "daemon/service/config.h"
 #include "daemon/service/log_setup.h"
 #include "daemon/service/service.h"
+#include "gpu/engine/gpu_probe.h"
 
 namespace modelstore {
 namespace {
@@ -31,6 +32,7 @@ int Fail(const Status& status) {
 int Main(int argc, char** argv) {
   const Result<DaemonFlags> flags = ParseFlags({argv + 1, argv + argc});
   if (!flags.ok()) return Fail(flags.status());
+  if (!flags->probe_gpu.empty()) return ProbeMain(flags->probe_gpu[0], flags->probe_gpu[1]);
   if (flags->help || flags->version) {
     std::fputs(flags->help ? kHelp : "modelstored " MODELSTORE_VERSION "\n", stdout);
     return std::fflush(stdout) == 0 ? 0 : 1;

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -24,6 +25,7 @@
 #include "daemon/service/mount_keeper.h"
 #include "daemon/service/server.h"
 #include "daemon/service/socket_listener.h"
+#include "gpu/engine/gpu_decoder.h"
 
 namespace modelstore {
 namespace {
@@ -84,6 +86,41 @@ Result<int> TakeSignals() {
   return fd;
 }
 
+GpuOptions GpuOptionsOf(const Config& config) {
+  GpuOptions options;
+  options.memory_bytes = config.gpu.memory_bytes;
+  options.pinned_bytes = config.memory_budget_bytes / 8;
+  options.plugin = config.gpu.plugin;
+  options.probe_command = {"/proc/self/exe", "--probe-gpu"};
+  if (config.gpu.mode == "off") {
+    options.mode = GpuOptions::Mode::kOff;
+  } else if (config.gpu.mode != "auto") {
+    options.mode = GpuOptions::Mode::kDevice;
+    options.device = std::atoi(config.gpu.mode.c_str());
+  } else if (options.plugin.empty() && Plugin::DefaultPath().empty()) {
+    options.mode = GpuOptions::Mode::kOff;  // nothing is set aside for what is not there
+  }
+  return options;
+}
+
+// For `status`.
+std::string GpuStateJson(const GpuState& state) {
+  Json out;
+  out["state"] = GpuKindName(state.kind);
+  out["device"] = state.device < 0 ? Json(nullptr) : Json(state.device);
+  out["name"] = state.name.empty() ? Json(nullptr) : Json(state.name);
+  out["reason"] = state.reason.empty() ? Json(nullptr) : Json(state.reason);
+  out["measured_bytes_per_second"] = static_cast<uint64_t>(state.device_bytes_per_second);
+  out["measured_cpu_bytes_per_second"] = static_cast<uint64_t>(state.cpu_bytes_per_second);
+  out["recent_bytes_per_second"] = static_cast<uint64_t>(state.recent_bytes_per_second);
+  out["batch_bytes"] = state.batch_bytes;
+  out["batches"] = state.batches;
+  out["decoded_bytes"] = state.decoded_bytes;
+  out["failed_blocks"] = state.failed_blocks;
+  out["failed_batches"] = state.failed_batches;
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 class Service {
  public:
   explicit Service(const Config& config) : config_(config) {}
@@ -105,6 +142,8 @@ class Service {
     Notify("STATUS=opening the store " + config_.store);
     Status why_read_only;
     ASSIGN_OR_RETURN(catalog_, OpenCatalog(&why_read_only));
+    gpu_ = GpuDecoder::Start(GpuOptionsOf(config_), catalog_->pool());
+    catalog_->reader().SetBatchDecoder(gpu_);
     state_ = std::make_unique<ServerState>(*catalog_, PassableDescriptors(config_.max_clients));
     state_->why_read_only = why_read_only;
     state_->layer_names = config_.layer_names;
@@ -145,7 +184,8 @@ class Service {
   Result<std::unique_ptr<Catalog>> OpenCatalog(Status* why_read_only) {
     CatalogOptions options;
     options.create_if_missing = true;
-    options.memory_budget_bytes = config_.memory_budget_bytes;
+    // What is pinned for the GPU is of the budget too.
+    options.memory_budget_bytes = config_.memory_budget_bytes - PinnedBytes(GpuOptionsOf(config_));
     options.threads = config_.threads;
     Result<std::unique_ptr<Catalog>> writable = Catalog::Open(config_.store, options);
     if (writable.ok() || writable.status().code() != StatusCode::kPermissionDenied) return writable;
@@ -239,6 +279,7 @@ class Service {
     server_.reset();
     mount_.reset();
     state_.reset();
+    gpu_.reset();
     catalog_.reset();
     if (signals_ >= 0) close(signals_);
     const auto taken = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
@@ -254,6 +295,7 @@ class Service {
     if (const Result<CatalogMeta> meta = catalog_->Meta(); meta.ok()) sample.models = meta->model_count;
     if (const Result<uint64_t> bytes = catalog_->store().DiskBytes(); bytes.ok()) sample.store_disk_bytes = *bytes;
     sample.memory_budget_bytes = config_.memory_budget_bytes;
+    sample.gpu = gpu_->state();
     return sample;
   }
 
@@ -264,6 +306,8 @@ class Service {
       out["mount"] = mount->mountpoint;
       out["read_ahead_kb"] = mount->read_ahead_kb;
     }
+    out["decode"]["gpu"] = Json::parse(GpuStateJson(gpu_->state()));
+    out["memory_budget_bytes"] = config_.memory_budget_bytes;
     out["pid"] = getpid();
     out["uptime_seconds"] = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - started_).count();
     Json jobs = Json::array();
@@ -289,6 +333,7 @@ class Service {
   int signals_ = -1;
   std::unique_ptr<SocketListener> listener_;
   std::unique_ptr<Catalog> catalog_;
+  std::shared_ptr<GpuDecoder> gpu_;
   std::unique_ptr<ServerState> state_;
   std::unique_ptr<MountKeeper> mount_;
   std::unique_ptr<Server> server_;

@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 
-SOURCE_FOLDERS = ["codec", "catalog", "fuse", "daemon", "cli", "python", "tests"]
+SOURCE_FOLDERS = ["codec", "catalog", "gpu", "fuse", "daemon", "cli", "python", "tests"]
 MAX_LINES = 900
 MAX_README_LINES = 20
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(?:"([^"]+)"|<([^>]+)>)', re.M)

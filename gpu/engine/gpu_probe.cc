@@ -1,0 +1,140 @@
+#include "gpu/engine/gpu_probe.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "gpu/engine/device_check.h"
+
+extern char** environ;
+
+namespace modelstore {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr size_t kMaxSaidBytes = 4096;
+constexpr DeviceSlots kProbeSlots = {1, 16 << 20, 16 << 20, 16 << 20};
+
+class Pipe {
+ public:
+  Pipe() { open_ = pipe2(fds_, O_CLOEXEC) == 0; }
+  ~Pipe() {
+    CloseWriter();
+    if (open_) close(fds_[0]);
+  }
+  bool ok() const { return open_; }
+  int reader() const { return fds_[0]; }
+  int writer() const { return fds_[1]; }
+  void CloseWriter() {
+    if (open_ && fds_[1] >= 0) close(std::exchange(fds_[1], -1));
+  }
+
+ private:
+  int fds_[2] = {-1, -1};
+  bool open_ = false;
+};
+
+// What the child says until it closes its output, or until `end`.
+std::string Listen(int fd, Clock::time_point end) {
+  std::string said;
+  for (;;) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now()).count();
+    pollfd polled = {fd, POLLIN, 0};
+    const int ready = left <= 0 ? 0 : poll(&polled, 1, static_cast<int>(left));
+    if (ready < 0 && errno == EINTR) continue;
+    char buffer[512];
+    const ssize_t n = ready <= 0 ? 0 : read(fd, buffer, sizeof(buffer));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return said;
+    said.append(buffer, std::min(static_cast<size_t>(n), kMaxSaidBytes - std::min(kMaxSaidBytes, said.size())));
+  }
+}
+
+// How the child ended; false: it did not, in time.
+bool Wait(pid_t child, Clock::time_point end, int* status) {
+  for (;;) {
+    const pid_t ended = waitpid(child, status, WNOHANG);
+    if (ended == child) return true;
+    if (ended < 0 && errno != EINTR) return false;
+    if (Clock::now() >= end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+}  // namespace
+
+Status ProbeInChild(const std::vector<std::string>& command, const std::string& plugin, int device,
+                    std::chrono::seconds limit) {
+  Pipe pipe;
+  if (!pipe.ok()) return StatusFromErrno(errno, "starting a check of the GPU");
+  std::vector<std::string> arguments = command;
+  arguments.push_back(plugin);
+  arguments.push_back(std::to_string(device));
+  std::vector<char*> pointers;
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  pointers.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, pipe.writer(), STDOUT_FILENO);
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  // The daemon's threads block signals; the child shall take them.
+  sigset_t none;
+  sigemptyset(&none);
+  posix_spawnattr_setsigmask(&attributes, &none);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  pid_t child = 0;
+  const int error = posix_spawn(&child, pointers[0], &actions, &attributes, pointers.data(), environ);
+  posix_spawnattr_destroy(&attributes);
+  posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) return StatusFromErrno(error, "starting " + arguments[0]);
+  pipe.CloseWriter();
+  const Clock::time_point end = Clock::now() + limit;
+  std::string said = Listen(pipe.reader(), end);
+  int status = 0;
+  if (!Wait(child, end, &status)) {
+    kill(child, SIGKILL);
+    // One that hangs in the driver may not die now; init gets it later.
+    Wait(child, Clock::now() + std::chrono::seconds(1), &status);
+    return Unavailable("the GPU's driver did not answer within " + std::to_string(limit.count()) + " s");
+  }
+  while (!said.empty() && said.back() == '\n') said.pop_back();
+  if (WIFSIGNALED(status))
+    return Unavailable("the GPU's driver crashed (signal " + std::to_string(WTERMSIG(status)) + ")");
+  if (WEXITSTATUS(status) != 0) return Unavailable(said.empty() ? "the GPU's check failed" : said);
+  return OkStatus();
+}
+
+Status CheckDevice(const std::string& plugin_path, int device) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<const Plugin> plugin, Plugin::Load(plugin_path));
+  ASSIGN_OR_RETURN(const std::vector<DeviceInfo> devices, plugin->Devices());
+  if (device < 0 || static_cast<size_t>(device) >= devices.size())
+    return Unavailable("there is no GPU " + std::to_string(device) + "; the driver lists " +
+                       std::to_string(devices.size()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<PluginSession> session, PluginSession::Open(plugin, device, kProbeSlots));
+  ASSIGN_OR_RETURN(const DeviceVerdict verdict, VerifyDevice(*session, AwkwardBlocks()));
+  if (verdict.wrong.empty()) return OkStatus();
+  return Unavailable("the GPU decodes wrongly (" + std::to_string(verdict.wrong.size()) + " of " +
+                     std::to_string(verdict.blocks) + " blocks; " + verdict.wrong.front() + ")");
+}
+
+int ProbeMain(const std::string& plugin, const std::string& device) {
+  int number = -1;
+  std::from_chars(device.data(), device.data() + device.size(), number);
+  const Status status = CheckDevice(plugin, number);
+  if (!status.ok()) std::printf("%s\n", std::string(status.message()).c_str());
+  return std::fflush(stdout) == 0 && status.ok() ? 0 : 1;
+}
+
+}  // namespace modelstore
