@@ -87,6 +87,10 @@ void BatchBuilder::ReturnTo(const Mark& mark) {
   pieces_.resize(mark.pieces);
   tiles_.resize(mark.tiles);
   std::erase_if(table_of_serial_, [&](const auto& entry) { return entry.second >= mark.tables; });
+  const auto is_behind = [&](DeviceRef ref) {
+    return ref.bits >= mark.used[static_cast<unsigned>(DeviceSpace::kInput)];
+  };
+  std::erase_if(units_, [&](const auto& entry) { return is_behind(entry.second); });
   std::erase_if(rights_, [&](const auto& entry) {
     return std::ranges::any_of(entry.second.statuses, [&](uint32_t status) { return status >= mark.statuses; });
   });
@@ -279,7 +283,6 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
   piece.elems = static_cast<uint32_t>(from.piece.elems);
   piece.rank = s.rank;
   piece.seed = frame.compact->seed;
-  for (unsigned i = 0; i < 3; ++i) piece.biases[i] = static_cast<float>(s.biases[i]) * kBiasUnit;
   piece.is_wide = s.wide_residual ? 1 : 0;
   piece.is_nearest = s.nearest ? 1 : 0;
   if (!AddPrediction(from.prediction, made, &piece.prediction)) return false;
@@ -313,23 +316,22 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
   if (s.has_residual) {
     if (!CopyIn(inputs.residual, &piece.residual) || !CopyIn(FloatsOf(inputs.steps), &piece.steps)) return false;
     piece.token_offset = static_cast<uint32_t>(from.piece.begin % s.residual_token_levels());
+    if (!AddUnits(s.biases, &piece.units)) return false;
     // Steps in 32 bits: only where they change within the piece counts, which has fewer than 2^20 elements.
-    constexpr uint32_t kLargeGroup = 1 << 30;
-    static_assert(kLargeGroup > 4 * kMaxBlockElems);
-    const uint64_t before = from.piece.begin % s.step_elems();
-    piece.group_elems = static_cast<uint32_t>(std::min<uint64_t>(s.step_elems(), kLargeGroup));
-    piece.group_offset = static_cast<uint32_t>(before);
-    if (s.step_elems() > kLargeGroup) {
-      const uint64_t left = s.step_elems() - before;
-      piece.group_offset = left >= kMaxBlockElems ? 0 : kLargeGroup - static_cast<uint32_t>(left);
+    if (from.piece.steps.count > 1) {
+      constexpr uint32_t kLargeGroup = 1 << 30;
+      static_assert(kLargeGroup > 4 * kMaxBlockElems);
+      const uint64_t before = from.piece.begin % s.step_elems(), left = s.step_elems() - before;
+      const bool is_large = s.step_elems() > kLargeGroup;
+      piece.group_elems = is_large ? kLargeGroup : static_cast<uint32_t>(s.step_elems());
+      piece.group_offset = static_cast<uint32_t>(is_large ? kLargeGroup - left : before);
     }
   }
-  const uint64_t quad_bytes = 4 * DTypeBytes(frame.dtype);
-  const bool steps_fit = piece.group_elems % 4 == 0 && piece.group_offset % 4 == 0;
-  const auto lies_well = [&](DeviceRef ref) { return ref.bits % std::min(quad_bytes, kDeviceAlignment) == 0; };
-  piece.is_aligned = piece.elems % 4 == 0 && piece.columns % 4 == 0 && piece.first_column % 4 == 0 &&
-                     piece.token_offset % 4 == 0 && steps_fit && quad_bytes <= kDeviceAlignment &&
-                     lies_well(piece.prediction) && lies_well(piece.out);
+  const uint64_t alignment = std::min<uint64_t>(kRunElems * DTypeBytes(frame.dtype), kDeviceAlignment);
+  const auto is_whole = [](uint32_t elems) { return elems % kRunElems == 0; };
+  piece.is_aligned = is_whole(piece.elems) && is_whole(piece.columns) && is_whole(piece.first_column) &&
+                     is_whole(piece.group_elems) && is_whole(piece.group_offset) && piece.token_offset == 0 &&
+                     piece.prediction.bits % alignment == 0 && piece.out.bits % alignment == 0;
   piece.status = statuses_++;
   for (uint64_t at = 0; at < from.piece.elems; at += kTileElems) {
     tiles_.push_back(
@@ -338,6 +340,23 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
   }
   pieces_.push_back(piece);
   return Fits();
+}
+
+bool BatchBuilder::AddUnits(const std::array<uint8_t, 3>& biases, DeviceRef* ref) {
+  const auto [known, is_new] = units_.emplace(biases, DeviceRef());
+  if (is_new) {
+    float of_biases[3];
+    for (unsigned i = 0; i < 3; ++i) of_biases[i] = static_cast<float>(biases[i]) * kBiasUnit;
+    std::vector<float> units(kWarpUnits);
+    for (uint32_t byte = 0; byte < kWarpUnits; ++byte)
+      units[byte] = ResidualUnits(static_cast<int8_t>(static_cast<uint8_t>(byte)), of_biases);
+    if (!CopyIn(units, &known->second)) {
+      units_.erase(known);
+      return false;
+    }
+  }
+  *ref = known->second;
+  return true;
 }
 
 const DeviceProgram& BatchBuilder::Finish() {

@@ -5,6 +5,7 @@
 // run. A block that failed is decoded on the CPU, which says why. Not thread-safe.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -92,6 +93,7 @@ class BatchBuilder {
   bool CopyIn(const std::vector<T>& values, DeviceRef* ref) {
     return CopyIn(std::as_bytes(std::span(values)), ref);
   }
+  bool AddUnits(const std::array<uint8_t, 3>& biases, DeviceRef* ref);
   bool AddTables(const Frame& frame, uint32_t* index);
   bool AddPrediction(const Prediction& prediction, Made* made, DeviceRef* ref);
   bool AddUnpacks(ByteSpan tokens, uint64_t first_level, uint64_t levels, DeviceRef scales, uint32_t rank,
@@ -112,6 +114,7 @@ class BatchBuilder {
   std::vector<DevicePiece> pieces_;
   std::vector<Tile> tiles_;
   std::map<const CompactSegment*, Factors> rights_;
+  std::map<std::array<uint8_t, 3>, DeviceRef> units_;  // by the biases
 };
 
 }  // namespace modelstore

@@ -72,8 +72,10 @@ struct RebuildTraits {
       std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>>;
 };
 
+// `units`: a copy of the piece's, or these.
 template <DeviceKernel kKernel, typename Warp>
-MODELSTORE_DEVICE void RunTile(const DeviceSpaces& spaces, const DevicePiece& p, uint32_t tile_begin) {
+MODELSTORE_DEVICE void RunTile(const DeviceSpaces& spaces, const DevicePiece& p, uint32_t tile_begin,
+                               const float* units) {
   using Traits = RebuildTraits<kKernel>;
   const WarpPiece piece = {spaces.At<const void>(p.prediction),
                            spaces.At<void>(p.out),
@@ -91,7 +93,7 @@ MODELSTORE_DEVICE void RunTile(const DeviceSpaces& spaces, const DevicePiece& p,
                            p.token_offset,
                            p.rank,
                            p.seed,
-                           {p.biases[0], p.biases[1], p.biases[2]},
+                           units,
                            p.is_wide != 0,
                            p.is_nearest != 0,
                            p.is_aligned != 0};

@@ -101,11 +101,10 @@ struct DeviceUnpack {
 inline constexpr uint32_t kUnpackLevels = 1 << 14;
 
 struct DevicePiece {
-  DeviceRef prediction, out, right, weights, factor_rows, residual, steps;
+  DeviceRef prediction, out, right, weights, factor_rows, residual, steps, units;
   uint64_t first_elem = 0;
   uint32_t elems = 0, columns = 0, first_column = 0, group_elems = 0, group_offset = 0, token_offset = 0;
   uint32_t rank = 0, seed = 0;
-  float biases[3] = {};
   uint32_t is_wide = 0, is_nearest = 0, is_aligned = 0;
   uint32_t status = 0;
 };

@@ -40,7 +40,8 @@ class HostRunner {
         RunUnpack<HostWarp>(spaces_, At<DeviceUnpack>(program_.unpacks)[i]);
       } else {
         const DeviceTile& tile = At<DeviceTile>(program_.tiles)[i];
-        RunTile<kKernel, HostWarp>(spaces_, At<DevicePiece>(program_.pieces)[tile.piece], tile.begin);
+        const DevicePiece& piece = At<DevicePiece>(program_.pieces)[tile.piece];
+        RunTile<kKernel, HostWarp>(spaces_, piece, tile.begin, spaces_.At<const float>(piece.units));
       }
     }
   }

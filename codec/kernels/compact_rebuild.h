@@ -32,6 +32,9 @@ MODELSTORE_DEVICE float ResidualValue(int level, const float* biases, float step
   return level < 0 ? -value : value;
 }
 
+// The same in steps, exact: what step times this is.
+MODELSTORE_DEVICE float ResidualUnits(int level, const float* biases) { return ResidualValue(level, biases, 1.0f); }
+
 struct CompactKernels {
   // sums[r * kPanelColumns + j] = sum over k, ascending from 0, of weights[r * rank + k] * level(k, j), for r < rows
   // (at most kPanelRows) and j < strips * kStripColumns.

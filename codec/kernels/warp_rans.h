@@ -51,8 +51,9 @@ template <typename U>
 struct Lane {
   uint32_t x;
   U value, prediction;
-  uint8_t rest;  // raw bits still to read
-  bool takes;    // part in this phase
+  U ahead;        // the next group's prediction: asked for a group early, as memory is far away
+  uint32_t rest;  // raw bits still to read
+  bool takes;     // part in this phase
 };
 
 // The next word for every lane of the phase whose state fell below its lower bound; what comes after them.
@@ -60,13 +61,82 @@ template <typename Warp, typename U>
 MODELSTORE_DEVICE uint32_t Refill(const WarpStream& stream, uint32_t next,
                                   typename Warp::template Lanes<Lane<U>>& lanes) {
   const uint32_t needing = Warp::Ballot(lanes, [](const Lane<U>& l) { return l.takes && l.x < kStateLow; });
-  if (needing == 0) return next;
   Warp::Each(lanes, [&](unsigned lane, Lane<U>& l) {
     if (!l.takes || l.x >= kStateLow) return;
     const uint32_t at = next + RankIn<Warp>(needing, lane);
     l.x = l.x << 16 | (at < stream.word_count ? stream.words[at] : 0u);
   });
   return next + Warp::Count(needing);
+}
+
+// 0 behind the stream's end.
+template <typename U>
+MODELSTORE_DEVICE U PredictionAt(const WarpStream& stream, uint32_t element) {
+  return element < stream.elems ? static_cast<const U*>(stream.prediction)[element] : U{0};
+}
+
+// Elements [done, done + kLanes) of the stream, as far as it has them (kWhole: all of them); what comes after their
+// words.
+template <typename Warp, typename U, bool kDelta, WarpOutput kOutput, bool kWhole>
+MODELSTORE_DEVICE uint32_t DecodeGroup(const WarpTables& tables, const WarpStream& stream, uint32_t done, uint32_t next,
+                                       typename Warp::template Lanes<Lane<U>>& lanes) {
+  Warp::Each(lanes, [&](unsigned lane, Lane<U>& l) {
+    const uint32_t e = done + LaneElement(lane);
+    l.takes = kWhole || e < stream.elems;
+    l.rest = 0;
+    if (!l.takes) return;
+    uint32_t context;
+    if constexpr (kDelta) {
+      l.prediction = l.ahead;
+      l.ahead = PredictionAt<U>(stream, e + kLanes);
+      const uint32_t exponent = static_cast<uint32_t>(l.prediction >> tables.exponent_shift) & tables.exponent_mask;
+      context = exponent > tables.exponent_low ? exponent - tables.exponent_low : 0;
+      context = context < kDeltaContexts ? context : kDeltaContexts - 1;
+    } else {
+      context = stream.classes[e / kSelfChunkElems];
+    }
+    const uint32_t slot = l.x & (kProbScale - 1);
+    const uint32_t at = context * tables.context_symbols + tables.slots[context << kProbBits | slot];
+    const WarpSymbol symbol = tables.symbols[at];
+    const uint32_t raw_bits = symbol.packed >> kWarpRawBitsShift;
+    const uint32_t first_bits = raw_bits < kFirstRawBits ? raw_bits : kFirstRawBits;
+    const uint32_t freq = symbol.packed >> kWarpFreqShift & (2 * kProbScale - 1);
+    const uint32_t x = freq * (l.x >> kProbBits) + slot - (symbol.packed & (kProbScale - 1));
+    U base = static_cast<U>(symbol.base);
+    if constexpr (sizeof(U) == 8) base |= static_cast<U>(tables.high_bases[at]) << 32;
+    l.value = static_cast<U>(base + (x & ((1u << first_bits) - 1)));
+    l.x = x >> first_bits;
+    l.rest = raw_bits - first_bits;
+  });
+  next = Refill<Warp, U>(stream, next, lanes);
+  const auto has_more = [](const Lane<U>& l) { return l.rest != 0; };
+  for (unsigned shift = kFirstRawBits; Warp::Ballot(lanes, has_more) != 0; shift += 16) {
+    Warp::Each(lanes, [&](unsigned, Lane<U>& l) {
+      l.takes = l.rest != 0;
+      if (!l.takes) return;
+      const uint32_t bits = l.rest < 16 ? l.rest : 16;
+      l.value = static_cast<U>(l.value + (static_cast<uint64_t>(l.x & ((1u << bits) - 1)) << shift));
+      l.x >>= bits;
+      l.rest -= bits;
+    });
+    next = Refill<Warp, U>(stream, next, lanes);
+  }
+  Warp::Each(lanes, [&](unsigned lane, Lane<U>& l) {
+    const uint32_t e = done + LaneElement(lane);
+    if (!kWhole && e >= stream.elems) return;
+    U pattern;
+    if constexpr (kDelta) {
+      pattern = FromDeltaValue(l.value, l.prediction);
+    } else {
+      pattern = FromSelfValue(l.value, tables.low_bit);
+    }
+    if constexpr (kOutput == WarpOutput::kWidened) {
+      static_cast<uint32_t*>(stream.out)[e] = static_cast<uint32_t>(pattern) << 16;
+    } else {
+      static_cast<U*>(stream.out)[e] = pattern;
+    }
+  });
+  return next;
 }
 
 }  // namespace warp_rans
@@ -77,66 +147,17 @@ template <typename Warp, typename U, bool kDelta, WarpOutput kOutput = WarpOutpu
 MODELSTORE_DEVICE bool DecodeStream(const WarpTables& tables, const WarpStream& stream) {
   using Lane = warp_rans::Lane<U>;
   typename Warp::template Lanes<Lane> lanes;
-  Warp::Each(lanes, [&](unsigned lane, Lane& l) { l.x = stream.states[lane]; });
-  uint32_t next = 0;
-  for (uint32_t done = 0; done < stream.elems; done += kLanes) {
-    Warp::Each(lanes, [&](unsigned lane, Lane& l) {
-      const uint32_t e = done + LaneElement(lane);
-      l.takes = e < stream.elems;
-      l.rest = 0;
-      if (!l.takes) return;
-      uint32_t context;
-      if constexpr (kDelta) {
-        l.prediction = static_cast<const U*>(stream.prediction)[e];
-        const uint32_t exponent = static_cast<uint32_t>(l.prediction >> tables.exponent_shift) & tables.exponent_mask;
-        context = exponent > tables.exponent_low ? exponent - tables.exponent_low : 0;
-        context = context < kDeltaContexts ? context : kDeltaContexts - 1;
-      } else {
-        context = stream.classes[e / kSelfChunkElems];
-      }
-      const uint32_t slot = l.x & (kProbScale - 1);
-      const uint32_t at = context * tables.context_symbols + tables.slots[context << kProbBits | slot];
-      const WarpSymbol symbol = tables.symbols[at];
-      const uint32_t raw_bits = symbol.packed >> kWarpRawBitsShift;
-      const uint32_t first_bits = raw_bits < kFirstRawBits ? raw_bits : kFirstRawBits;
-      const uint32_t freq = symbol.packed >> kWarpFreqShift & (2 * kProbScale - 1);
-      uint32_t x = freq * (l.x >> kProbBits) + slot - (symbol.packed & (kProbScale - 1));
-      U base = static_cast<U>(symbol.base);
-      if constexpr (sizeof(U) == 8) base |= static_cast<U>(tables.high_bases[at]) << 32;
-      l.value = static_cast<U>(base + (x & ((1u << first_bits) - 1)));
-      l.x = x >> first_bits;
-      l.rest = static_cast<uint8_t>(raw_bits - first_bits);
-    });
-    next = warp_rans::Refill<Warp, U>(stream, next, lanes);
-    const auto has_more = [](const Lane& l) { return l.rest != 0; };
-    for (unsigned shift = kFirstRawBits; Warp::Ballot(lanes, has_more) != 0; shift += 16) {
-      Warp::Each(lanes, [&](unsigned, Lane& l) {
-        l.takes = l.rest != 0;
-        if (!l.takes) return;
-        const uint32_t bits = l.rest < 16 ? l.rest : 16;
-        l.value = static_cast<U>(l.value + (static_cast<uint64_t>(l.x & ((1u << bits) - 1)) << shift));
-        l.x >>= bits;
-        l.rest = static_cast<uint8_t>(l.rest - bits);
-      });
-      next = warp_rans::Refill<Warp, U>(stream, next, lanes);
-    }
+  Warp::Each(lanes, [&](unsigned lane, Lane& l) {
+    l.x = stream.states[lane];
+    l.ahead = kDelta ? warp_rans::PredictionAt<U>(stream, LaneElement(lane)) : U{0};
+  });
+  uint32_t next = 0, done = 0;
+  for (; stream.elems - done >= kLanes; done += kLanes) {
+    next = warp_rans::DecodeGroup<Warp, U, kDelta, kOutput, true>(tables, stream, done, next, lanes);
     if (next > stream.word_count) return false;
-    Warp::Each(lanes, [&](unsigned lane, Lane& l) {
-      const uint32_t e = done + LaneElement(lane);
-      if (e >= stream.elems) return;
-      U pattern;
-      if constexpr (kDelta) {
-        pattern = FromDeltaValue(l.value, l.prediction);
-      } else {
-        pattern = FromSelfValue(l.value, tables.low_bit);
-      }
-      if constexpr (kOutput == WarpOutput::kWidened) {
-        static_cast<uint32_t*>(stream.out)[e] = static_cast<uint32_t>(pattern) << 16;
-      } else {
-        static_cast<U*>(stream.out)[e] = pattern;
-      }
-    });
   }
+  if (done < stream.elems)
+    next = warp_rans::DecodeGroup<Warp, U, kDelta, kOutput, false>(tables, stream, done, next, lanes);
   return next == stream.word_count && Warp::Ballot(lanes, [](const Lane& l) { return l.x != kStateLow; }) == 0;
 }
 

@@ -17,6 +17,10 @@ namespace {
 constexpr unsigned kWarpsPerBlock = kGroupStreams;
 constexpr unsigned kThreads = kWarpsPerBlock * kLanes;
 static_assert(kLanes == 32);
+// Blocks of a multiprocessor, and so registers of a thread, that the compiler is held to where it would rather spill:
+// patterns of 64 bits need more than others, which get by with 32. 0: as it likes.
+template <DeviceKernel kKernel>
+constexpr unsigned kStreamBlocks = StreamTraits<kKernel>::kBytes == 8 ? 4 : 0;
 // A multiprocessor's, of the kernels that make compact tensors: 80 registers a thread, of which none spills.
 constexpr unsigned kCompactBlocks = 3;
 
@@ -32,7 +36,8 @@ __device__ __forceinline__ void CopyTogether(const void* from, void* to, uint32_
 
 // A group of streams: its tables in shared memory, a warp a stream.
 template <DeviceKernel kKernel>
-__global__ void __launch_bounds__(kThreads) DecodeGroups(DeviceSpaces spaces, DeviceProgram program, uint32_t first) {
+__global__ void __launch_bounds__(kThreads, kStreamBlocks<kKernel>)
+    DecodeGroups(DeviceSpaces spaces, DeviceProgram program, uint32_t first) {
   using Traits = StreamTraits<kKernel>;
   constexpr uint32_t kContexts = Traits::kDelta ? kDeltaContexts : kSelfClasses;
   constexpr uint32_t kSymbols = Traits::kDelta ? kDeltaContexts * kDeltaSymbols : kMaxTableSymbols;
@@ -59,13 +64,21 @@ __global__ void __launch_bounds__(kThreads) DecodeGroups(DeviceSpaces spaces, De
 template <DeviceKernel kKernel>
 __global__ void __launch_bounds__(kThreads, kCompactBlocks)
     MakeCompact(DeviceSpaces spaces, DeviceProgram program, uint32_t first, uint32_t count) {
-  const uint32_t at = blockIdx.x * kWarpsPerBlock + threadIdx.x / kLanes;
+  const uint32_t warp = threadIdx.x / kLanes;
+  const uint32_t at = blockIdx.x * kWarpsPerBlock + warp;
   if (at >= count) return;
   if constexpr (kKernel == DeviceKernel::kUnpack) {
     RunUnpack<CudaWarp>(spaces, ArrayAt<DeviceUnpack>(spaces, program.unpacks)[first + at]);
   } else {
     const DeviceTile tile = ArrayAt<DeviceTile>(spaces, program.tiles)[first + at];
-    RunTile<kKernel, CudaWarp>(spaces, ArrayAt<DevicePiece>(spaces, program.pieces)[tile.piece], tile.begin);
+    const DevicePiece& piece = ArrayAt<DevicePiece>(spaces, program.pieces)[tile.piece];
+    // Looked up for every element: in shared memory, a copy for each warp.
+    __shared__ float units[kWarpsPerBlock][kWarpUnits];
+    if (const float* from = spaces.At<const float>(piece.units); from != nullptr) {
+      for (uint32_t i = threadIdx.x % kLanes; i < kWarpUnits; i += kLanes) units[warp][i] = from[i];
+    }
+    __syncwarp();
+    RunTile<kKernel, CudaWarp>(spaces, piece, tile.begin, units[warp]);
   }
 }
 

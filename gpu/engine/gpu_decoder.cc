@@ -1,5 +1,8 @@
 #include "gpu/engine/gpu_decoder.h"
 
+#include <sys/eventfd.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -141,8 +144,13 @@ std::shared_ptr<GpuDecoder> GpuDecoder::Start(const GpuOptions& options, WorkerP
   return decoder;
 }
 
+GpuDecoder::GpuDecoder(const GpuOptions& options, WorkerPool& pool)
+    : options_(options), pool_(pool), stop_fd_(eventfd(0, EFD_CLOEXEC)) {}
+
 GpuDecoder::~GpuDecoder() {
+  if (stop_fd_ >= 0) eventfd_write(stop_fd_, 1);
   if (starting_.joinable()) starting_.join();
+  if (stop_fd_ >= 0) close(stop_fd_);
 }
 
 Status GpuDecoder::Open() {
@@ -157,7 +165,7 @@ Status GpuDecoder::Open() {
                            " of its memory (gpu.memory_bytes), and " + mebibytes(HostBytes(least)) +
                            " of the machine's, which may be an eighth of memory_budget_bytes");
   }
-  RETURN_IF_ERROR(ProbeInChild(options_.probe_command, path, device));
+  RETURN_IF_ERROR(ProbeInChild(options_.probe_command, path, device, kProbeLimit, stop_fd_));
   ASSIGN_OR_RETURN(const std::shared_ptr<const Plugin> plugin, Plugin::Load(path));
   ASSIGN_OR_RETURN(const std::vector<DeviceInfo> devices, plugin->Devices());
   if (static_cast<size_t>(device) >= devices.size()) return Unavailable("the GPU is gone");

@@ -59,7 +59,7 @@ class GpuDecoder : public BatchDecoder {
 
  private:
   class SlotBatch;
-  GpuDecoder(const GpuOptions& options, WorkerPool& pool) : options_(options), pool_(pool) {}
+  GpuDecoder(const GpuOptions& options, WorkerPool& pool);
   Status Open();
   Status Choose(const PluginSession& session);
   void Free(uint32_t slot);
@@ -67,6 +67,7 @@ class GpuDecoder : public BatchDecoder {
 
   const GpuOptions options_;
   WorkerPool& pool_;
+  int stop_fd_ = -1;  // readable once the start is to be given up
   std::thread starting_;
 
   mutable std::mutex mutex_;  // of what follows

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -45,14 +46,15 @@ class Pipe {
   bool open_ = false;
 };
 
-// What the child says until it closes its output, or until `end`.
-std::string Listen(int fd, Clock::time_point end) {
+// What the child says until it closes its output, until `end`, or until it is to stop.
+std::string Listen(int fd, Clock::time_point end, int stop_fd) {
   std::string said;
   for (;;) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now()).count();
-    pollfd polled = {fd, POLLIN, 0};
-    const int ready = left <= 0 ? 0 : poll(&polled, 1, static_cast<int>(left));
+    pollfd polled[] = {{fd, POLLIN, 0}, {stop_fd, POLLIN, 0}};
+    const int ready = left <= 0 ? 0 : poll(polled, 2, static_cast<int>(left));
     if (ready < 0 && errno == EINTR) continue;
+    if (ready > 0 && polled[1].revents != 0) return said;
     char buffer[512];
     const ssize_t n = ready <= 0 ? 0 : read(fd, buffer, sizeof(buffer));
     if (n < 0 && errno == EINTR) continue;
@@ -75,7 +77,7 @@ bool Wait(pid_t child, Clock::time_point end, int* status) {
 }  // namespace
 
 Status ProbeInChild(const std::vector<std::string>& command, const std::string& plugin, int device,
-                    std::chrono::seconds limit) {
+                    std::chrono::seconds limit, int stop_fd) {
   Pipe pipe;
   if (!pipe.ok()) return StatusFromErrno(errno, "starting a check of the GPU");
   std::vector<std::string> arguments = command;
@@ -101,12 +103,15 @@ Status ProbeInChild(const std::vector<std::string>& command, const std::string& 
   if (error != 0) return StatusFromErrno(error, "starting " + arguments[0]);
   pipe.CloseWriter();
   const Clock::time_point end = Clock::now() + limit;
-  std::string said = Listen(pipe.reader(), end);
+  std::string said = Listen(pipe.reader(), end, stop_fd);
+  pollfd stop = {stop_fd, POLLIN, 0};
+  const bool is_stopping = poll(&stop, 1, 0) > 0;
   int status = 0;
-  if (!Wait(child, end, &status)) {
+  if (is_stopping || !Wait(child, end, &status)) {
     kill(child, SIGKILL);
     // One that hangs in the driver may not die now; init gets it later.
     Wait(child, Clock::now() + std::chrono::seconds(1), &status);
+    if (is_stopping) return Cancelled("stopped while the GPU's driver started");
     return Unavailable("the GPU's driver did not answer within " + std::to_string(limit.count()) + " s");
   }
   while (!said.empty() && said.back() == '\n') said.pop_back();
@@ -130,6 +135,7 @@ Status CheckDevice(const std::string& plugin_path, int device) {
 }
 
 int ProbeMain(const std::string& plugin, const std::string& device) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);  // nobody else would end it if it hangs
   int number = -1;
   std::from_chars(device.data(), device.data() + device.size(), number);
   const Status status = CheckDevice(plugin, number);
