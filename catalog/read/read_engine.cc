@@ -4,7 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
-#include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <new>
@@ -14,7 +14,9 @@
 #include <utility>
 
 #include "catalog/read/access_pattern.h"
+#include "catalog/read/batch_reader.h"
 #include "catalog/read/block_cache.h"
+#include "catalog/read/read_parts.h"
 #include "catalog/read/tensor_table.h"
 #include "codec/decode/block_decoder.h"
 #include "codec/decode/compact_decoder.h"
@@ -29,52 +31,8 @@ using Use = BlockCache::Use;
 constexpr uint64_t kTensorShare = 16;
 constexpr size_t kMaxQueuedPrefetches = 256;
 
-// Where a tensor's blocks are: all that a read needs when they are cached.
-struct Geometry {
-  TensorId tensor;
-  uint64_t tensor_bytes = 0;
-  PushId push = 0;
-  uint32_t block_bytes = 0;  // of every block but the last
-
-  BlockId Id(uint32_t index) const { return {tensor, push, index}; }
-  uint64_t BytesOf(uint32_t index) const {
-    return std::min<uint64_t>(block_bytes, tensor_bytes - uint64_t{index} * block_bytes);
-  }
-};
-
-Geometry GeometryOf(const OpenTensor& tensor) {
-  return {tensor.id, tensor.record.bytes, tensor.record.push,
-          tensor.frame.block_elems * DTypeBytes(tensor.frame.dtype)};
-}
-
-struct ExtentGeometry {
-  std::atomic<uint32_t> known_block_bytes{0};  // 0: geometry not known yet
-  Geometry geometry;
-};
-
 // Shorter pieces are copied: a reply of thousands of them would take longer.
 constexpr size_t kMinPieceBytes = 16 << 10;
-
-// A part of a read: of one block, or of a file's record.
-struct Part {
-  MutableByteSpan out;  // where the reader has room for it
-  ByteSpan bytes;       // where it is; empty: not yet known
-  BlockPtr block;       // holds `bytes`; null when they are in the record or copied
-  BlockId id;
-  TensorRef tensor;  // to decode the block; null when it was cached, and for a record
-  uint32_t index = 0;
-  size_t begin = 0;  // within the block
-
-  void TakeFrom(BlockPtr from) {
-    bytes = from->bytes().subspan(begin, out.size());
-    block = std::move(from);
-  }
-  void Copy() {
-    if (bytes.data() != out.data()) std::memcpy(out.data(), bytes.data(), out.size());
-    bytes = out;
-    block = nullptr;
-  }
-};
 
 std::string BlockName(const OpenTensor& tensor, uint32_t index) {
   return TensorName(tensor.id) + ", block " + std::to_string(index);
@@ -648,58 +606,50 @@ struct ReadEngine::Impl {
     });
   }
 
-  // --- On a device. Nobody waits for what it decodes: a reader that comes earlier decodes for itself. So no flight and
-  // no reservation is held while it runs.
-
-  struct DeviceBlock {
-    TensorRef tensor;
-    uint32_t index = 0;
-    BatchBuilder::Block block = 0;
-  };
-  class DeviceBatch {
-   public:
-    explicit DeviceBatch(BatchDecoder::Batch& batch) : builder(batch.builder()) {}
-    BatchBuilder& builder;
-    std::vector<DeviceBlock> blocks;
-    std::map<std::pair<TensorId, uint32_t>, BatchBuilder::Block> bases;  // decoded in the batch, for others
-    std::set<std::pair<TensorId, uint32_t>> seen;
-  };
-
-  // False: the device does nothing of it.
+  // On a device. Nobody waits for what it decodes: a reader that comes earlier decodes for itself. So no flight and no
+  // reservation is held while it runs. False: the device does nothing of it.
   bool PrefetchOnDevice(OpenFile::Impl& file, uint64_t begin, uint64_t end) {
     if (IsStopping()) return true;
-    const std::unique_ptr<BatchDecoder::Batch> batch = device->Begin(end - begin);
-    if (batch == nullptr) return false;
     std::vector<std::pair<TensorRef, uint32_t>> left;  // for the CPU
-    DeviceBatch on_device(*batch);
-    const Status built = Guarded([&] {
-      return ForMissingBlocks(file, begin, end, [&](const TensorRef& tensor, uint32_t index) -> Status {
-        if (!on_device.seen.emplace(tensor->id, index).second) return OkStatus();
-        const Result<bool> added = AddToBatch(tensor, index, &on_device);
-        if (!added.ok() || !*added) left.emplace_back(tensor, index);
-        return OkStatus();
-      });
-    });
-    if (!built.ok()) return false;
-    if (!on_device.blocks.empty()) {
-      if (!batch->Run().ok()) return false;
-      uint64_t decoded = 0, failed = 0;
-      for (const DeviceBlock& block : on_device.blocks) {
-        if (on_device.builder.Succeeded(block.block, batch->output())) {
-          decoded += Keep(block, on_device.builder.BytesOf(block.block, batch->output()));
-        } else {
-          ++failed;
-          left.emplace_back(block.tensor, block.index);
-        }
-      }
-      batch->Report(decoded, failed);
-    }
+    if (!Guarded([&] { return DecodeOnDevice(file, begin, end, &left); }).ok()) return false;
     for (const auto& [tensor, index] : left) (void)Guarded([&] { return PrefetchBlock(tensor, index); });
     return true;
   }
 
+  Status DecodeOnDevice(OpenFile::Impl& file, uint64_t begin, uint64_t end,
+                        std::vector<std::pair<TensorRef, uint32_t>>* left) {
+    const std::unique_ptr<BatchDecoder::Batch> batch = device->Begin(end - begin);
+    if (batch == nullptr) return Busy("no slot of the device is free");
+    BatchReader on_device(store, cache, tensors, batch->builder(), std::bind_front(&Impl::AssembleNow, this));
+    std::set<std::pair<TensorId, uint32_t>> seen;
+    RETURN_IF_ERROR(ForMissingBlocks(file, begin, end, [&](const TensorRef& tensor, uint32_t index) -> Status {
+      if (!seen.emplace(tensor->id, index).second) return OkStatus();
+      const Result<bool> added = on_device.Add(tensor, index);
+      if (!added.ok() || !*added) left->emplace_back(tensor, index);
+      return OkStatus();
+    }));
+    if (on_device.blocks().empty()) return OkStatus();
+    RETURN_IF_ERROR(batch->Run());
+    uint64_t decoded = 0, failed = 0;
+    for (const BatchReader::Block& block : on_device.blocks()) {
+      if (batch->builder().Succeeded(block.block, batch->output())) {
+        decoded += Keep(block, batch->builder().BytesOf(block.block, batch->output()));
+      } else {
+        ++failed;
+        left->emplace_back(block.tensor, block.index);
+      }
+    }
+    batch->Report(decoded, failed);
+    return OkStatus();
+  }
+
+  Status AssembleNow(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out) {
+    return Assemble(view, dtype, begin, out,
+                    [&](const OpenTensor& base, uint32_t index) { return GetBlock(base, index, Use::kPredict); });
+  }
+
   // Takes decoded bytes into the cache, unless somebody was faster or there is no room. How many they were.
-  uint64_t Keep(const DeviceBlock& from, ByteSpan bytes) {
+  uint64_t Keep(const BatchReader::Block& from, ByteSpan bytes) {
     const uint64_t taken = BlockMemory::TakenBytes(bytes.size());
     BlockCache::Reservation own = cache.TryReserve(taken, taken);
     BlockPtr block = own ? Block::Create(cache.ledger(), bytes.size()) : nullptr;
@@ -712,115 +662,6 @@ struct ReadEngine::Impl {
     decoded_blocks.fetch_add(1, std::memory_order_relaxed);
     decoded_bytes.fetch_add(bytes.size(), std::memory_order_relaxed);
     return bytes.size();
-  }
-
-  // False: the device has no room left, or no kernel for it.
-  Result<bool> AddToBatch(const TensorRef& tensor, uint32_t index, DeviceBatch* batch) {
-    const Frame& frame = tensor->frame;
-    std::optional<BatchBuilder::Block> block;
-    if (frame.encoding == Encoding::kCompact) {
-      ASSIGN_OR_RETURN(block, AddCompactToBatch(*tensor, index, batch));
-    } else if (frame.encoding == Encoding::kSelf || frame.encoding == Encoding::kDelta) {
-      ASSIGN_OR_RETURN(const StoredValue stored,
-                       store.Get(Family::kBlocks, BlockKey(tensor->record.push, tensor->record.first_block + index)));
-      ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
-      if (coded.size() >= BlockBytes(frame, index)) return false;
-      Predicted predicted;
-      if (frame.encoding == Encoding::kDelta) {
-        ASSIGN_OR_RETURN(predicted, PredictForBatch(*tensor, frame.BlockBegin(index), frame.BlockElems(index), batch));
-      }
-      ASSIGN_OR_RETURN(block, batch->builder.AddBlock(frame, index, coded, predicted.prediction, /*is_wanted=*/true));
-    }
-    if (block) batch->blocks.push_back({tensor, index, *block});
-    return block.has_value();
-  }
-
-  struct Predicted {
-    BatchBuilder::Prediction prediction;
-    BlockPtr holder;  // of its bytes, or
-    Bytes bytes;      // these are they
-  };
-
-  // A base's block that is self-coded and not at hand is decoded on the device too.
-  Result<Predicted> PredictForBatch(const OpenTensor& tensor, uint64_t begin, uint64_t elems, DeviceBatch* batch) {
-    const DType dtype = tensor.frame.coded_dtype;
-    const size_t width = DTypeBytes(dtype);
-    Predicted predicted;
-    uint64_t at = 0;
-    for (const ViewSegment& segment : tensor.record.view) {
-      const uint64_t segment_begin = std::exchange(at, at + segment.elems);
-      if (begin >= at) continue;
-      if (segment.kind != ViewSegment::Kind::kIdentity || begin + elems > at) break;
-      ASSIGN_OR_RETURN(const TensorRef base, tensors.GetReferenced(segment.base));
-      const Frame& frame = base->frame;
-      const uint64_t base_begin = segment.base_offset_elems + (begin - segment_begin);
-      const auto index = static_cast<uint32_t>(base_begin / frame.block_elems);
-      if (frame.dtype != dtype || base_begin + elems > frame.elems ||
-          (base_begin + elems - 1) / frame.block_elems != index)
-        break;
-      const uint64_t offset = (base_begin - frame.BlockBegin(index)) * width;
-      const auto use = [&](BatchBuilder::Block block) {
-        predicted.prediction.block = block;
-        predicted.prediction.offset_bytes = offset;
-      };
-      if (const auto known = batch->bases.find({base->id, index}); known != batch->bases.end()) {
-        use(known->second);
-        return predicted;
-      }
-      predicted.holder = cache.Find(GeometryOf(*base).Id(index), Use::kPredict);
-      if (predicted.holder != nullptr) {
-        RETURN_IF_ERROR(CheckSize(predicted.holder, *base, index));
-        predicted.prediction.bytes = predicted.holder->bytes().subspan(offset, elems * width);
-        return predicted;
-      }
-      if (frame.encoding != Encoding::kSelf) break;
-      ASSIGN_OR_RETURN(const StoredValue stored,
-                       store.Get(Family::kBlocks, BlockKey(base->record.push, base->record.first_block + index)));
-      ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
-      if (coded.size() >= BlockBytes(frame, index)) break;
-      ASSIGN_OR_RETURN(const std::optional<BatchBuilder::Block> block,
-                       batch->builder.AddBlock(frame, index, coded, {}, /*is_wanted=*/false));
-      if (!block) break;
-      batch->bases.emplace(std::pair(base->id, index), *block);
-      use(*block);
-      return predicted;
-    }
-    predicted.bytes.resize(elems * width);
-    RETURN_IF_ERROR(AssembleNow(tensor.record.view, dtype, begin, predicted.bytes));
-    predicted.prediction.bytes = predicted.bytes;
-    return predicted;
-  }
-
-  Status AssembleNow(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out) {
-    return Assemble(view, dtype, begin, out,
-                    [&](const OpenTensor& base, uint32_t index) { return GetBlock(base, index, Use::kPredict); });
-  }
-
-  Result<std::optional<BatchBuilder::Block>> AddCompactToBatch(const OpenTensor& tensor, uint32_t index,
-                                                               DeviceBatch* batch) {
-    const TensorRecord& record = tensor.record;
-    std::vector<BatchBuilder::Piece> pieces;
-    std::deque<Predicted> predictions;
-    std::deque<Bytes> inputs;
-    const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, CompactPiece::Range range,
-                          ByteSpan* out) -> Status {
-      Bytes& bytes = inputs.emplace_back(range.count * DTypeBytes(dtype));
-      *out = bytes;
-      return bytes.empty() ? OkStatus() : AssembleNow(view, dtype, range.begin, bytes);
-    };
-    for (const CompactPiece& piece : CompactPieces(tensor.frame, index)) {
-      BatchBuilder::Piece& made = pieces.emplace_back(BatchBuilder::Piece{piece, {}, {}});
-      ASSIGN_OR_RETURN(Predicted predicted,
-                       PredictForBatch(tensor, piece.segment->first_elem + piece.begin, piece.elems, batch));
-      predictions.push_back(std::move(predicted));
-      made.prediction = predictions.back().prediction;
-      RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.right, &made.inputs.right));
-      RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.left, &made.inputs.left));
-      RETURN_IF_ERROR(read(record.residual, DType::kU16, piece.residual, &made.inputs.residual));
-      RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.scales, &made.inputs.scales));
-      RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.steps, &made.inputs.steps));
-    }
-    return batch->builder.AddCompact(tensor.frame, index, pieces);
   }
 };
 
@@ -951,11 +792,7 @@ Status ReadEngine::ReadPrediction(const std::vector<ViewSegment>& view, DType co
                                   MutableByteSpan out) {
   if (out.size() % DTypeBytes(coded_dtype) != 0)
     return InvalidArgument("a prediction of " + std::to_string(out.size()) + " bytes is not whole elements");
-  return Guarded([&] {
-    return impl_->Assemble(view, coded_dtype, begin_elems, out, [&](const OpenTensor& base, uint32_t index) {
-      return impl_->GetBlock(base, index, Use::kPredict);
-    });
-  });
+  return Guarded([&] { return impl_->AssembleNow(view, coded_dtype, begin_elems, out); });
 }
 
 void ReadEngine::Prefetch(const FileRef& file, uint64_t offset, uint64_t bytes) {

@@ -6,7 +6,7 @@ _modelstore_models() {
 
 _modelstore() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-  local commands="push ls show report verify export rename rm prune compact derive status warm mount unmount"
+  local commands="push ls show report verify export rename rm prune compact derive status doctor warm mount unmount"
   local global="--store --socket --json --quiet --no-color --version --help"
   local how="--target-ratio --max-drift --rank --residual-step --bits --sparsity --group --schedule --moments --scale"
   local command="" i positionals=0 options="" door=()
@@ -17,7 +17,7 @@ _modelstore() {
       --store | --socket) door+=("${COMP_WORDS[i]}" "${COMP_WORDS[i + 1]}") && ((i++)) ;;
       --name | --base | --fidelity | --memory-budget | --read-ahead-kb | --html) ((i++)) ;;
       --target-ratio | --max-drift | --rank | --residual-step | --bits | --sparsity | --group) ((i++)) ;;
-      --schedule | --moments | --scale | --drop-layers | --keep-layers | --layer-names | --slice | --basis) ((i++)) ;;
+      --schedule | --moments | --scale | --drop-layers | --keep-layers | --layer-names | --slice | --basis | --plugin) ((i++)) ;;
       =) ((i++)) ;;
       -*) ;;
       *) if [[ -z $command ]]; then command=${COMP_WORDS[i]}; else ((positionals++)); fi ;;
@@ -29,7 +29,7 @@ _modelstore() {
     --drop-layers) mapfile -t COMPREPLY < <(compgen -W "last: uniform: auto:" -- "$current") && compopt -o nospace && return ;;
     --basis) mapfile -t COMPREPLY < <(compgen -W "block global" -- "$current") && return ;;
     --schedule) mapfile -t COMPREPLY < <(compgen -W "uniform aptc rd" -- "$current") && return ;;
-    --html | --socket | --moments) compopt -o default && return ;;
+    --html | --socket | --moments | --plugin) compopt -o default && return ;;
     --base) mapfile -t COMPREPLY < <(compgen -W "auto none $(_modelstore_models "${door[@]}")" -- "$current") && return ;;
     --fidelity) mapfile -t COMPREPLY < <(compgen -W "exact compact" -- "$current") && return ;;
     --name | --memory-budget | --read-ahead-kb | --target-ratio | --max-drift | --rank) return ;;
@@ -45,6 +45,7 @@ _modelstore() {
     verify | export) options="--memory-budget" ;;
     rm) options="--dry-run --yes" ;;
     prune) options="--dry-run" ;;
+    doctor) options="--gpu-verify --plugin" ;;
     mount) options="--read-ahead-kb --memory-budget" ;;
   esac
   if [[ $current == -* ]]; then

@@ -27,6 +27,24 @@ TEST(AccessPattern, OneReaderIsAdvisedEveryByteOnceAndNeverTooFar) {
   EXPECT_GT(advised_end, 64 * kMiB);
 }
 
+// Once a stream is long enough, whole steps: what a device decodes at once.
+TEST(AccessPattern, LongStreamsAreAdvisedInSteps) {
+  AccessPattern pattern;
+  constexpr uint64_t kStep = 4 * kMiB;
+  uint64_t steps = 0, advised_end = 0;
+  for (uint64_t at = 0; at < 64 * kMiB; at += 128 * kKiB) {
+    const auto advice = pattern.Note(at, 128 * kKiB, 2 * kStep, kStep);
+    if (advice.prefetch_begin == advice.prefetch_end) continue;
+    EXPECT_GE(advice.prefetch_begin, advised_end);
+    advised_end = advice.prefetch_end;
+    if (at < kStep) continue;
+    EXPECT_EQ(advice.prefetch_end % kStep, 0u);
+    ++steps;
+  }
+  EXPECT_GE(steps, 14u);
+  EXPECT_GE(advised_end, 64 * kMiB);
+}
+
 TEST(AccessPattern, ReadAheadOutOfOrderIsSequential) {
   AccessPattern pattern;
   std::mt19937_64 random(1);

@@ -36,15 +36,32 @@ TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
   std::string uncommented;
   std::set<std::string> keys;
   for (std::string line; std::getline(sample, line);) {
+    if (line.starts_with("# [")) uncommented += line.substr(2) + "\n";
     const size_t equals = line.find(" = ");
     if (!line.starts_with("# ") || equals == std::string::npos || line.find(' ', 2) != equals) continue;
     keys.insert(line.substr(2, equals - 2));
     uncommented += line.substr(2) + "\n";
   }
-  EXPECT_EQ(keys, (std::set<std::string>{"store", "mount", "socket", "group", "memory_budget_bytes", "read_ahead_kb",
-                                         "threads", "max_clients", "shutdown_seconds", "log_level", "log_format",
-                                         "access_log", "metrics", "compact_below_free_bytes", "compact_max_drift",
-                                         "compact_target_ratio", "layer_names"}));
+  EXPECT_EQ(keys, (std::set<std::string>{"store",
+                                         "mount",
+                                         "socket",
+                                         "group",
+                                         "memory_budget_bytes",
+                                         "read_ahead_kb",
+                                         "threads",
+                                         "max_clients",
+                                         "shutdown_seconds",
+                                         "log_level",
+                                         "log_format",
+                                         "access_log",
+                                         "metrics",
+                                         "compact_below_free_bytes",
+                                         "compact_max_drift",
+                                         "compact_target_ratio",
+                                         "layer_names",
+                                         "mode",
+                                         "memory_bytes",
+                                         "plugin"}));
   const Result<Config> defaults = Load("");
   const Result<Config> loaded = Load(uncommented);
   ASSERT_TRUE(defaults.ok() && loaded.ok()) << loaded.status().ToString();
@@ -65,6 +82,9 @@ TEST_F(ConfigSampleTest, EveryKeyIsThereWithItsDefault) {
   EXPECT_EQ(loaded->log_format, defaults->log_format);
   EXPECT_EQ(loaded->access_log, defaults->access_log);
   EXPECT_EQ(loaded->metrics, defaults->metrics);
+  EXPECT_EQ(loaded->gpu.mode, defaults->gpu.mode);
+  EXPECT_EQ(loaded->gpu.memory_bytes, defaults->gpu.memory_bytes);
+  EXPECT_EQ(loaded->gpu.plugin, defaults->gpu.plugin);
 }
 
 TEST_F(ConfigSampleTest, AsWrittenItChangesNothing) {

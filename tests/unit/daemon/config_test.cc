@@ -111,6 +111,25 @@ TEST_F(ConfigTest, AnUnknownKeyIsNamedWithItsLineAndTheNearestKnownOne) {
   EXPECT_NE(ErrorOf("[gpus]\nmode = 1\n").find("gpus"), std::string::npos);
 }
 
+TEST_F(ConfigTest, TheTableOfTheGpu) {
+  const Result<Config> config =
+      Load("threads = 3\n[gpu]\nmode = \"off\"\nmemory_bytes = \"1G\"\nplugin = \"/p.so\"\n", {});
+  ASSERT_TRUE(config.ok()) << config.status().ToString();
+  EXPECT_EQ(config->threads, 3u);
+  EXPECT_EQ(config->gpu.mode, "off");
+  EXPECT_EQ(config->gpu.memory_bytes, 1u << 30);
+  EXPECT_EQ(config->gpu.plugin, "/p.so");
+  EXPECT_EQ(Load("[gpu]\nmode = 2\n", {})->gpu.mode, "2");
+  EXPECT_EQ(Load("[gpu]\nmode = \"1\"\n", {})->gpu.mode, "1");
+  EXPECT_EQ(Load("", {})->gpu.mode, "auto");
+  for (const char* mode : {"\"on\"", "-1", "true", "\"\"", "\"1x\"", "5000"})
+    EXPECT_NE(ErrorOf(std::string("[gpu]\nmode = ") + mode + "\n").find("gpu.mode: expected"), std::string::npos)
+        << mode;
+  const std::string error = ErrorOf("[gpu]\nmod = 1\n");
+  EXPECT_NE(error.find("unknown key 'mod'; the nearest known one is 'mode'"), std::string::npos) << error;
+  EXPECT_NE(ErrorOf("gpu = 1\n").find("'gpu'"), std::string::npos);
+}
+
 TEST_F(ConfigTest, WrongTypesAndValues) {
   const std::pair<const char*, const char*> kCases[] = {
       {"store = 5", "store: expected a string, found integer"},

@@ -58,6 +58,9 @@ TEST(Metrics, SaysWhatWasCounted) {
   sample.server = counters.counts();
   sample.models = 3;
   sample.reading.hits = 7;
+  sample.gpu.kind = GpuState::Kind::kUsed;
+  sample.gpu.batches = 12;
+  sample.gpu.failed_batches = 1;
   sample.mount.read_bytes = 1ull << 40;
   const std::map<std::string, double> values = Parse(MetricsText(sample));
   EXPECT_EQ(values.at(R"(modelstore_requests_total{request="push",code="ok"})"), 2);
@@ -67,6 +70,9 @@ TEST(Metrics, SaysWhatWasCounted) {
   EXPECT_EQ(values.at("modelstore_stored_bytes_total"), 101);
   EXPECT_EQ(values.at("modelstore_sent_bytes_total"), 30);
   EXPECT_EQ(values.at("modelstore_clients"), 1);
+  EXPECT_EQ(values.at("modelstore_gpu_used"), 1);
+  EXPECT_EQ(values.at("modelstore_gpu_batches_total"), 12);
+  EXPECT_EQ(values.at("modelstore_gpu_failed_batches_total"), 1);
   EXPECT_EQ(values.at("modelstore_models"), 3);
   EXPECT_EQ(values.at("modelstore_cache_hits_total"), 7);
   EXPECT_EQ(values.at("modelstore_mount_read_bytes_total"), 1ull << 40);

@@ -1,0 +1,103 @@
+#include "catalog/read/batch_reader.h"
+
+#include <deque>
+#include <optional>
+
+#include "catalog/read/read_parts.h"
+
+namespace modelstore {
+
+Result<bool> BatchReader::Add(const TensorRef& tensor, uint32_t index) {
+  const Encoding encoding = tensor->frame.encoding;
+  std::optional<BatchBuilder::Block> block;
+  if (encoding == Encoding::kCompact) {
+    ASSIGN_OR_RETURN(block, AddCompact(*tensor, index));
+  } else if (encoding == Encoding::kSelf || encoding == Encoding::kDelta) {
+    ASSIGN_OR_RETURN(block, AddCoded(*tensor, index));
+  }
+  if (block) blocks_.push_back({tensor, index, *block});
+  return block.has_value();
+}
+
+Result<std::optional<BatchBuilder::Block>> BatchReader::AddCoded(const OpenTensor& tensor, uint32_t index) {
+  const Frame& frame = tensor.frame;
+  ASSIGN_OR_RETURN(const StoredValue stored,
+                   store_.Get(Family::kBlocks, BlockKey(tensor.record.push, tensor.record.first_block + index)));
+  ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
+  if (coded.size() >= BlockBytes(frame, index)) return std::optional<BatchBuilder::Block>();
+  Predicted predicted;
+  if (frame.encoding == Encoding::kDelta) {
+    ASSIGN_OR_RETURN(predicted, Predict(tensor, frame.BlockBegin(index), frame.BlockElems(index)));
+  }
+  return builder_.AddBlock(frame, index, coded, predicted.prediction, /*is_wanted=*/true);
+}
+
+Result<BatchReader::Predicted> BatchReader::Predict(const OpenTensor& tensor, uint64_t begin, uint64_t elems) {
+  const DType dtype = tensor.frame.coded_dtype;
+  const size_t width = DTypeBytes(dtype);
+  Predicted predicted;
+  uint64_t at = 0;
+  for (const ViewSegment& segment : tensor.record.view) {
+    const uint64_t segment_begin = std::exchange(at, at + segment.elems);
+    if (begin >= at) continue;
+    if (segment.kind != ViewSegment::Kind::kIdentity || begin + elems > at) break;
+    ASSIGN_OR_RETURN(const TensorRef base, tensors_.GetReferenced(segment.base));
+    const Frame& frame = base->frame;
+    const uint64_t base_begin = segment.base_offset_elems + (begin - segment_begin);
+    const auto index = static_cast<uint32_t>(base_begin / frame.block_elems);
+    if (frame.dtype != dtype || base_begin + elems > frame.elems ||
+        (base_begin + elems - 1) / frame.block_elems != index)
+      break;
+    const uint64_t offset = (base_begin - frame.BlockBegin(index)) * width;
+    std::optional<BatchBuilder::Block> block;
+    if (const auto known = bases_.find({base->id, index}); known != bases_.end()) {
+      block = known->second;
+    } else if (BlockPtr held = cache_.Find(GeometryOf(*base).Id(index), BlockCache::Use::kPredict)) {
+      if (held->bytes().size() != BlockBytes(frame, index)) break;
+      predicted.prediction.bytes = held->bytes().subspan(offset, elems * width);
+      predicted.holder = std::move(held);
+      return predicted;
+    } else if (frame.encoding == Encoding::kSelf) {
+      ASSIGN_OR_RETURN(const StoredValue stored,
+                       store_.Get(Family::kBlocks, BlockKey(base->record.push, base->record.first_block + index)));
+      ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
+      if (coded.size() >= BlockBytes(frame, index)) break;
+      ASSIGN_OR_RETURN(block, builder_.AddBlock(frame, index, coded, {}, /*is_wanted=*/false));
+      if (block) bases_.emplace(std::pair(base->id, index), *block);
+    }
+    if (!block) break;
+    predicted.prediction.block = block;
+    predicted.prediction.offset_bytes = offset;
+    return predicted;
+  }
+  predicted.bytes.resize(elems * width);
+  RETURN_IF_ERROR(assemble_(tensor.record.view, dtype, begin, predicted.bytes));
+  predicted.prediction.bytes = predicted.bytes;
+  return predicted;
+}
+
+Result<std::optional<BatchBuilder::Block>> BatchReader::AddCompact(const OpenTensor& tensor, uint32_t index) {
+  const TensorRecord& record = tensor.record;
+  std::vector<BatchBuilder::Piece> pieces;
+  std::deque<Predicted> predictions;
+  std::deque<Bytes> inputs;
+  const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, CompactPiece::Range range,
+                        ByteSpan* out) -> Status {
+    Bytes& bytes = inputs.emplace_back(range.count * DTypeBytes(dtype));
+    *out = bytes;
+    return bytes.empty() ? OkStatus() : assemble_(view, dtype, range.begin, bytes);
+  };
+  for (const CompactPiece& piece : CompactPieces(tensor.frame, index)) {
+    ASSIGN_OR_RETURN(Predicted predicted, Predict(tensor, piece.segment->first_elem + piece.begin, piece.elems));
+    predictions.push_back(std::move(predicted));
+    BatchBuilder::Piece& made = pieces.emplace_back(BatchBuilder::Piece{piece, {}, predictions.back().prediction});
+    RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.right, &made.inputs.right));
+    RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.left, &made.inputs.left));
+    RETURN_IF_ERROR(read(record.residual, DType::kU16, piece.residual, &made.inputs.residual));
+    RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.scales, &made.inputs.scales));
+    RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.steps, &made.inputs.steps));
+  }
+  return builder_.AddCompact(tensor.frame, index, pieces);
+}
+
+}  // namespace modelstore
