@@ -35,7 +35,7 @@ class SlicedBlock(nn.Module):
         for name in ("attention_type", "layer_idx"):
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
-        # By the version of transformers, a layer gives its output or a tuple that begins with it.
+        # By the version of transformers, a layer gives its output, or that and its attention.
         self.gives_tuple = "uple" in str(inspect.signature(layer.forward).return_annotation)
 
     def take(self, layer, config):
@@ -56,10 +56,10 @@ class SlicedBlock(nn.Module):
 
     def forward(self, hidden_states, **arguments):
         arguments.pop("use_cache", None)
-        attended = self.self_attn(hidden_states=self.norm(hidden_states), **arguments)[0]
+        attended, weights = self.self_attn(hidden_states=self.norm(hidden_states), **arguments)[:2]
         hidden_states = self.add(self.attn_shortcut(hidden_states), attended)
         hidden_states = self.add(self.mlp_shortcut(hidden_states), self.feed_forward(self.norm(hidden_states)))
-        return (hidden_states,) if self.gives_tuple else hidden_states
+        return (hidden_states, weights) if self.gives_tuple else hidden_states
 
 
 class SlicedOPTBlock(SlicedBlock):

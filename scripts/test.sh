@@ -64,7 +64,7 @@ find_realmodels
 run_sanitized() {
   cmake --preset asan >build/configure-asan.log 2>&1 || { cat build/configure-asan.log >&2 && return 1; }
   cmake --build build/asan --target sanitized_tests -j "$(nproc)" >&2 || return 1
-  ctest --test-dir build/asan -L '^(unit|fuzz)$' -j 2 --output-on-failure
+  ctest --test-dir build/asan -L '^(unit|fuzz|gpu-host)$' -j 2 --output-on-failure
 }
 
 asan_code=0

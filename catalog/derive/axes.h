@@ -26,11 +26,12 @@ std::shared_ptr<const Axes> IdentityAxes(uint64_t n);
 // Calls task(i) for each i < n, in any order, perhaps several at once.
 using ForAll = std::function<Status(size_t n, const std::function<Status(size_t)>& task)>;
 
+// Errors: Unsupported (a value that is not finite).
+Status CheckFinite(DType dtype, ByteSpan values);
+
 // What of a weight of `dtype` (BF16, F16, F32) stays, as its bytes; each element is a float32 sum in the order of the
 // inner dimension, rounded to nearest even (codec/decode/projected_decoder.h). Errors: Unsupported (an
 // element that is not finite).
-// Errors: Unsupported (a value that is not finite).
-Status CheckFinite(DType dtype, ByteSpan values);
 // W diag(norm) R of W: rows x R.rows. `norm` may be empty.
 Status ProjectInputs(DType dtype, ByteSpan weight, std::span<const float> norm, const Axes& right,
                      const ForAll& for_all, MutableByteSpan out);

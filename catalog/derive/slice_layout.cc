@@ -90,9 +90,13 @@ Result<uint64_t> Count(const Json& config, const char* key) {
   return it->get<uint64_t>();
 }
 
-// OPT's forms in which the stream is not what reaches a norm, or not only that. Errors: Unsupported.
+// OPT's forms in which the stream is not what reaches a norm, or not only that, or what is sliced is not there. Errors:
+// Unsupported.
 Status CheckForm(const Json& config) {
   const auto is = [&](const char* key, bool value) { return config.contains(key) && config[key] == Json(value); };
+  for (const char* key : {"enable_bias", "layer_norm_elementwise_affine"}) {
+    if (is(key, false)) return Unsupported("a model without what " + std::string(key) + " gives cannot be sliced");
+  }
   if (is("do_layer_norm_before", false) || is("_remove_final_layer_norm", true))
     return Unsupported(
         "a model with its norms behind what they are for (do_layer_norm_before, "
@@ -117,7 +121,7 @@ Result<SliceLayout> LayOutSlices(ByteSpan config, std::span<const std::string> t
   }
   const Family& family = *architecture->second.family;
   layout.has_layer_norms = family.has_layer_norms;
-  RETURN_IF_ERROR(CheckForm(json));
+  if (layout.has_layer_norms) RETURN_IF_ERROR(CheckForm(json));
   ASSIGN_OR_RETURN(layout.hidden, Count(json, "hidden_size"));
   ASSIGN_OR_RETURN(layout.heads, Count(json, "num_attention_heads"));
   std::set<std::string_view> left(tensors.begin(), tensors.end());
@@ -184,6 +188,8 @@ Result<Bytes> ConfigSliced(ByteSpan config, const SliceLayout& layout, uint64_t 
     json["architectures"] = {name};
     json["auto_map"] = {{"AutoModelForCausalLM", "modeling_sliced." + name}};
     json["sliced_size"] = size;
+    // A layer that is left out in training would leave the stream in the axes of another.
+    if (json.contains("layerdrop")) json["layerdrop"] = 0.0;
   }
   const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   const ByteSpan bytes = AsBytes(text);

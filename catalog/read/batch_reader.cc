@@ -6,6 +6,12 @@
 #include "catalog/read/read_parts.h"
 
 namespace modelstore {
+namespace {
+
+// Factors and scales of a block, which are read before the batch is made.
+constexpr uint64_t kMaxInputBytes = 4 << 20;
+
+}  // namespace
 
 Result<bool> BatchReader::Add(const TensorRef& tensor, uint32_t index) {
   const Encoding encoding = tensor->frame.encoding;
@@ -25,19 +31,21 @@ Result<std::optional<BatchBuilder::Block>> BatchReader::AddCoded(const OpenTenso
                    store_.Get(Family::kBlocks, BlockKey(tensor.record.push, tensor.record.first_block + index)));
   ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
   if (coded.size() >= BlockBytes(frame, index)) return std::optional<BatchBuilder::Block>();
-  Predicted predicted;
+  std::optional<Predicted> predicted = Predicted{};
   if (frame.encoding == Encoding::kDelta) {
-    ASSIGN_OR_RETURN(predicted, Predict(tensor, frame.BlockBegin(index), frame.BlockElems(index)));
+    ASSIGN_OR_RETURN(predicted,
+                     Predict(tensor.record.view, frame.coded_dtype, frame.BlockBegin(index), frame.BlockElems(index)));
   }
-  return builder_.AddBlock(frame, index, coded, predicted.prediction, /*is_wanted=*/true);
+  if (!predicted) return std::optional<BatchBuilder::Block>();
+  return builder_.AddBlock(frame, index, coded, predicted->prediction, /*is_wanted=*/true);
 }
 
-Result<BatchReader::Predicted> BatchReader::Predict(const OpenTensor& tensor, uint64_t begin, uint64_t elems) {
-  const DType dtype = tensor.frame.coded_dtype;
+Result<std::optional<BatchReader::Predicted>> BatchReader::Predict(const std::vector<ViewSegment>& view, DType dtype,
+                                                                   uint64_t begin, uint64_t elems) {
   const size_t width = DTypeBytes(dtype);
   Predicted predicted;
   uint64_t at = 0;
-  for (const ViewSegment& segment : tensor.record.view) {
+  for (const ViewSegment& segment : view) {
     const uint64_t segment_begin = std::exchange(at, at + segment.elems);
     if (begin >= at) continue;
     if (segment.kind != ViewSegment::Kind::kIdentity || begin + elems > at) break;
@@ -56,7 +64,7 @@ Result<BatchReader::Predicted> BatchReader::Predict(const OpenTensor& tensor, ui
       if (held->bytes().size() != BlockBytes(frame, index)) break;
       predicted.prediction.bytes = held->bytes().subspan(offset, elems * width);
       predicted.holder = std::move(held);
-      return predicted;
+      return std::optional(std::move(predicted));
     } else if (frame.encoding == Encoding::kSelf) {
       ASSIGN_OR_RETURN(const StoredValue stored,
                        store_.Get(Family::kBlocks, BlockKey(base->record.push, base->record.first_block + index)));
@@ -68,16 +76,19 @@ Result<BatchReader::Predicted> BatchReader::Predict(const OpenTensor& tensor, ui
     if (!block) break;
     predicted.prediction.block = block;
     predicted.prediction.offset_bytes = offset;
-    return predicted;
+    return std::optional(std::move(predicted));
   }
-  predicted.bytes.resize(elems * width);
-  RETURN_IF_ERROR(assemble_(tensor.record.view, dtype, begin, predicted.bytes));
-  predicted.prediction.bytes = predicted.bytes;
-  return predicted;
+  return std::optional<Predicted>();
 }
 
 Result<std::optional<BatchBuilder::Block>> BatchReader::AddCompact(const OpenTensor& tensor, uint32_t index) {
   const TensorRecord& record = tensor.record;
+  const std::optional<BatchBuilder::Block> none;
+  const std::vector<CompactPiece> parts = CompactPieces(tensor.frame, index);
+  uint64_t input_bytes = 0;
+  for (const CompactPiece& part : parts)
+    input_bytes += (part.right.count + part.left.count + part.scales.count + part.steps.count) * sizeof(uint16_t);
+  if (input_bytes > kMaxInputBytes) return none;
   std::vector<BatchBuilder::Piece> pieces;
   std::deque<Predicted> predictions;
   std::deque<Bytes> inputs;
@@ -87,15 +98,26 @@ Result<std::optional<BatchBuilder::Block>> BatchReader::AddCompact(const OpenTen
     *out = bytes;
     return bytes.empty() ? OkStatus() : assemble_(view, dtype, range.begin, bytes);
   };
-  for (const CompactPiece& piece : CompactPieces(tensor.frame, index)) {
-    ASSIGN_OR_RETURN(Predicted predicted, Predict(tensor, piece.segment->first_elem + piece.begin, piece.elems));
-    predictions.push_back(std::move(predicted));
-    BatchBuilder::Piece& made = pieces.emplace_back(BatchBuilder::Piece{piece, {}, predictions.back().prediction});
-    RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.right, &made.inputs.right));
-    RETURN_IF_ERROR(read(record.factors, DType::kU16, piece.left, &made.inputs.left));
-    RETURN_IF_ERROR(read(record.residual, DType::kU16, piece.residual, &made.inputs.residual));
-    RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.scales, &made.inputs.scales));
-    RETURN_IF_ERROR(read(record.scales, DType::kBF16, piece.steps, &made.inputs.steps));
+  for (const CompactPiece& part : parts) {
+    BatchBuilder::Piece& made = pieces.emplace_back(BatchBuilder::Piece{part, {}});
+    ASSIGN_OR_RETURN(std::optional<Predicted> predicted,
+                     Predict(record.view, tensor.frame.dtype, part.segment->first_elem + part.begin, part.elems));
+    if (!predicted) return none;
+    made.prediction = predicted->prediction;
+    predictions.push_back(*std::move(predicted));
+    if (part.residual.count != 0) {
+      // Most of what a compact tensor takes: on the device, too.
+      ASSIGN_OR_RETURN(std::optional<Predicted> tokens,
+                       Predict(record.residual, DType::kU16, part.residual.begin, part.residual.count));
+      if (!tokens) return none;
+      made.residual = tokens->prediction;
+      if (!made.residual.block) made.inputs.residual = made.residual.bytes;
+      predictions.push_back(*std::move(tokens));
+    }
+    RETURN_IF_ERROR(read(record.factors, DType::kU16, part.right, &made.inputs.right));
+    RETURN_IF_ERROR(read(record.factors, DType::kU16, part.left, &made.inputs.left));
+    RETURN_IF_ERROR(read(record.scales, DType::kBF16, part.scales, &made.inputs.scales));
+    RETURN_IF_ERROR(read(record.scales, DType::kBF16, part.steps, &made.inputs.steps));
   }
   return builder_.AddCompact(tensor.frame, index, pieces);
 }

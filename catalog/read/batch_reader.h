@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -16,7 +17,7 @@ namespace modelstore {
 
 class BatchReader {
  public:
-  // Elements of a view from one on, converted: on the CPU, from the cache or decoded now.
+  // Elements of a view from one on, converted, from the cache or decoded now; fails rather than waits for memory.
   using Assemble = std::function<Status(const std::vector<ViewSegment>&, DType, uint64_t begin, MutableByteSpan out)>;
   struct Block {
     TensorRef tensor;
@@ -28,7 +29,8 @@ class BatchReader {
   BatchReader(const KvStore& store, BlockCache& cache, TensorTable& tensors, BatchBuilder& builder, Assemble assemble)
       : store_(store), cache_(cache), tensors_(tensors), builder_(builder), assemble_(std::move(assemble)) {}
 
-  // False: the device has no room left, or no kernel for it. Errors: as reading the block.
+  // False: the device has no room left or no kernel for it, or the CPU would have to decode as much for the device as
+  // the device for it. Errors: as reading the block.
   Result<bool> Add(const TensorRef& tensor, uint32_t index);
   // Those that were added.
   const std::vector<Block>& blocks() const { return blocks_; }
@@ -36,14 +38,15 @@ class BatchReader {
  private:
   struct Predicted {
     BatchBuilder::Prediction prediction;
-    BlockPtr holder;  // of its bytes, or
-    Bytes bytes;      // these are they
+    BlockPtr holder;  // of its bytes, unless they are a block's of the batch
   };
 
   Result<std::optional<BatchBuilder::Block>> AddCoded(const OpenTensor& tensor, uint32_t index);
   Result<std::optional<BatchBuilder::Block>> AddCompact(const OpenTensor& tensor, uint32_t index);
-  // Elements of the tensor's view. A base's block that is self-coded and not at hand is decoded on the device too.
-  Result<Predicted> Predict(const OpenTensor& tensor, uint64_t begin, uint64_t elems);
+  // Elements of a view, of `dtype`: of one cached block, or of a self-coded one that is decoded on the device too. Else
+  // nothing.
+  Result<std::optional<Predicted>> Predict(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin,
+                                           uint64_t elems);
 
   const KvStore& store_;
   BlockCache& cache_;

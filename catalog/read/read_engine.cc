@@ -30,6 +30,8 @@ using Use = BlockCache::Use;
 // Parsed tensors get this share of the budget, blocks and buffers the rest.
 constexpr uint64_t kTensorShare = 16;
 constexpr size_t kMaxQueuedPrefetches = 256;
+// Batches are larger, and fall apart into pieces where a device does not take them.
+constexpr size_t kMaxQueuedWithDevice = 1024;
 
 // Shorter pieces are copied: a reply of thousands of them would take longer.
 constexpr size_t kMinPieceBytes = 16 << 10;
@@ -531,35 +533,38 @@ struct ReadEngine::Impl {
       const bool is_batch = batch_bytes != 0 && end - begin >= batch_bytes;
       const uint64_t step = is_batch ? batch_bytes : kBlockBytes;
       const uint64_t piece_end = std::min(end, begin / step * step + step);
-      {
-        const std::lock_guard lock(prefetch_mutex);
-        if (stopping) return;
-        ++prefetches;
-      }
-      bool queued = false;
-      try {
-        queued = pool.Submit(
-            [this, held = FileRef(file), begin, piece_end, advised, is_batch]() mutable {
-              OpenFile::Impl& opened = *held->impl_;
-              if (!advised || opened.pattern.IsAhead(begin, piece_end)) {
-                if (!is_batch || !PrefetchOnDevice(opened, begin, piece_end)) {
-                  if (is_batch) {
-                    SubmitPrefetch(held, begin, piece_end, advised);
-                  } else {
-                    PrefetchPiece(opened, begin, piece_end);
-                  }
-                }
-              }
-              held.reset();
-              EndPrefetch();
-            },
-            kMaxQueuedPrefetches);
-      } catch (const std::bad_alloc&) {
-        // Not queued: ~ReadEngine must not wait for it.
-      }
-      if (!queued) return EndPrefetch();
+      const auto prefetch = [this, held = file, begin, piece_end, advised, is_batch] {
+        OpenFile::Impl& opened = *held->impl_;
+        if (advised && !opened.pattern.IsAhead(begin, piece_end)) return;
+        if (!is_batch) return PrefetchPiece(opened, begin, piece_end);
+        if (!PrefetchOnDevice(held, begin, piece_end)) SubmitPrefetch(held, begin, piece_end, advised);
+      };
+      if (!Submit(prefetch)) return;
       begin = piece_end;
     }
+  }
+
+  // Runs `task` some time later; false: not, as the queue is full or the engine ends.
+  bool Submit(std::function<void()> task) {
+    {
+      const std::lock_guard lock(prefetch_mutex);
+      if (stopping) return false;
+      ++prefetches;
+    }
+    bool queued = false;
+    try {
+      queued = pool.Submit(
+          [this, run = std::move(task)]() mutable {
+            run();
+            run = nullptr;  // what it holds goes before ~ReadEngine may end
+            EndPrefetch();
+          },
+          device == nullptr ? kMaxQueuedPrefetches : kMaxQueuedWithDevice);
+    } catch (const std::bad_alloc&) {
+      // Not queued: ~ReadEngine must not wait for it.
+    }
+    if (!queued) EndPrefetch();
+    return queued;
   }
 
   void EndPrefetch() {
@@ -608,48 +613,63 @@ struct ReadEngine::Impl {
 
   // On a device. Nobody waits for what it decodes: a reader that comes earlier decodes for itself. So no flight and no
   // reservation is held while it runs. False: the device does nothing of it.
-  bool PrefetchOnDevice(OpenFile::Impl& file, uint64_t begin, uint64_t end) {
-    if (IsStopping()) return true;
-    std::vector<std::pair<TensorRef, uint32_t>> left;  // for the CPU
-    if (!Guarded([&] { return DecodeOnDevice(file, begin, end, &left); }).ok()) return false;
-    for (const auto& [tensor, index] : left) (void)Guarded([&] { return PrefetchBlock(tensor, index); });
-    return true;
+  bool PrefetchOnDevice(const FileRef& held, uint64_t begin, uint64_t end) {
+    return IsStopping() || Guarded([&] { return DecodeOnDevice(held, begin, end); }).ok();
   }
 
-  Status DecodeOnDevice(OpenFile::Impl& file, uint64_t begin, uint64_t end,
-                        std::vector<std::pair<TensorRef, uint32_t>>* left) {
+  Status DecodeOnDevice(const FileRef& held, uint64_t begin, uint64_t end) {
     const std::unique_ptr<BatchDecoder::Batch> batch = device->Begin(end - begin);
     if (batch == nullptr) return Busy("no slot of the device is free");
-    BatchReader on_device(store, cache, tensors, batch->builder(), std::bind_front(&Impl::AssembleNow, this));
+    BatchReader on_device(store, cache, tensors, batch->builder(),
+                          [&](const std::vector<ViewSegment>& view, DType dtype, uint64_t from, MutableByteSpan out) {
+                            return AssembleNow(view, dtype, from, out, /*wait=*/false);
+                          });
     std::set<std::pair<TensorId, uint32_t>> seen;
-    RETURN_IF_ERROR(ForMissingBlocks(file, begin, end, [&](const TensorRef& tensor, uint32_t index) -> Status {
+    RETURN_IF_ERROR(ForMissingBlocks(*held->impl_, begin, end, [&](const TensorRef& tensor, uint32_t index) -> Status {
       if (!seen.emplace(tensor->id, index).second) return OkStatus();
-      const Result<bool> added = on_device.Add(tensor, index);
-      if (!added.ok() || !*added) left->emplace_back(tensor, index);
+      const bool takes = device->Takes(tensor->frame.encoding);
+      const Result<bool> added = takes ? on_device.Add(tensor, index) : Result<bool>(false);
+      if (!added.ok() || !*added) SubmitPrefetch(held, tensor, index);
       return OkStatus();
     }));
     if (on_device.blocks().empty()) return OkStatus();
-    RETURN_IF_ERROR(batch->Run());
+    if (!batch->Run().ok()) {
+      for (const BatchReader::Block& block : on_device.blocks()) SubmitPrefetch(held, block.tensor, block.index);
+      return OkStatus();
+    }
     uint64_t decoded = 0, failed = 0;
     for (const BatchReader::Block& block : on_device.blocks()) {
       if (batch->builder().Succeeded(block.block, batch->output())) {
         decoded += Keep(block, batch->builder().BytesOf(block.block, batch->output()));
-      } else {
-        ++failed;
-        left->emplace_back(block.tensor, block.index);
+        continue;
       }
+      ++failed;
+      // One that the CPU decodes is not damaged: the device is.
+      const Result<BlockPtr> now = GetBlock(*block.tensor, block.index, Use::kPrefetch, /*wait=*/false);
+      if (now.ok() && *now != nullptr)
+        batch->Distrust(BlockName(*block.tensor, block.index) + " decodes on the CPU, but not on the GPU");
     }
     batch->Report(decoded, failed);
     return OkStatus();
   }
 
-  Status AssembleNow(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out) {
-    return Assemble(view, dtype, begin, out,
-                    [&](const OpenTensor& base, uint32_t index) { return GetBlock(base, index, Use::kPredict); });
+  // What a device leaves to the CPU.
+  void SubmitPrefetch(const FileRef& file, const TensorRef& tensor, uint32_t index) {
+    Submit([this, file, tensor, index] { (void)Guarded([&] { return PrefetchBlock(tensor, index); }); });
+  }
+
+  Status AssembleNow(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out,
+                     bool wait = true) {
+    return Assemble(view, dtype, begin, out, [&](const OpenTensor& base, uint32_t index) -> Result<BlockPtr> {
+      ASSIGN_OR_RETURN(BlockPtr block, GetBlock(base, index, Use::kPredict, wait));
+      if (block == nullptr) return ResourceExhausted("no memory is free for reading now");
+      return block;
+    });
   }
 
   // Takes decoded bytes into the cache, unless somebody was faster or there is no room. How many they were.
   uint64_t Keep(const BatchReader::Block& from, ByteSpan bytes) {
+    if (cache.Contains(GeometryOf(*from.tensor).Id(from.index))) return 0;
     const uint64_t taken = BlockMemory::TakenBytes(bytes.size());
     BlockCache::Reservation own = cache.TryReserve(taken, taken);
     BlockPtr block = own ? Block::Create(cache.ledger(), bytes.size()) : nullptr;
@@ -734,6 +754,8 @@ void ReadEngine::ForgetFile(const Sha256Digest& sha256) {
   impl_->replaced.push_back(it->second);
   impl_->files.erase(it);
 }
+
+void ReadEngine::ForgetTensor(const TensorId& id) { impl_->tensors.Forget(id); }
 
 Result<TensorRef> ReadEngine::OpenTensorById(const TensorId& id) {
   return Guarded([&] { return impl_->tensors.Get(id); });

@@ -72,6 +72,8 @@ class ReadEngine {
   // Call when the file's record was replaced by one of the same bytes (a push mended it): whoever opens it from now on
   // reads by the new record; those who have it open keep, and pin, what they have.
   void ForgetFile(const Sha256Digest& sha256);
+  // Call when the tensor's record was replaced by one of the same content: it is read again.
+  void ForgetTensor(const TensorId& id);
   Result<TensorRef> OpenTensorById(const TensorId& id);
   // A tensor that was written but is not published, from its record, checked like those of the store. `id` need not be
   // its own before it is introduced. Errors: Corruption, Unsupported, Io.

@@ -133,7 +133,15 @@ void TensorTable::Withdraw(const TensorRef& tensor) {
 
 Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint64_t generation) {
   ASSIGN_OR_RETURN(TensorRecord record, LoadTensorRecord(store_, id));
-  ASSIGN_OR_RETURN(TensorRef tensor, Open(id, std::move(record), max_depth));
+  const bool was_projected = record.is_projected();
+  const Result<TensorRef> opened = Open(id, std::move(record), max_depth);
+  if (!opened.ok() && was_projected) {
+    // A push may have given it blocks meanwhile, and prune taken what it was computed from.
+    ASSIGN_OR_RETURN(const TensorRecord now, LoadTensorRecord(store_, id));
+    if (!now.is_projected()) return Load(id, max_depth, generation);
+  }
+  if (!opened.ok()) return opened.status();
+  const TensorRef tensor = *opened;
   const uint64_t bytes = CostBytes(*tensor);
   const std::lock_guard lock(mutex_);
   if (const auto it = slots_.find(id); it != slots_.end()) return it->second->tensor;
@@ -244,6 +252,16 @@ Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
 uint64_t TensorTable::peak_bytes() const {
   const std::lock_guard lock(mutex_);
   return peak_bytes_;
+}
+
+void TensorTable::Forget(const TensorId& id) {
+  const std::lock_guard lock(mutex_);
+  ++generation_;  // what is being read from the store meanwhile is not kept either
+  const auto it = slots_.find(id);
+  if (it == slots_.end()) return;
+  bytes_ -= it->second->bytes;
+  recent_.erase(it->second);
+  slots_.erase(it);
 }
 
 void TensorTable::Clear() {

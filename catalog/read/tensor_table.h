@@ -42,6 +42,8 @@ class TensorTable {
   // Makes such a tensor known until it is withdrawn. Several may have one id: the one that came last is found.
   void Introduce(TensorRef tensor);
   void Withdraw(const TensorRef& tensor);
+  // Forgets one that is published.
+  void Forget(const TensorId& id);
   // Forgets all that is published; what is being read from the store meanwhile is not kept either, as its record may be
   // gone.
   void Clear();

@@ -16,6 +16,7 @@ std::string ShapeText(const std::vector<uint64_t>& shape) {
 }
 
 std::string RowsName(const std::string& name) { return name + ".rows"; }
+std::string MeanName(const std::string& name) { return name + ".mean"; }
 
 }  // namespace
 
@@ -83,13 +84,18 @@ Status MomentsFile::Read(const std::string& name, std::vector<float>* out) const
 
 Status MomentsFile::Load(const std::string& name, std::vector<float>* out) const { return Read(name, out); }
 
-Status MomentsFile::LoadMean(const std::string& name, uint64_t columns, std::vector<float>* out) const {
-  const std::string mean = name + ".mean";
+Status MomentsFile::CheckMean(const std::string& name, uint64_t columns) const {
+  const std::string mean = MeanName(name);
   ASSIGN_OR_RETURN(const bool present, Has(mean, {columns}));
   if (!present)
     return InvalidArgument("moments " + source_->shown_as + ": no '" + mean +
                            "' in them: they are those of another model, or were made without it");
-  return Read(mean, out);
+  return OkStatus();
+}
+
+Status MomentsFile::LoadMean(const std::string& name, uint64_t columns, std::vector<float>* out) const {
+  RETURN_IF_ERROR(CheckMean(name, columns));
+  return Read(MeanName(name), out);
 }
 
 Result<double> MomentsFile::Influence(const std::string& block) const {

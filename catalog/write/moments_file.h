@@ -31,6 +31,7 @@ class MomentsFile {
   // H, columns x columns. Errors: Io.
   Status Load(const std::string& name, std::vector<float>* out) const;
   // The mean of tensor `name`'s inputs. Errors: InvalidArgument (missing, of another shape), Io.
+  Status CheckMean(const std::string& name, uint64_t columns) const;
   Status LoadMean(const std::string& name, uint64_t columns, std::vector<float>* out) const;
   // How much a block does, by the prefix of its names without the dot at its end. Errors: InvalidArgument (missing, no
   // finite number), Io.

@@ -95,10 +95,16 @@ void PushJob::Place(const SourceContent& content, PlannedExtent& extent) {
   extent.is_placed = extent.file->has_parts = true;
 }
 
-Status PushJob::CheckSpace() {
-  if (catalog_.dir().empty()) return OkStatus();
+Result<bool> PushJob::HasRoomFor(uint64_t bytes) const {
+  if (catalog_.dir().empty()) return true;
   ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes(catalog_.dir()));
-  if (free_bytes >= source_.total_bytes() + kSpaceMarginBytes) return OkStatus();
+  return free_bytes >= bytes + kSpaceMarginBytes;
+}
+
+Status PushJob::CheckSpace() {
+  ASSIGN_OR_RETURN(const bool has_room, HasRoomFor(source_.total_bytes()));
+  if (has_room) return OkStatus();
+  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes(catalog_.dir()));
   ASSIGN_OR_RETURN(const uint64_t estimate, EstimateStoredBytes());
   const uint64_t need = estimate + kSpaceMarginBytes;
   if (need <= free_bytes) return OkStatus();

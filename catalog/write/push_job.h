@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "catalog/read/catalog.h"
@@ -98,6 +99,7 @@ class PushJob {
   Status Plan();
   static void Place(const SourceContent& content, PlannedExtent& extent);
   Status CheckSpace();
+  Result<bool> HasRoomFor(uint64_t bytes) const;
   Result<uint64_t> EstimateStoredBytes();
   Status CodeAll();
   Status Code(PlannedExtent& extent);
@@ -150,7 +152,10 @@ class PushJob {
   // A delta's base that is computed (projected) would be computed again by every read of the delta: such bases get
   // blocks, under the ids that they have. What a base was computed from stays until prune.
   Status MaterialiseBases();
+  Status Materialise(const TensorRef& tensor, uint32_t first_block);
   Status AddMaterialised(WriteBatch* batch);
+  // Of the deltas that are published.
+  std::set<TensorId> NeededBases() const;
 
   // push_publish.cc: verifying and publishing.
   // The model that publishing now would replace, if any. Errors: AlreadyExists, what may_replace answers.

@@ -71,9 +71,14 @@ Result<PushReport> PushJob::Run() {
     if (file.mends) catalog_.reader().ForgetFile(file.sha256);
   }
   if (std::any_of(materialised_.begin(), materialised_.end(), [](const NewTensor& t) { return t.needed; })) {
-    catalog_.reader().DropCaches();  // their records
-    const std::lock_guard lock(catalog_.publish_mutex());
-    if (const Status counted = RepairUsage(catalog_.store()); !counted.ok() && damage_.ok()) damage_ = counted;
+    for (const NewTensor& tensor : materialised_) catalog_.reader().ForgetTensor(tensor.id);
+    const Status counted = Guarded([&] {
+      const std::lock_guard lock(catalog_.publish_mutex());
+      return RepairUsage(catalog_.store());
+    });
+    // Who asks for figures then counts for himself, and the next push or prune writes them.
+    if (!counted.ok())
+      job_.Warn("'" + options_.name + "' is stored, but its figures could not be written: " + counted.ToString());
   }
   // The published batch is in the synced log already; this takes it out of the log's reach.
   if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
@@ -437,8 +442,8 @@ Result<bool> PushJob::LeadsBack(ModelId base, ModelId model) const {
 }
 
 Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
-  RETURN_IF_ERROR(AddTensors(batch));
   RETURN_IF_ERROR(AddMaterialised(batch));
+  RETURN_IF_ERROR(AddTensors(batch));
   for (const PlannedFile& file : files_) {
     if (file.known || file.repeats) continue;
     const Bytes value = Serialize(RecordOf(file));

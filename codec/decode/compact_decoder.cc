@@ -198,10 +198,10 @@ PieceExtent ExtentOf(const CompactPiece& piece) {
   return e;
 }
 
-Status CheckInputs(const CompactPiece& piece, const CompactInputs& inputs) {
+Status CheckInputs(const CompactPiece& piece, const CompactInputs& inputs, bool has_residual) {
   RETURN_IF_ERROR(CheckSize(inputs.right, piece.right, kTokenBytes, "right factors"));
   RETURN_IF_ERROR(CheckSize(inputs.left, piece.left, kTokenBytes, "left factors"));
-  RETURN_IF_ERROR(CheckSize(inputs.residual, piece.residual, kTokenBytes, "residual"));
+  if (has_residual) RETURN_IF_ERROR(CheckSize(inputs.residual, piece.residual, kTokenBytes, "residual"));
   RETURN_IF_ERROR(CheckSize(inputs.scales, piece.scales, kScaleBytes, "scales"));
   RETURN_IF_ERROR(CheckSize(inputs.steps, piece.steps, kScaleBytes, "steps"));
   RETURN_IF_ERROR(CheckScales(inputs.scales));

@@ -35,8 +35,9 @@ struct CompactInputs {
   ByteSpan right, left, residual, scales, steps;
 };
 
-// Errors: Corruption when a span has another size than its range, or a scale is not below 2^64.
-Status CheckInputs(const CompactPiece& piece, const CompactInputs& inputs);
+// Errors: Corruption when a span has another size than its range, or a scale is not below 2^64. `has_residual`: false
+// when the residual's tokens are elsewhere.
+Status CheckInputs(const CompactPiece& piece, const CompactInputs& inputs, bool has_residual = true);
 
 // Rows that the piece touches, those of them that have factors (counted among those of the segment), and columns.
 struct PieceExtent {

@@ -60,6 +60,9 @@ struct BatchBuilder::Mark {
 
 BatchBuilder::BatchBuilder(const Limits& limits) : limits_(limits) {
   used_[static_cast<unsigned>(DeviceSpace::kInput)] = Aligned(sizeof(DeviceProgram));
+  // Arrays begin aligned, and launches of what is not a stream are one a kernel at most.
+  constexpr uint64_t kArrays = 7;
+  array_bytes_ = kArrays * kDeviceAlignment + Aligned(kDeviceKernels * sizeof(DeviceLaunch));
   used_[static_cast<unsigned>(DeviceSpace::kOutput)] =
       Aligned(std::min<uint64_t>(kMaxStatuses, limits.output_bytes / 64));
 }
@@ -154,6 +157,13 @@ bool BatchBuilder::AddTables(const Frame& frame, uint32_t* index) {
   return true;
 }
 
+bool BatchBuilder::IsWhole(const Prediction& prediction, uint64_t bytes, uint32_t width) const {
+  if (!prediction.block) return prediction.bytes.size() == bytes;
+  const Made& from = blocks_[*prediction.block];
+  return !from.is_compact && prediction.offset_bytes % width == 0 && prediction.offset_bytes <= from.bytes &&
+         bytes <= from.bytes - prediction.offset_bytes;
+}
+
 bool BatchBuilder::AddPrediction(const Prediction& prediction, Made* made, DeviceRef* ref) {
   if (!prediction.block) return CopyIn(prediction.bytes, ref);
   const Made& from = blocks_[*prediction.block];
@@ -167,11 +177,8 @@ Result<std::optional<BatchBuilder::Block>> BatchBuilder::AddBlock(const Frame& f
                                                                   const Prediction& prediction, bool is_wanted) {
   const uint64_t elems = frame.BlockElems(index);
   if (frame.encoding == Encoding::kDelta) {
-    const uint64_t bytes = elems * DTypeBytes(frame.coded_dtype);
-    const bool fits = prediction.block ? prediction.offset_bytes + bytes <= blocks_[*prediction.block].bytes &&
-                                             prediction.offset_bytes % DTypeBytes(frame.coded_dtype) == 0
-                                       : prediction.bytes.size() == bytes;
-    if (!fits) return Internal("a prediction that does not fit its block");
+    const uint32_t width = DTypeBytes(frame.coded_dtype);
+    if (!IsWhole(prediction, elems * width, width)) return Internal("a prediction that does not fit its block");
   }
   ASSIGN_OR_RETURN(const CodedStreams streams, SplitBlock(frame, index, coded));
   const Mark mark = MarkNow();
@@ -248,17 +255,17 @@ bool BatchBuilder::AddUnpacks(ByteSpan tokens, uint64_t first_level, uint64_t le
 Result<std::optional<BatchBuilder::Block>> BatchBuilder::AddCompact(const Frame& frame, uint32_t index,
                                                                     std::span<const Piece> pieces) {
   for (const Piece& piece : pieces) {
-    const uint64_t bytes = piece.piece.elems * DTypeBytes(frame.dtype);
-    const Prediction& p = piece.prediction;
-    const bool fits =
-        p.block ? p.offset_bytes + bytes <= blocks_[*p.block].bytes && p.offset_bytes % DTypeBytes(frame.dtype) == 0
-                : p.bytes.size() == bytes;
-    if (!fits) return Internal("a prediction that does not fit its piece");
-    RETURN_IF_ERROR(CheckInputs(piece.piece, piece.inputs));
+    const uint32_t width = DTypeBytes(frame.dtype);
+    const bool residual_fits = !piece.residual.block ||
+                               IsWhole(piece.residual, piece.piece.residual.count * sizeof(uint16_t), sizeof(uint16_t));
+    if (!IsWhole(piece.prediction, piece.piece.elems * width, width) || !residual_fits)
+      return Internal("a prediction that does not fit its piece");
+    RETURN_IF_ERROR(CheckInputs(piece.piece, piece.inputs, !piece.residual.block));
   }
   const Mark mark = MarkNow();
   Made made;
   made.bytes = uint64_t{frame.BlockElems(index)} * DTypeBytes(frame.dtype);
+  made.is_compact = true;
   made.first_status = statuses_;
   bool fits = Take(DeviceSpace::kOutput, made.bytes, &made.out);
   for (size_t i = 0; fits && i < pieces.size(); ++i)
@@ -314,7 +321,8 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
     }
   }
   if (s.has_residual) {
-    if (!CopyIn(inputs.residual, &piece.residual) || !CopyIn(FloatsOf(inputs.steps), &piece.steps)) return false;
+    const Prediction residual = from.residual.block ? from.residual : Prediction{.bytes = inputs.residual};
+    if (!AddPrediction(residual, made, &piece.residual) || !CopyIn(FloatsOf(inputs.steps), &piece.steps)) return false;
     piece.token_offset = static_cast<uint32_t>(from.piece.begin % s.residual_token_levels());
     if (!AddUnits(s.biases, &piece.units)) return false;
     // Steps in 32 bits: only where they change within the piece counts, which has fewer than 2^20 elements.

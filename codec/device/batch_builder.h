@@ -41,11 +41,13 @@ class BatchBuilder {
   // program and begin another. Errors: Corruption.
   Result<std::optional<Block>> AddBlock(const Frame& frame, uint32_t index, ByteSpan coded,
                                         const Prediction& prediction, bool is_wanted);
-  // A block of kCompact of these pieces, which tile it. Errors: Corruption.
+  // A block of kCompact of these pieces, which tile it. Pieces of one segment (by its address) have the same right
+  // factors; segments live as long as this object. Errors: Corruption.
   struct Piece {
     CompactPiece piece;
     CompactInputs inputs;
-    Prediction prediction;
+    Prediction prediction{};
+    Prediction residual{};  // of a block (U16) instead of inputs.residual
   };
   Result<std::optional<Block>> AddCompact(const Frame& frame, uint32_t index, std::span<const Piece> pieces);
 
@@ -65,6 +67,7 @@ class BatchBuilder {
     std::vector<Block> needs;
     std::vector<uint32_t> unpacks;  // statuses of those that it needs
     uint32_t wave = 0;              // behind those of what it needs
+    bool is_compact = false;        // made after all streams: nobody's prediction
   };
   struct Stream {
     uint32_t wave = 0;
@@ -101,6 +104,8 @@ class BatchBuilder {
   bool AddStreams(const Frame& frame, const CodedStreams& coded, const Prediction& prediction, bool is_wanted);
   bool AddPiece(const Frame& frame, const Piece& piece, DeviceRef out, Made* made);
   bool Fits() const;
+  // Whether the prediction is `bytes` long, its elements `width` wide; of a block that streams give.
+  bool IsWhole(const Prediction& prediction, uint64_t bytes, uint32_t width) const;
 
   const Limits limits_;
   uint64_t used_[3] = {};  // by DeviceSpace

@@ -15,7 +15,7 @@ using ConstMap = Eigen::Map<const Matrix>;
 using Index = Eigen::Index;
 
 // Of the mean energy of what is kept: how far a direction without energy may be amplified.
-constexpr double kReaderDamping = 1e-6;
+constexpr double kReaderDamping = 1e-6, kMostDamping = 1e-3;
 
 Status Check(std::span<const double> c, uint64_t n, uint64_t k) {
   if (n == 0 || k == 0 || k > n || c.size() / n != n || c.size() % n != 0)
@@ -51,11 +51,18 @@ Result<std::vector<double>> LeastSquaresReader(std::span<const double> c, std::s
   const ConstMap axes(q.data(), size, kept);
   const Matrix cq = ConstMap(c.data(), size, size) * axes;
   Eigen::MatrixXd energy = axes.transpose() * cq;
-  const double damping = kReaderDamping * energy.trace() / static_cast<double>(k);
+  double damping = kReaderDamping * energy.trace() / static_cast<double>(k);
   if (!(damping > 0)) return InvalidArgument("the moments have no energy");
   energy.diagonal().array() += damping;
-  const Eigen::LLT<Eigen::MatrixXd> factor(energy);
-  if (factor.info() != Eigen::Success) return InvalidArgument("moments are not positive: they must be X^T X / n");
+  Eigen::LLT<Eigen::MatrixXd> factor(energy);
+  // Moments in float32 of which much was taken away may be negative by their rounding.
+  while (factor.info() != Eigen::Success) {
+    if (damping > kMostDamping * energy.trace() / static_cast<double>(k))
+      return InvalidArgument("moments are not positive: they must be X^T X / n");
+    energy.diagonal().array() += 9 * damping;
+    damping *= 10;
+    factor.compute(energy);
+  }
   // (C Q + d Q) (Q^T C Q + d)^-1 is Q wherever C is 0.
   return ToVector(factor.solve((cq + damping * axes).transpose()).transpose());
 }

@@ -16,8 +16,8 @@ namespace modelstore {
 
 // A symbol: start (10 bits), freq (11), raw bits (7, the largest is 64), and the low half of its base.
 struct WarpSymbol {
-  uint32_t packed = 0;
-  uint32_t base = 0;
+  uint32_t packed;
+  uint32_t base;
 };
 inline constexpr unsigned kWarpFreqShift = 10;
 inline constexpr unsigned kWarpRawBitsShift = 21;

@@ -195,11 +195,11 @@ size_t Distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-Status UnknownKey(std::string_view name, std::span<const Key> known) {
+Status UnknownKey(const std::string& prefix, std::string_view name, std::span<const Key> known) {
   const auto nearest = std::min_element(known.begin(), known.end(), [&](const Key& a, const Key& b) {
     return Distance(name, a.name) < Distance(name, b.name);
   });
-  return InvalidArgument("unknown key '" + std::string(name) + "'; the nearest known one is '" +
+  return InvalidArgument("unknown key '" + prefix + std::string(name) + "'; the nearest known one is '" + prefix +
                          std::string(nearest->name) + "'");
 }
 
@@ -213,7 +213,9 @@ Status TakeTable(const toml::table& table, const std::string& path, const std::s
       continue;
     }
     const auto key = std::ranges::find_if(known, [&](const Key& k) { return k.name == name.str(); });
-    if (key == known.end()) return UnknownKey(name.str(), known).WithContext(at(node.source()));
+    if (key == known.end() && prefix.empty() && name.str() == "gpu")
+      return InvalidArgument("gpu is a table: [gpu], and its keys below").WithContext(at(node.source()));
+    if (key == known.end()) return UnknownKey(prefix, name.str(), known).WithContext(at(node.source()));
     RETURN_IF_ERROR(key->take(node, config).WithContext(at(node.source()) + ": " + prefix + std::string(key->name)));
   }
   return OkStatus();

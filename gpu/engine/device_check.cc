@@ -64,6 +64,7 @@ Result<DeviceVerdict> VerifyDevice(const PluginSession& session, const std::vect
 Result<DeviceSpeed> MeasureDevice(const PluginSession& session, const std::vector<CorpusBlock>& blocks,
                                   WorkerPool& pool) {
   DeviceSpeed speed;
+  std::vector<Bytes> out;
   for (int round = 0; round < kRounds; ++round) {
     const Clock::time_point device_start = Clock::now();
     BatchBuilder builder = BuilderOf(session);
@@ -76,11 +77,13 @@ Result<DeviceSpeed> MeasureDevice(const PluginSession& session, const std::vecto
     const DeviceProgram& program = builder.Finish();
     DeviceTimes times{};
     RETURN_IF_ERROR(session.Run(0, &times));
-    std::vector<Bytes> out(added.size());
+    if (out.empty()) {
+      for (size_t i = 0; i < added.size(); ++i) out.emplace_back(blocks[i].expected.size());
+    }
     double bytes = 0;
     for (size_t i = 0; i < added.size(); ++i) {
       const ByteSpan made = builder.BytesOf(added[i], session.output(0));
-      out[i].assign(made.begin(), made.end());
+      std::copy(made.begin(), made.end(), out[i].begin());
       bytes += static_cast<double>(made.size());
     }
     speed.device = std::max(speed.device, Rate(bytes, Seconds(device_start)));
@@ -90,10 +93,7 @@ Result<DeviceSpeed> MeasureDevice(const PluginSession& session, const std::vecto
         std::max(speed.download, Rate(static_cast<double>(program.output_bytes), times.download_ms * 1e-3));
 
     const Clock::time_point cpu_start = Clock::now();
-    pool.ParallelFor(added.size(), [&](size_t i) {
-      out[i].resize(blocks[i].expected.size());
-      (void)DecodeOnCpu(blocks[i], out[i]);
-    });
+    pool.ParallelFor(added.size(), [&](size_t i) { (void)DecodeOnCpu(blocks[i], out[i]); });
     speed.cpu = std::max(speed.cpu, Rate(bytes, Seconds(cpu_start)));
   }
   return speed;

@@ -9,6 +9,7 @@
 #include "codec/encode/exact_encoder.h"
 #include "codec/kernels/convert.h"
 #include "codec/kernels/level_tokens.h"
+#include "codec/kernels/value_map.h"
 
 namespace modelstore {
 namespace {
@@ -131,7 +132,7 @@ CompactSegment Segment(uint64_t rows, uint64_t columns, uint32_t rank, bool has_
 }
 
 void Rebuild(const std::string& name, DType dtype, std::vector<CompactSegment> segments, uint32_t block_elems,
-             std::mt19937_64& rng, std::vector<CorpusBlock>* out) {
+             std::mt19937_64& rng, std::vector<CorpusBlock>* out, const Bytes* base = nullptr) {
   CorpusBlock all;
   auto tensors = std::make_shared<CorpusBlock::Compact>();
   all.codec = "compact";
@@ -156,8 +157,12 @@ void Rebuild(const std::string& name, DType dtype, std::vector<CompactSegment> s
   all.frame.elems = elems;
   all.frame.block_elems = block_elems;
   all.frame.compact = std::make_shared<const CompactFrame>(std::move(compact));
-  tensors->base = Weights(dtype, elems, 0.1, rng);
-  StrewSpecials(dtype, tensors->base, rng);
+  if (base != nullptr) {
+    tensors->base = *base;
+  } else {
+    tensors->base = Weights(dtype, elems, 0.1, rng);
+    StrewSpecials(dtype, tensors->base, rng);
+  }
   all.compact = std::move(tensors);
   for (uint32_t i = 0; i < all.frame.BlockCount(); ++i) {
     CorpusBlock block = all;
@@ -187,11 +192,36 @@ std::vector<BatchBuilder::Piece> PiecesOf(const CorpusBlock& block) {
   return pieces;
 }
 
+// A base, a delta against it, one against that, and a compact one against the base: all decoded where the last is.
+void AddChain(std::mt19937_64& rng, std::vector<CorpusBlock>* blocks) {
+  constexpr size_t kElems = 65536;
+  const Bytes base = Weights(DType::kBF16, kElems, 0.1, rng), first = Changed(DType::kBF16, base, 0.001, rng);
+  std::vector<CorpusBlock> chain;
+  Encode("a chain's base", DType::kBF16, base, DType::kOpaque, {}, &chain);
+  Encode("a chain's first", DType::kBF16, first, DType::kBF16, base, &chain);
+  Encode("a chain's second", DType::kBF16, Changed(DType::kBF16, first, 0.001, rng), DType::kBF16, first, &chain);
+  if (chain.size() != 3) return;
+  for (size_t i = 1; i < 3; ++i) chain[i].predicted_by = std::make_shared<CorpusBlock>(chain[i - 1]);
+  blocks->push_back(chain[1]);
+  blocks->push_back(chain[2]);
+  std::vector<CorpusBlock> compact;
+  Rebuild("against a block of the batch", DType::kBF16, {Segment(64, 1024, 8, true, 0)}, kElems, rng, &compact, &base);
+  compact.front().predicted_by = std::make_shared<CorpusBlock>(chain[0]);
+  blocks->push_back(compact.front());
+}
+
 }  // namespace
 
-Result<std::optional<BatchBuilder::Block>> CorpusBlock::AddTo(BatchBuilder& builder) const {
-  if (frame.encoding == Encoding::kCompact) return builder.AddCompact(frame, index, PiecesOf(*this));
-  return builder.AddBlock(frame, index, coded, {.bytes = prediction}, /*is_wanted=*/true);
+Result<std::optional<BatchBuilder::Block>> CorpusBlock::AddTo(BatchBuilder& builder, bool is_wanted) const {
+  BatchBuilder::Prediction of = {.bytes = prediction};
+  if (predicted_by != nullptr) {
+    ASSIGN_OR_RETURN(of.block, predicted_by->AddTo(builder, /*is_wanted=*/false));
+    if (!of.block) return std::optional<BatchBuilder::Block>();
+  }
+  if (frame.encoding != Encoding::kCompact) return builder.AddBlock(frame, index, coded, of, is_wanted);
+  std::vector<BatchBuilder::Piece> pieces = PiecesOf(*this);
+  if (of.block) pieces.front().prediction = of;
+  return builder.AddCompact(frame, index, pieces);
 }
 
 Status DecodeOnCpu(const CorpusBlock& block, MutableByteSpan out) {
@@ -235,10 +265,22 @@ std::vector<CorpusBlock> AwkwardBlocks() {
   ConvertElements(DType::kBF16, DType::kF32, tuned, wide);
   Encode("of BF16's values", DType::kF32, wide, DType::kBF16, narrow, &blocks);
   Encode("of BF16's values", DType::kF32, wide, DType::kOpaque, {}, &blocks);
-  // Damaged ones: cut short, longer, bits flipped, noise.
+  AddChain(rng, &blocks);
+  // Damaged ones: cut short, longer, bits flipped, noise; tokens that stand for nothing.
   const size_t good = blocks.size();
   for (size_t i = 0; i < good; i += 3) {
-    if (blocks[i].coded.empty()) continue;
+    if (blocks[i].compact != nullptr) {
+      CorpusBlock bad = blocks[i];
+      bad.name += ", damaged";
+      auto tensors = std::make_shared<CorpusBlock::Compact>(*bad.compact);
+      std::vector<uint16_t>& tokens = i % 2 == 0 ? tensors->factors : tensors->residual;
+      tokens[rng() % tokens.size()] = FromSelfValue(uint16_t{0xffff}, false);
+      bad.compact = std::move(tensors);
+      bad.frame.compact = std::make_shared<const CompactFrame>(*bad.frame.compact);  // of another tensor
+      bad.is_good = DecodeOnCpu(bad, bad.expected).ok();
+      blocks.push_back(std::move(bad));
+      continue;
+    }
     for (int how = 0; how < 4; ++how) {
       CorpusBlock bad = blocks[i];
       bad.name += ", damaged";

@@ -22,11 +22,13 @@ struct CorpusBlock {
     Bytes base;
   };
   std::shared_ptr<const Compact> compact;
+  // Which block's bytes the prediction, or the only piece's base, is: then decoded on the device too.
+  std::shared_ptr<const CorpusBlock> predicted_by;
   Bytes expected;
   bool is_good = true;  // false: the CPU calls it corrupt
 
-  // Adds it, wanted. Errors: as BatchBuilder's.
-  Result<std::optional<BatchBuilder::Block>> AddTo(BatchBuilder& builder) const;
+  // Errors: as BatchBuilder's.
+  Result<std::optional<BatchBuilder::Block>> AddTo(BatchBuilder& builder, bool is_wanted = true) const;
 };
 
 // Every codec and dtype; odd sizes, special values, damaged blocks. Deterministic; some MB.

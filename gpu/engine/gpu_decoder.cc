@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 
 #include "codec/support/log.h"
 #include "gpu/engine/gpu_probe.h"
@@ -20,6 +21,8 @@ constexpr uint64_t kMaxBatchBytes = 16 << 20, kMinBatchBytes = 1 << 20;
 constexpr uint64_t kMoreInput = 4 << 20, kMoreOutput = 1 << 20, kMoreScratch = 8 << 20;
 // A device must be that much faster than the CPU to be worth it.
 constexpr double kWorthwhile = 1.1;
+constexpr uint32_t kMaxSlowBatches = 16;
+constexpr auto kPause = std::chrono::seconds(60);
 // How much the latest batch counts in the recent rate.
 constexpr double kRecent = 0.2;
 
@@ -106,7 +109,16 @@ class GpuDecoder::SlotBatch : public BatchDecoder::Batch {
     const double rate = static_cast<double>(decoded_bytes) / seconds;
     double& recent = state.recent_bytes_per_second;
     recent = recent == 0 ? rate : recent + kRecent * (rate - recent);
+    if (decoder_.options_.mode == GpuOptions::Mode::kDevice) return;
+    // Two slots work side by side: each may be half as fast.
+    const bool is_slow = kSlots * rate < state.cpu_bytes_per_second;
+    decoder_.slow_batches_ = is_slow ? decoder_.slow_batches_ + 1 : 0;
+    if (decoder_.slow_batches_ < kMaxSlowBatches) return;
+    decoder_.slow_batches_ = 0;
+    decoder_.paused_until_ = Clock::now() + kPause;
+    ++state.pauses;
   }
+  void Distrust(const std::string& why) override { decoder_.Failed(Unavailable(why)); }
 
  private:
   GpuDecoder& decoder_;
@@ -121,7 +133,12 @@ std::shared_ptr<GpuDecoder> GpuDecoder::Start(const GpuOptions& options, WorkerP
   if (options.mode == GpuOptions::Mode::kOff) return decoder;
   decoder->state_.kind = GpuState::Kind::kStarting;
   decoder->starting_ = std::thread([raw = decoder.get()] {
-    const Status status = raw->Open();
+    Status status;
+    try {
+      status = raw->Open();
+    } catch (const std::exception& e) {
+      status = Unavailable(std::string("starting the GPU: ") + e.what());
+    }
     const std::lock_guard lock(raw->mutex_);
     if (!status.ok()) {
       raw->state_.kind = GpuState::Kind::kNone;
@@ -129,7 +146,9 @@ std::shared_ptr<GpuDecoder> GpuDecoder::Start(const GpuOptions& options, WorkerP
     }
     const GpuState& state = raw->state_;
     // Nobody who has no GPU wants to read about that.
-    const bool is_news = state.kind != GpuState::Kind::kNone || raw->options_.mode == GpuOptions::Mode::kDevice;
+    const bool is_nothing = status.code() == StatusCode::kNotFound || state.reason.starts_with("no GPU");
+    const bool is_news =
+        !is_nothing || raw->options_.mode == GpuOptions::Mode::kDevice || !raw->options_.plugin.empty();
     Log(is_news && !status.ok() ? LogLevel::kWarning
         : is_news               ? LogLevel::kInfo
                                 : LogLevel::kDebug,
@@ -204,7 +223,15 @@ Status GpuDecoder::Choose(const PluginSession& session) {
   }
   const auto fast_enough =
       std::ranges::find_if(rates, [&](const auto& rate) { return rate.second >= 0.9 * best.device_bytes_per_second; });
+  std::map<Encoding, bool> takes = {{Encoding::kDelta, true}, {Encoding::kSelf, false}, {Encoding::kCompact, false}};
+  const std::pair<Encoding, const char*> others[] = {{Encoding::kSelf, "self"}, {Encoding::kCompact, "compact"}};
+  for (const auto& [encoding, codec] : others) {
+    if (fast_enough == rates.end()) break;
+    ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(session, OrdinaryBlocks(codec, fast_enough->first), pool_));
+    takes[encoding] = speed.device > kWorthwhile * speed.cpu || options_.mode == GpuOptions::Mode::kDevice;
+  }
   const std::lock_guard lock(mutex_);
+  takes_ = std::move(takes);
   state_.cpu_bytes_per_second = best.cpu_bytes_per_second;
   state_.device_bytes_per_second = best.device_bytes_per_second;
   if (fast_enough != rates.end()) state_.batch_bytes = fast_enough->first;
@@ -214,9 +241,16 @@ Status GpuDecoder::Choose(const PluginSession& session) {
 std::unique_ptr<BatchDecoder::Batch> GpuDecoder::Begin(uint64_t bytes) {
   const std::lock_guard lock(mutex_);
   if (session_ == nullptr || free_slots_.empty() || bytes < state_.batch_bytes) return nullptr;
-  const uint32_t slot = free_slots_.back();
+  if (Clock::now() < paused_until_) return nullptr;
+  auto batch = std::make_unique<SlotBatch>(*this, session_, free_slots_.back());
   free_slots_.pop_back();
-  return std::make_unique<SlotBatch>(*this, session_, slot);
+  return batch;
+}
+
+bool GpuDecoder::Takes(Encoding encoding) const {
+  const std::lock_guard lock(mutex_);
+  const auto takes = takes_.find(encoding);
+  return takes != takes_.end() && takes->second;
 }
 
 uint64_t GpuDecoder::batch_bytes() const {

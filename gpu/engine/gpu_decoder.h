@@ -1,10 +1,13 @@
 // GpuDecoder: decodes what is read ahead on a GPU, where that is faster (layer: gpu/engine).
 //
 // Thread-safe. A batch takes a slot, which has memory and a queue of its own on the device: while one decodes, another
-// is made or copied out. With no slot free the CPU decodes: so both work. Whatever fails is decoded on the CPU.
+// is made or copied out. With no slot free the CPU decodes: so both work. Whatever fails is decoded on the CPU. A
+// device that is slower than the CPU for a while, since somebody else uses it, is left alone for a minute.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -39,6 +42,7 @@ struct GpuState {
   std::string reason;                                            // of kNone and kFailed
   double cpu_bytes_per_second = 0, device_bytes_per_second = 0;  // measured at the start; 0: not
   double recent_bytes_per_second = 0;                            // of the last batches
+  uint64_t pauses = 0;                                           // because it was slower than the CPU for a while
   uint64_t batch_bytes = 0;
   uint64_t batches = 0, decoded_bytes = 0, failed_blocks = 0, failed_batches = 0;
 };
@@ -52,6 +56,7 @@ class GpuDecoder : public BatchDecoder {
   ~GpuDecoder() override;
 
   std::unique_ptr<Batch> Begin(uint64_t bytes) override;
+  bool Takes(Encoding encoding) const override;
   uint64_t batch_bytes() const override;
   GpuState state() const;
   // Until it is known whether there is a device (tests).
@@ -75,6 +80,9 @@ class GpuDecoder : public BatchDecoder {
   GpuState state_;
   std::shared_ptr<PluginSession> session_;
   std::vector<uint32_t> free_slots_;
+  std::map<Encoding, bool> takes_;
+  uint32_t slow_batches_ = 0;  // in a row
+  std::chrono::steady_clock::time_point paused_until_;
 };
 
 }  // namespace modelstore

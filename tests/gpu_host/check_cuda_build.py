@@ -47,8 +47,8 @@ def check_resources(log):
 def check_loading(library, program):
     api = ctypes.CDLL(str(library)).modelstore_device_api
     api.restype, api.argtypes = ctypes.c_void_p, [ctypes.c_uint32]
-    assert api(1), "the plug-in does not know this version"
-    assert not api(2), "the plug-in claims to know another version"
+    known = [version for version in range(100) if api(version)]
+    assert len(known) == 1, f"the plug-in knows the versions {known}"
     found = json.loads(subprocess.check_output([program, "doctor", "--json", "--plugin", library], text=True))["gpu"]
     assert found["devices"] or found["reason"].startswith("no GPU"), found
     print("loaded:", found["reason"] or [device["name"] for device in found["devices"]])

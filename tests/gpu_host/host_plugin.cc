@@ -4,6 +4,8 @@
 //   wrong      some bits of every output are others
 //   full       there is no memory for sessions
 //   gone:N     the device disappears after N runs
+//   until:F    the device disappears when the file F is there
+//   blind:F    from then on every block is called damaged
 //   none       there is no device
 #include <unistd.h>
 
@@ -83,12 +85,18 @@ bool Run(DeviceSession* session, uint32_t index, DeviceTimes* times, char* error
     return false;
   }
   if (session->runs_left > 0) --session->runs_left;
+  const bool is_there = session->fault.size() > 6 && access(session->fault.c_str() + 6, F_OK) == 0;
+  if (is_there && session->fault.starts_with("until:")) {
+    Say(error, "the device fell off the bus");
+    return false;
+  }
   DeviceSession::Slot& slot = session->slots[index];
   HostRunner(DeviceSpaces{{slot.input.get(), slot.output.get(), slot.scratch.get(), session->constants.data()}}).Run();
   DeviceProgram program;
   std::memcpy(&program, slot.input.get(), sizeof(program));
   for (uint64_t part = 1; session->fault == "wrong" && part < 8; ++part)
     slot.output[program.output_bytes / 8 * part] ^= std::byte{1};
+  if (is_there && session->fault.starts_with("blind:")) std::memset(slot.output.get(), 0, program.status_count);
   if (times != nullptr) *times = {1, 1, 1};
   return true;
 }

@@ -78,8 +78,12 @@ class VariantsTest(unittest.TestCase):
 
     def push(self, model, **options):
         with torch.no_grad():
-            for parameter in model.parameters():  # norms and biases too, so that nothing is an identity
+            for name, parameter in model.named_parameters():  # norms and biases too, so that nothing is an identity
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
+                if name.endswith("layer_norm.bias"):  # of a size that tells when it is not taken out of the moments
+                    parameter.add_(torch.randn_like(parameter), alpha=2)
+                if name.endswith("layers.1.final_layer_norm.weight"):
+                    parameter[3] = 0
         model.save_pretrained(self.folder / "model", **options)
         self.run_store("push", self.folder / "model", "--name", "model")
 
@@ -134,8 +138,10 @@ class VariantsTest(unittest.TestCase):
         """Each in a folder of its own: of one name."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             before, self.folder = self.folder, pathlib.Path(folder)
-            self.check_sliced_here(model, basis, share, **limits)
-            self.folder = before
+            try:
+                self.check_sliced_here(model, basis, share, **limits)
+            finally:
+                self.folder = before
 
     def check_sliced_here(self, model, basis, share, **limits):
         self.push(model)

@@ -95,20 +95,19 @@ TEST_F(GpuDecoderTest, DecodesWhatIsReadAhead) {
   EXPECT_EQ(decoder->state().failed_batches, 0u);
 }
 
+// While it decodes what is read ahead: those blocks, and all others, come from the CPU.
 TEST_F(GpuDecoderTest, ADeviceThatDisappearsIsNotMissed) {
   PushModels();
   const Bytes tuned = ReadStored("tuned", "model.safetensors");
-  SetFault("gone:100000");  // not while it is measured
-  auto options = Options();
-  const auto decoder = GpuDecoder::Start(options, catalog().pool());
-  decoder->WaitUntilStarted();
+  const std::string sign = temp() + "/gone";
+  SetFault(("until:" + sign).c_str());
+  const auto decoder = StartDecoder();
   ASSERT_EQ(decoder->state().kind, Kind::kUsed) << decoder->state().reason;
-  // Its session counts on: what is left is used up by empty programs.
   catalog().reader().SetBatchDecoder(decoder);
-  for (;;) {
-    const auto batch = decoder->Begin(16 << 20);
-    ASSERT_NE(batch, nullptr);
-    if (!batch->Run().ok()) break;
+  WritePath(sign, AsBytes(std::string("now")));
+  for (int attempt = 0; attempt < 50 && decoder->state().failed_batches == 0; ++attempt) {
+    catalog().reader().DropCaches();
+    EXPECT_EQ(ReadInOrder("tuned"), tuned);
   }
   EXPECT_EQ(decoder->state().kind, Kind::kFailed);
   EXPECT_THAT(decoder->state().reason, HasSubstr("fell off the bus"));
@@ -116,6 +115,24 @@ TEST_F(GpuDecoderTest, ADeviceThatDisappearsIsNotMissed) {
   EXPECT_EQ(decoder->Begin(16 << 20), nullptr);
   catalog().reader().DropCaches();
   EXPECT_EQ(ReadInOrder("tuned"), tuned);
+}
+
+// What it calls damaged and the CPU decodes is the device's fault.
+TEST_F(GpuDecoderTest, ADeviceThatIsWrongIsNotUsedAgain) {
+  PushModels();
+  const Bytes tuned = ReadStored("tuned", "model.safetensors");
+  const std::string sign = temp() + "/blind";
+  SetFault(("blind:" + sign).c_str());
+  const auto decoder = StartDecoder();
+  ASSERT_EQ(decoder->state().kind, Kind::kUsed) << decoder->state().reason;
+  catalog().reader().SetBatchDecoder(decoder);
+  WritePath(sign, AsBytes(std::string("now")));
+  for (int attempt = 0; attempt < 50 && decoder->state().kind == Kind::kUsed; ++attempt) {
+    catalog().reader().DropCaches();
+    EXPECT_EQ(ReadInOrder("tuned"), tuned);
+  }
+  EXPECT_EQ(decoder->state().kind, Kind::kFailed);
+  EXPECT_THAT(decoder->state().reason, HasSubstr("but not on the GPU"));
 }
 
 // Damage is found by the device and told by the CPU.
@@ -134,8 +151,10 @@ TEST_F(GpuDecoderTest, ADamagedBlockIsCorruption) {
   const std::string key = BlockKey(record.push, record.first_block + 1);
   {
     const StoredValue stored = *catalog().store().Get(Family::kBlocks, key);
-    Bytes bytes(stored.bytes().begin(), stored.bytes().end());
+    const ByteSpan coded = *OpenBlock(stored.bytes());
+    Bytes bytes(coded.begin(), coded.end());
     bytes[bytes.size() / 2] ^= std::byte{1};
+    bytes = SealBlock(bytes);  // else the checksum would tell, before anybody decodes
     WriteBatch batch;
     batch.Delete(Family::kBlocks, key);
     batch.Put(Family::kBlocks, key, bytes);
@@ -147,13 +166,19 @@ TEST_F(GpuDecoderTest, ADamagedBlockIsCorruption) {
   const ModelRecord model = *catalog().FindModel("tuned");
   const FileRef file = *catalog().reader().OpenFileByHash(model.files[0].sha256);
   Bytes out(file->bytes());
-  Status status;
-  for (uint64_t at = 0; status.ok() && at < out.size(); at += 128 << 10)
-    status = catalog()
-                 .reader()
-                 .Read(file, at, MutableByteSpan(out).subspan(at, std::min<uint64_t>(128 << 10, out.size() - at)))
-                 .status();
-  EXPECT_EQ(status.code(), StatusCode::kCorruption);
+  for (int attempt = 0; attempt < 50 && decoder->state().failed_blocks == 0; ++attempt) {
+    catalog().reader().DropCaches();
+    Status status;
+    for (uint64_t at = 0; at < out.size(); at += 128 << 10) {
+      const MutableByteSpan part = MutableByteSpan(out).subspan(at, std::min<uint64_t>(128 << 10, out.size() - at));
+      const Result<size_t> read = catalog().reader().Read(file, at, part);
+      if (!read.ok()) status = read.status();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(status.code(), StatusCode::kCorruption);
+  }
+  EXPECT_GT(decoder->state().failed_blocks, 0u);
+  EXPECT_EQ(decoder->state().kind, Kind::kUsed);  // it was right
 }
 
 // What is no device for us: each says why, and nobody else notices.
