@@ -17,6 +17,7 @@ sys.dont_write_bytecode = True
 
 import with_torch  # noqa: E402, F401
 import numpy as np  # noqa: E402
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -172,6 +173,39 @@ class VariantsTest(unittest.TestCase):
                 self.check_sliced(llama(attention_bias=True, mlp_bias=True), basis, 0.25, most=0.3)
         with self.subTest(kind="OPT"):
             self.check_sliced(opt(), "block", 0.25, most=0.3)
+
+    def refused(self, *how):
+        result = subprocess.run([PROGRAMS / "modelstore", "--store", self.folder / "store", "derive", "model", "--name",
+                                 "x", *map(str, how)], capture_output=True, text=True)
+        self.assertNotEqual(result.returncode, 0)
+        return result.stderr
+
+    def test_what_opt_cannot_be(self):
+        self.push(opt())
+        moments = self.moments()
+        self.assertIn("LayerNorms", self.refused("--slice", 0.25, "--basis", "global", "--moments", moments))
+        tensors = safetensors.torch.load_file(moments)
+        old = {name: tensor for name, tensor in tensors.items() if not name.endswith(".mean")}
+        safetensors.torch.save_file(old, self.folder / "old.safetensors")
+        self.assertIn("layers.0.self_attn.q_proj.weight.mean",
+                      self.refused("--slice", 0.25, "--moments", self.folder / "old.safetensors"))
+
+    def test_the_moments_of_opt_are_used_without_the_norms_biases(self):
+        """With another mean the biases stay in the moments, and the sliced model is a worse one."""
+        self.push(opt())
+        moments = self.moments()
+        tensors = safetensors.torch.load_file(moments)
+        wrong = {name: torch.zeros_like(tensor) if name.endswith(".mean") else tensor
+                 for name, tensor in tensors.items()}
+        safetensors.torch.save_file(wrong, self.folder / "wrong.safetensors")
+        errors = []
+        for name, of in (("right", moments), ("wrong", self.folder / "wrong.safetensors")):
+            self.run_store("derive", "model", "--name", name, "--slice", 0.25, "--moments", of)
+            self.run_store("export", name, self.folder / name)
+            model = transformers.AutoModelForCausalLM.from_pretrained(self.folder / "model")
+            variant = transformers.AutoModelForCausalLM.from_pretrained(self.folder / name, trust_remote_code=True)
+            errors.append(float((logits(variant, self.tokens) - logits(model, self.tokens)).square().sum()))
+        self.assertLess(errors[0], errors[1] * 0.75)
 
 
 if __name__ == "__main__":
