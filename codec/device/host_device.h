@@ -11,15 +11,23 @@ class HostBatch {
  public:
   // Of each space.
   explicit HostBatch(uint64_t bytes);
+  ~HostBatch();
   BatchBuilder& builder() { return builder_; }
   // Completes the program and runs it.
   void Run();
-  ByteSpan output() const { return {output_.get(), bytes_}; }
+  ByteSpan output() const { return {memory_.output.get(), memory_.bytes}; }
 
  private:
   using Memory = std::unique_ptr<std::byte[]>;  // not cleared
-  const uint64_t bytes_;
-  Memory input_, output_, scratch_;
+  // One batch after the other uses the same memory: fuzzing makes thousands.
+  struct Spare {
+    uint64_t bytes = 0;
+    Memory input, output, scratch;
+  };
+  static Spare& SpareOfThread();
+  static Spare Take(uint64_t bytes);
+
+  Spare memory_;
   BatchBuilder builder_;
 };
 
