@@ -12,7 +12,10 @@ constexpr uint64_t Aligned(uint64_t bytes) {
   return (bytes + kDeviceAlignment - 1) / kDeviceAlignment * kDeviceAlignment;
 }
 // Statuses are bytes at the output's beginning; how many there will be is not known before the end.
-constexpr uint32_t kMaxStatuses = 1 << 20;
+uint64_t StatusBytes(uint64_t output_bytes) {
+  constexpr uint64_t kMostStatuses = 1 << 20;
+  return Aligned(std::min(kMostStatuses, output_bytes / 64));
+}
 
 DeviceKernel KernelOf(const Frame& frame) {
   const uint32_t delta = frame.encoding == Encoding::kDelta ? 1 : 0;
@@ -40,12 +43,8 @@ DeviceKernel RebuildKernelOf(DType dtype) {
 }
 
 std::vector<float> FloatsOf(ByteSpan bf16) {
-  std::vector<float> floats(bf16.size() / 2);
-  for (size_t i = 0; i < floats.size(); ++i) {
-    uint16_t pattern;
-    std::memcpy(&pattern, bf16.data() + i * 2, sizeof(pattern));
-    floats[i] = std::bit_cast<float>(uint32_t{pattern} << 16);
-  }
+  std::vector<float> floats(bf16.size() / DTypeBytes(DType::kBF16));
+  ConvertElements(DType::kBF16, DType::kF32, bf16, std::as_writable_bytes(std::span(floats)));
   return floats;
 }
 
@@ -63,8 +62,7 @@ BatchBuilder::BatchBuilder(const Limits& limits) : limits_(limits) {
   // Arrays begin aligned, and launches of what is not a stream are one a kernel at most.
   constexpr uint64_t kArrays = 7;
   array_bytes_ = kArrays * kDeviceAlignment + Aligned(kDeviceKernels * sizeof(DeviceLaunch));
-  used_[static_cast<unsigned>(DeviceSpace::kOutput)] =
-      Aligned(std::min<uint64_t>(kMaxStatuses, limits.output_bytes / 64));
+  used_[static_cast<unsigned>(DeviceSpace::kOutput)] = StatusBytes(limits.output_bytes);
 }
 
 BatchBuilder::Mark BatchBuilder::MarkNow() const {
@@ -103,7 +101,7 @@ bool BatchBuilder::Fits() const {
   const uint64_t inputs = used_[static_cast<unsigned>(DeviceSpace::kInput)] + array_bytes_;
   return inputs <= limits_.input.size() && used_[static_cast<unsigned>(DeviceSpace::kOutput)] <= limits_.output_bytes &&
          used_[static_cast<unsigned>(DeviceSpace::kScratch)] <= limits_.scratch_bytes &&
-         statuses_ <= Aligned(std::min<uint64_t>(kMaxStatuses, limits_.output_bytes / 64));
+         statuses_ <= StatusBytes(limits_.output_bytes);
 }
 
 bool BatchBuilder::Take(DeviceSpace space, uint64_t bytes, DeviceRef* ref) {
@@ -339,7 +337,7 @@ bool BatchBuilder::AddPiece(const Frame& frame, const Piece& from, DeviceRef out
   const auto is_whole = [](uint32_t elems) { return elems % kRunElems == 0; };
   piece.is_aligned = is_whole(piece.elems) && is_whole(piece.columns) && is_whole(piece.first_column) &&
                      is_whole(piece.group_elems) && is_whole(piece.group_offset) && piece.token_offset == 0 &&
-                     piece.prediction.bits % alignment == 0 && piece.out.bits % alignment == 0;
+                     piece.prediction.offset() % alignment == 0 && piece.out.offset() % alignment == 0;
   piece.status = statuses_++;
   for (uint64_t at = 0; at < from.piece.elems; at += kTileElems) {
     tiles_.push_back(
@@ -433,8 +431,7 @@ bool BatchBuilder::Succeeded(Block block, ByteSpan output) const {
 }
 
 ByteSpan BatchBuilder::BytesOf(Block block, ByteSpan output) const {
-  constexpr uint64_t kOffsetMask = (uint64_t{1} << DeviceRef::kSpaceShift) - 1;
-  return output.subspan(blocks_[block].out.bits & kOffsetMask, blocks_[block].bytes);
+  return output.subspan(blocks_[block].out.offset(), blocks_[block].bytes);
 }
 
 }  // namespace modelstore

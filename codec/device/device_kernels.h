@@ -29,6 +29,11 @@ MODELSTORE_DEVICE WarpTokens TokensAt(const DeviceSpaces& spaces) {
   return {reinterpret_cast<const uint16_t*>(at), reinterpret_cast<const uint32_t*>(at + kDevicePairBytes)};
 }
 
+template <unsigned kBytes>
+using Unsigned =
+    std::conditional_t<kBytes == 1, uint8_t,
+                       std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>>;
+
 // The pattern type and the direction of a kernel of streams.
 template <DeviceKernel kKernel>
 struct StreamTraits {
@@ -36,9 +41,7 @@ struct StreamTraits {
   static constexpr bool kWidened = kKernel >= DeviceKernel::kSelfWidened;
   static constexpr bool kDelta = kIndex % 2 == 1;
   static constexpr unsigned kBytes = kWidened ? 2 : 1u << kIndex / 2;
-  using U = std::conditional_t<
-      kBytes == 1, uint8_t,
-      std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>>;
+  using U = Unsigned<kBytes>;
 };
 
 template <DeviceKernel kKernel, typename Warp>
@@ -67,9 +70,7 @@ struct RebuildTraits {
                                   : kKernel == DeviceKernel::kRebuildE4m3 ? DType::kF8E4M3
                                                                           : DType::kF8E5M2;
   static constexpr unsigned kBytes = FloatLayoutOf(kDType).width_bits / 8;
-  using U = std::conditional_t<
-      kBytes == 1, uint8_t,
-      std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>>;
+  using U = Unsigned<kBytes>;
 };
 
 // `units`: a copy of the piece's, or these.

@@ -26,6 +26,7 @@ struct DeviceRef {
   static DeviceRef Of(DeviceSpace space, uint64_t offset) {
     return {static_cast<uint64_t>(space) << kSpaceShift | offset};
   }
+  MODELSTORE_DEVICE uint64_t offset() const { return bits & ((static_cast<uint64_t>(1) << kSpaceShift) - 1); }
   DeviceRef operator+(uint64_t bytes) const { return {bits + bytes}; }
   bool operator==(const DeviceRef&) const = default;
 };
@@ -37,11 +38,10 @@ struct DeviceSpaces {
   template <typename T>
   MODELSTORE_DEVICE T* At(DeviceRef ref) const {
     if (ref.bits == ~uint64_t{0}) return nullptr;
-    constexpr uint64_t kOffsetMask = (uint64_t{1} << DeviceRef::kSpaceShift) - 1;
     // Chosen, not indexed: an array that is indexed would leave a GPU's registers.
     const uint64_t of = ref.bits >> DeviceRef::kSpaceShift;
     std::byte* const from = of < 2 ? (of == 0 ? space[0] : space[1]) : (of == 2 ? space[2] : space[3]);
-    return reinterpret_cast<T*>(from + (ref.bits & kOffsetMask));
+    return reinterpret_cast<T*>(from + ref.offset());
   }
 };
 
@@ -78,7 +78,6 @@ struct DeviceTables {
   uint32_t slot_bytes() const { return contexts << kProbBits; }
   uint32_t symbol_count() const { return contexts * context_symbols; }
 };
-inline constexpr uint32_t kMaxSlotBytes = kDeltaContexts << kProbBits;
 inline constexpr uint32_t kMaxTableSymbols = kSelfClasses * kSelfSymbols;
 
 struct DeviceStream {

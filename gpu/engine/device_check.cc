@@ -11,12 +11,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kRounds = 3;
 
-BatchBuilder BuilderOf(const PluginSession& session) {
-  return BatchBuilder({.input = session.input(0),
-                       .output_bytes = session.slots().output_bytes,
-                       .scratch_bytes = session.slots().scratch_bytes});
-}
-
 double Seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
 double Rate(double bytes, double seconds) { return seconds > 0 ? bytes / seconds : 0; }
@@ -26,7 +20,7 @@ double Rate(double bytes, double seconds) { return seconds > 0 ? bytes / seconds
 Result<DeviceVerdict> VerifyDevice(const PluginSession& session, const std::vector<CorpusBlock>& blocks) {
   DeviceVerdict verdict;
   for (size_t next = 0; next < blocks.size();) {
-    BatchBuilder builder = BuilderOf(session);
+    BatchBuilder builder(session.limits(0));
     std::vector<std::pair<const CorpusBlock*, BatchBuilder::Block>> added;
     const size_t first = next;
     for (; next < blocks.size(); ++next) {
@@ -67,7 +61,7 @@ Result<DeviceSpeed> MeasureDevice(const PluginSession& session, const std::vecto
   std::vector<Bytes> out;
   for (int round = 0; round < kRounds; ++round) {
     const Clock::time_point device_start = Clock::now();
-    BatchBuilder builder = BuilderOf(session);
+    BatchBuilder builder(session.limits(0));
     std::vector<BatchBuilder::Block> added;
     for (const CorpusBlock& block : blocks) {
       ASSIGN_OR_RETURN(const std::optional<BatchBuilder::Block> at, block.AddTo(builder));

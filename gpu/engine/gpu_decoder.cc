@@ -79,12 +79,7 @@ const char* GpuKindName(GpuState::Kind kind) {
 class GpuDecoder::SlotBatch : public BatchDecoder::Batch {
  public:
   SlotBatch(GpuDecoder& decoder, std::shared_ptr<PluginSession> session, uint32_t slot)
-      : decoder_(decoder),
-        session_(std::move(session)),
-        slot_(slot),
-        builder_({.input = session_->input(slot),
-                  .output_bytes = session_->slots().output_bytes,
-                  .scratch_bytes = session_->slots().scratch_bytes}) {}
+      : decoder_(decoder), session_(std::move(session)), slot_(slot), builder_(session_->limits(slot)) {}
   ~SlotBatch() override {
     session_.reset();
     decoder_.Free(slot_);

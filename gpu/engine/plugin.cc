@@ -78,8 +78,10 @@ Result<std::unique_ptr<PluginSession>> PluginSession::Open(std::shared_ptr<const
 
 PluginSession::~PluginSession() { plugin_->api().close(session_); }
 
-MutableByteSpan PluginSession::input(uint32_t slot) const {
-  return {static_cast<std::byte*>(plugin_->api().input(session_, slot)), slots_.input_bytes};
+BatchBuilder::Limits PluginSession::limits(uint32_t slot) const {
+  return {.input = {static_cast<std::byte*>(plugin_->api().input(session_, slot)), slots_.input_bytes},
+          .output_bytes = slots_.output_bytes,
+          .scratch_bytes = slots_.scratch_bytes};
 }
 
 ByteSpan PluginSession::output(uint32_t slot) const {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "codec/device/batch_builder.h"
 #include "codec/support/bytes.h"
 #include "codec/support/status.h"
 #include "gpu/api/device_api.h"
@@ -42,7 +43,8 @@ class PluginSession {
   PluginSession& operator=(const PluginSession&) = delete;
 
   const DeviceSlots& slots() const { return slots_; }
-  MutableByteSpan input(uint32_t slot) const;
+  // For making a program in the slot.
+  BatchBuilder::Limits limits(uint32_t slot) const;
   ByteSpan output(uint32_t slot) const;
   // Errors: Unavailable.
   Status Run(uint32_t slot, DeviceTimes* times = nullptr) const;

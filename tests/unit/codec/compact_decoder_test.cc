@@ -159,20 +159,8 @@ void ExpectReference(const CompactModel& m) {
 class EveryFloatCompact : public testing::TestWithParam<DType> {};
 
 TEST_P(EveryFloatCompact, OddShapesAndBlockEdges) {
-  const std::vector<CompactSegment> segments = {
-      Plain(3, 5, 2),
-      WithResidual(Plain(17, 33, 7), 10),
-      WithMask(Plain(131, 70, 5), 1, 3),
-      Plain(1, 1, 0),
-      WithResidual(WithMask(Plain(40, 513, 4), 2, 2), 0, true),
-      WithResidual(Plain(9, 1030, 0), 1000),
-      Plain(2, 1601, 19),
-      Nearest(WithResidual(Plain(21, 45, 2), 0)),
-      WithMask(Plain(70, 3, 3), 3, 1000),
-      Plain(1, 2100, 1),
-  };
   for (const uint32_t block_elems : {97u, 1000u, 4096u, 1u << 17})
-    ExpectReference(MakeModel(GetParam(), segments, block_elems, block_elems));
+    ExpectReference(MakeModel(GetParam(), OddShapes(), block_elems, block_elems));
 }
 
 TEST_P(EveryFloatCompact, LargeAndTinyScales) {

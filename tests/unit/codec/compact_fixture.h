@@ -134,4 +134,20 @@ inline CompactSegment WithMask(CompactSegment s, uint32_t seed, unsigned one_in)
   return s;
 }
 
+// Of every kind, none of a size that suits anybody.
+inline std::vector<CompactSegment> OddShapes() {
+  return {
+      Plain(3, 5, 2),
+      WithResidual(Plain(17, 33, 7), 10),
+      WithMask(Plain(131, 70, 5), 1, 3),
+      Plain(1, 1, 0),
+      WithResidual(WithMask(Plain(40, 513, 4), 2, 2), 0, true),
+      WithResidual(Plain(9, 1030, 0), 1000),
+      Plain(2, 1601, 19),
+      Nearest(WithResidual(Plain(21, 45, 2), 0)),
+      WithMask(Plain(70, 3, 3), 3, 1000),
+      Plain(1, 2100, 1),
+  };
+}
+
 }  // namespace modelstore::test
