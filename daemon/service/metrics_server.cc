@@ -1,9 +1,9 @@
 #include "daemon/service/metrics_server.h"
 
 #include <arpa/inet.h>
-#include <httplib.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -11,25 +11,28 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <cstring>
 #include <exception>
-#include <mutex>
-#include <set>
+#include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "codec/support/log.h"
+#include "daemon/service/http_answer.h"
 
 namespace modelstore {
 namespace {
 
-constexpr size_t kWorkers = 2;
-constexpr size_t kMaxRequestBytes = 4096;
+using Clock = std::chrono::steady_clock;
+
+constexpr size_t kMaxClients = 32;                     // others wait in the kernel's queue
 constexpr auto kClientTime = std::chrono::seconds(5);  // to ask and to take the answer
+constexpr auto kPause = std::chrono::milliseconds(100);
 
 struct Address {
   sockaddr_storage bytes{};
@@ -117,99 +120,135 @@ Result<int> Listen(Address& address, const std::string& text) {
   return fd;
 }
 
-// A client's bytes, until a deadline for all of them: httplib's own streams allow a time for each byte.
-class ClientStream final : public httplib::Stream {
- public:
-  explicit ClientStream(int fd) : fd_(fd) {}
-  bool is_readable() const override { return next_ < have_ || Await(POLLIN); }
-  bool is_writable() const override { return Await(POLLOUT); }
-  ssize_t read(char* into, size_t size) override {
-    if (next_ == have_) {
-      if (!Await(POLLIN)) return -1;
-      const ssize_t got = ::recv(fd_, buffer_.data(), buffer_.size(), MSG_DONTWAIT);
-      if (got <= 0) return got;
-      next_ = 0;
-      have_ = static_cast<size_t>(got);
-    }
-    const size_t taken = std::min(size, have_ - next_);
-    std::memcpy(into, buffer_.data() + next_, taken);
-    next_ += taken;
-    return static_cast<ssize_t>(taken);
-  }
-  ssize_t write(const char* from, size_t size) override {
-    // All of it: httplib does not look at how much was written.
-    for (size_t done = 0; done < size;) {
-      if (!Await(POLLOUT)) return -1;
-      const ssize_t sent = ::send(fd_, from + done, size - done, MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (sent < 0 && errno != EAGAIN && errno != EINTR) return -1;
-      done += static_cast<size_t>(std::max<ssize_t>(sent, 0));
-    }
-    return static_cast<ssize_t>(size);
-  }
-  void get_remote_ip_and_port(std::string&, int&) const override {}
-  void get_local_ip_and_port(std::string&, int&) const override {}
-  socket_t socket() const override { return fd_; }
+struct Client {
+  int fd = -1;
+  Clock::time_point deadline;
+  std::string received, answer;
+  size_t sent = 0;
 
- private:
-  bool Await(short events) const {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - std::chrono::steady_clock::now());
-    pollfd polled{fd_, events, 0};
-    return ::poll(&polled, 1, static_cast<int>(std::max<int64_t>(left.count(), 0))) > 0;
-  }
-
-  const int fd_;
-  const std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::now() + kClientTime;
-  std::array<char, 1024> buffer_{};
-  size_t next_ = 0, have_ = 0;
+  bool answering() const { return sent < answer.size(); }
 };
 
-// httplib 0.11 binds to names and ports only; it serves any socket that listens.
-class HttpServer : public httplib::Server {
- public:
-  void Adopt(int fd) { svr_sock_ = fd; }
+// Reads what there is. False: the client has gone or has failed.
+bool Receive(int fd, std::string* into) {
+  std::array<char, 1024> buffer;
+  const ssize_t got = ::recv(fd, buffer.data(), buffer.size(), MSG_DONTWAIT);
+  if (got < 0) return errno == EAGAIN || errno == EINTR;
+  if (into != nullptr) into->append(buffer.data(), static_cast<size_t>(got));
+  return got > 0;
+}
 
-  // Unlike stop() it waits for no client.
-  void CutAndStop() {
-    {
-      const std::lock_guard lock(mutex_);
-      ending_ = true;
-      for (const int fd : clients_) ::shutdown(fd, SHUT_RDWR);
+// One thread serves all clients, so that no client can hold up another one.
+class HttpLoop {
+ public:
+  HttpLoop(int listener, int stop, std::function<std::string()> text)
+      : listener_(listener), stop_(stop), text_(std::move(text)) {
+    clients_.reserve(kMaxClients);
+    polled_.reserve(kFirstClient + kMaxClients);
+  }
+  ~HttpLoop() {
+    for (const Client& client : clients_) ::close(client.fd);
+  }
+  HttpLoop(const HttpLoop&) = delete;
+  HttpLoop& operator=(const HttpLoop&) = delete;
+
+  // Until `stop` becomes readable.
+  void Run() {
+    while (Wait()) {
+      const Clock::time_point now = Clock::now();
+      for (size_t i = clients_.size(); i-- > 0;) {
+        const bool is_ready = polled_[kFirstClient + i].revents != 0;
+        if (now < clients_[i].deadline && (!is_ready || Serve(clients_[i]))) continue;
+        ::close(clients_[i].fd);
+        clients_.erase(clients_.begin() + static_cast<ptrdiff_t>(i));
+      }
+      if (polled_[kListener].revents != 0) Accept();
     }
-    stop();
   }
 
  private:
-  bool process_and_close_socket(socket_t fd) override {
-    bool served = false;
-    if (Enter(fd)) {
-      bool closed = false;
-      ClientStream stream(fd);
-      served = process_request(stream, /*close_connection=*/true, closed, nullptr);
+  enum : size_t { kStop, kListener, kFirstClient };
+
+  // Waits for something to do; false when it is the end.
+  bool Wait() {
+    polled_.assign(kFirstClient + clients_.size(), {});
+    polled_[kStop] = {stop_, POLLIN, 0};
+    // A negative descriptor is not polled. Whoever comes while there are too many waits in the listener's queue.
+    polled_[kListener] = {clients_.size() < kMaxClients && !pause_accepting_ ? listener_ : -1, POLLIN, 0};
+    std::optional<Clock::time_point> until;
+    if (pause_accepting_) until = Clock::now() + kPause;
+    for (size_t i = 0; i < clients_.size(); ++i) {
+      polled_[kFirstClient + i] = {clients_[i].fd, static_cast<short>(clients_[i].answering() ? POLLOUT : POLLIN), 0};
+      until = std::min(until.value_or(clients_[i].deadline), clients_[i].deadline);
     }
-    const std::lock_guard lock(mutex_);
-    clients_.erase(fd);
-    ::shutdown(fd, SHUT_RDWR);
-    ::close(fd);
-    return served;
-  }
-  bool Enter(int fd) {
-    const std::lock_guard lock(mutex_);
-    if (!ending_) clients_.insert(fd);
-    return !ending_;
+    pause_accepting_ = false;
+    int timeout = -1;
+    if (until) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(*until - Clock::now());
+      timeout = static_cast<int>(std::max<int64_t>(left.count(), 0));
+    }
+    if (::poll(polled_.data(), polled_.size(), timeout) < 0 && errno != EINTR) return false;
+    return polled_[kStop].revents == 0;
   }
 
-  std::mutex mutex_;
-  std::set<int> clients_;  // being served
-  bool ending_ = false;
+  void Accept() {
+    const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) {
+      pause_accepting_ = errno != EAGAIN && errno != EINTR && errno != ECONNABORTED;  // such as: no more descriptors
+      return;
+    }
+    clients_.push_back({.fd = fd, .deadline = Clock::now() + kClientTime, .received = {}, .answer = {}});
+  }
+
+  // One step of a client whose descriptor is ready. False: it is to be closed.
+  bool Serve(Client& client) {
+    try {
+      if (!client.answer.empty()) return client.answering() ? Send(client) : Receive(client.fd, nullptr);
+      if (!Receive(client.fd, &client.received)) return false;
+      if (HttpHeadEnded(client.received)) client.answer = HttpAnswer(client.received, text_);
+      return true;
+    } catch (const std::exception& error) {  // no memory for its answer
+      Log(LogLevel::kError, "the metrics could not be served", {{"reason", error.what()}});
+      return false;
+    }
+  }
+
+  // What a client still sends after its answer is read and dropped until it closes: closing before that would reset
+  // the connection and with it the answer.
+  bool Send(Client& client) {
+    const ssize_t sent =
+        ::send(client.fd, client.answer.data() + client.sent, client.answer.size() - client.sent, MSG_NOSIGNAL);
+    if (sent < 0) return errno == EAGAIN || errno == EINTR;
+    client.sent += static_cast<size_t>(sent);
+    if (!client.answering()) ::shutdown(client.fd, SHUT_WR);
+    return true;
+  }
+
+  const int listener_, stop_;
+  const std::function<std::string()> text_;
+  std::vector<Client> clients_;
+  std::vector<pollfd> polled_;
+  bool pause_accepting_ = false;
 };
 
 }  // namespace
 
 struct MetricsServer::Impl {
-  HttpServer http;
-  std::thread thread;
-  std::atomic<bool> ended{false};
+  int listener = -1, stop = -1;
   std::string address, path;
+  std::unique_ptr<HttpLoop> loop;
+  std::thread thread;
+
+  ~Impl() {
+    if (thread.joinable()) {
+      ::eventfd_write(stop, 1);
+      thread.join();
+    }
+    loop.reset();
+    if (stop >= 0) ::close(stop);
+    if (listener >= 0) ::close(listener);
+    if (!path.empty()) ::unlink(path.c_str());
+  }
 };
 
 MetricsServer::MetricsServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -217,46 +256,35 @@ MetricsServer::MetricsServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)
 Result<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& address,
                                                             std::function<std::string()> text) {
   ASSIGN_OR_RETURN(Address parsed, ParseAddress(address));
-  ASSIGN_OR_RETURN(const int fd, Listen(parsed, address));
   auto impl = std::make_unique<Impl>();
+  ASSIGN_OR_RETURN(impl->listener, Listen(parsed, address));
   impl->path = parsed.path;
   impl->address = address;
-  if (parsed.path.empty() && ::getsockname(fd, parsed.get(), &parsed.length) == 0) {
+  if (parsed.path.empty() && ::getsockname(impl->listener, parsed.get(), &parsed.length) == 0) {
     // The port is at the same place in both families.
     const uint16_t port = ntohs(reinterpret_cast<const sockaddr_in*>(&parsed.bytes)->sin_port);
     impl->address = address.substr(0, address.rfind(':') + 1) + std::to_string(port);
   }
+  impl->stop = ::eventfd(0, EFD_CLOEXEC);
+  if (impl->stop < 0) return StatusFromErrno(errno, "metrics: creating an event");
 
-  HttpServer& http = impl->http;
-  http.Adopt(fd);
-  http.new_task_queue = [] { return new httplib::ThreadPool(kWorkers); };
-  http.set_payload_max_length(kMaxRequestBytes);
-  http.Get("/metrics", [text = std::move(text)](const httplib::Request&, httplib::Response& response) {
-    response.set_content(text(), "text/plain; version=0.0.4; charset=utf-8");
-  });
-
-  // Signals belong to the program's own threads; one would end the loop.
+  impl->loop = std::make_unique<HttpLoop>(impl->listener, impl->stop, std::move(text));
+  // Signals belong to the program's own threads.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  impl->thread = std::thread([raw = impl.get()] {
-    try {
-      raw->http.listen_after_bind();
-    } catch (const std::exception& error) {  // no thread or memory for its workers
-      Log(LogLevel::kError, "the metrics cannot be served", {{"address", raw->address}, {"reason", error.what()}});
-    }
-    raw->ended.store(true);
-  });
+  Status started = OkStatus();
+  try {
+    impl->thread = std::thread([loop = impl->loop.get()] { loop->Run(); });
+  } catch (const std::system_error& error) {
+    started = ResourceExhausted(std::string("metrics: starting a thread: ") + error.what());
+  }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  while (!http.is_running() && !impl->ended.load()) std::this_thread::yield();  // stop() before that is lost
+  RETURN_IF_ERROR(started);
   return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(impl)));
 }
 
-MetricsServer::~MetricsServer() {
-  impl_->http.CutAndStop();
-  impl_->thread.join();
-  if (!impl_->path.empty()) ::unlink(impl_->path.c_str());
-}
+MetricsServer::~MetricsServer() = default;
 
 const std::string& MetricsServer::address() const { return impl_->address; }
 

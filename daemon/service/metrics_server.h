@@ -1,6 +1,6 @@
 // Serves the metrics by HTTP to whoever is on this machine (layer: daemon/service).
 //
-// GET /metrics on a Unix socket or a loopback port, one thread and two workers of its own. Nothing else is answered.
+// GET /metrics on a Unix socket or a loopback port, one thread of its own. Nothing else is answered.
 #pragma once
 
 #include <functional>

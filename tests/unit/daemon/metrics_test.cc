@@ -102,23 +102,29 @@ class MetricsServerTest : public testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  // What a server answers to `request`.
-  static std::string Ask(const sockaddr* address, socklen_t length, const std::string& request) {
-    const int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  static int Connect(const std::string& path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    return fd;
+  }
+  static std::string ReadAll(int fd) {
     std::string answer;
-    if (connect(fd, address, length) == 0 &&
-        send(fd, request.data(), request.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(request.size())) {
-      char buffer[4096];
-      for (ssize_t got; (got = read(fd, buffer, sizeof(buffer))) > 0;) answer.append(buffer, got);
-    }
+    char buffer[4096];
+    for (ssize_t got; (got = read(fd, buffer, sizeof(buffer))) > 0;) answer.append(buffer, got);
+    return answer;
+  }
+  // What a server answers to `request`; closes `fd`.
+  static std::string Ask(int fd, const std::string& request) {
+    EXPECT_EQ(send(fd, request.data(), request.size(), MSG_NOSIGNAL), static_cast<ssize_t>(request.size()));
+    const std::string answer = ReadAll(fd);
     close(fd);
     return answer;
   }
   static std::string AskUnix(const std::string& path, const std::string& request) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
-    return Ask(reinterpret_cast<const sockaddr*>(&address), sizeof(address), request);
+    return Ask(Connect(path), request);
   }
   static std::string Get(const std::string& path) {
     return "GET " + path + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -141,10 +147,44 @@ TEST_F(MetricsServerTest, AnswersOnAUnixSocketThatOthersMayOpen) {
     EXPECT_THAT(answer, HasSubstr("\r\n\r\nmodelstore_models 3\n"));
   }
   EXPECT_THAT(AskUnix(path, Get("/")), StartsWith("HTTP/1.1 404"));
-  EXPECT_THAT(AskUnix(path, "POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n"), StartsWith("HTTP/1.1 4"));
+  EXPECT_THAT(AskUnix(path, Get("/metrics?debug=1")), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(AskUnix(path, "POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"), StartsWith("HTTP/1.1 405"));
+  EXPECT_TRUE(AskUnix(path, "HEAD /metrics HTTP/1.1\r\n\r\n").ends_with("\r\n\r\n"));
+  EXPECT_THAT(AskUnix(path, "GET /metrics\r\n\r\n"), StartsWith("HTTP/1.1 400"));
   EXPECT_THAT(AskUnix(path, "\x01\x02\r\n\r\n"), StartsWith("HTTP/1.1 400"));
   (*server).reset();
   EXPECT_NE(stat(path.c_str(), &info), 0);
+}
+
+TEST_F(MetricsServerTest, AnswersARequestThatComesInPieces) {
+  const std::string path = folder_ + "/metrics.sock", request = Get("/metrics");
+  auto server = MetricsServer::Start(path, [] { return std::string("modelstore_models 3\n"); });
+  ASSERT_TRUE(server.ok()) << server.status().ToString();
+  const int fd = Connect(path);
+  for (const char byte : request) ASSERT_EQ(send(fd, &byte, 1, MSG_NOSIGNAL), 1);
+  EXPECT_TRUE(ReadAll(fd).ends_with("\r\n\r\nmodelstore_models 3\n"));
+  close(fd);
+}
+
+TEST_F(MetricsServerTest, RefusesARequestThatIsTooLong) {
+  const std::string path = folder_ + "/metrics.sock";
+  auto server = MetricsServer::Start(path, [] { return std::string(); });
+  ASSERT_TRUE(server.ok()) << server.status().ToString();
+  EXPECT_THAT(AskUnix(path, "GET /metrics HTTP/1.1\r\nX: " + std::string(100000, 'x') + "\r\n\r\n"),
+              StartsWith("HTTP/1.1 431"));
+}
+
+TEST_F(MetricsServerTest, MoreClientsThanItServesAtOnceAreAllAnswered) {
+  const std::string path = folder_ + "/metrics.sock";
+  auto server = MetricsServer::Start(path, [] { return std::string(); });
+  ASSERT_TRUE(server.ok()) << server.status().ToString();
+  std::vector<int> clients;
+  for (int i = 0; i < 100; ++i) clients.push_back(Connect(path));
+  for (const int fd : clients) ASSERT_GT(send(fd, Get("/metrics").data(), Get("/metrics").size(), MSG_NOSIGNAL), 0);
+  for (const int fd : clients) {
+    EXPECT_THAT(ReadAll(fd), StartsWith("HTTP/1.1 200"));
+    close(fd);
+  }
 }
 
 TEST_F(MetricsServerTest, SendsMoreThanASocketTakesAtOnce) {
@@ -154,19 +194,12 @@ TEST_F(MetricsServerTest, SendsMoreThanASocketTakesAtOnce) {
   EXPECT_TRUE(AskUnix(path, Get("/metrics")).ends_with("\r\n\r\n" + text));
 }
 
-TEST_F(MetricsServerTest, AClientThatDripsItsRequestDoesNotHoldUpTheEnd) {
+TEST_F(MetricsServerTest, ClientsThatDripTheirRequestsHoldUpNeitherOthersNorTheEnd) {
   const std::string path = folder_ + "/metrics.sock";
   auto server = MetricsServer::Start(path, [] { return std::string(); });
   ASSERT_TRUE(server.ok()) << server.status().ToString();
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
-  // More than there are workers.
   std::vector<int> drips;
-  for (int i = 0; i < 8; ++i) {
-    drips.push_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    ASSERT_EQ(connect(drips.back(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
-  }
+  for (int i = 0; i < 8; ++i) drips.push_back(Connect(path));
   // One is being served when its first byte is taken.
   ASSERT_EQ(send(drips[0], "G", 1, MSG_NOSIGNAL), 1);
   for (int waiting = 1; waiting > 0; std::this_thread::yield()) ASSERT_EQ(ioctl(drips[0], SIOCOUTQ, &waiting), 0);
@@ -177,7 +210,8 @@ TEST_F(MetricsServerTest, AClientThatDripsItsRequestDoesNotHoldUpTheEnd) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   });
-  (*server).reset();  // never, if each byte had a time of its own
+  EXPECT_THAT(AskUnix(path, Get("/metrics")), StartsWith("HTTP/1.1 200"));  // they hold up nobody else
+  (*server).reset();
   ended = true;
   dripping.join();
   for (const int fd : drips) close(fd);
@@ -191,8 +225,9 @@ TEST_F(MetricsServerTest, AnswersOnALoopbackPort) {
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   address.sin_port = htons(static_cast<uint16_t>(std::stoi((*server)->address().substr(10))));
-  const auto* const at = reinterpret_cast<const sockaddr*>(&address);
-  EXPECT_THAT(Ask(at, sizeof(address), Get("/metrics")), HasSubstr("modelstore_models 3\n"));
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  EXPECT_THAT(Ask(fd, Get("/metrics")), HasSubstr("modelstore_models 3\n"));
   EXPECT_EQ(MetricsServer::Start((*server)->address(), nullptr).status().code(), StatusCode::kBusy);
 }
 
