@@ -87,7 +87,7 @@ unsigned ThreadCount(unsigned asked) {
 
 struct FuseSession::Impl {
   struct Batch {
-    std::vector<std::pair<uint64_t, std::string>> entries;
+    TreeChanges changes;
     bool done = false;
   };
 
@@ -153,6 +153,16 @@ struct FuseSession::Impl {
     changed.notify_all();
   }
 
+  // The names first: for each the kernel waits until nobody is reading a listing of its directory, and what the readers
+  // got is among what is dropped then. A name that the kernel does not know (never looked up, or dropped when memory
+  // was short) leaves the directory's listing and attributes as they are, so these are dropped in any case.
+  void MakeForget(const TreeChanges& changes) const {
+    for (const auto& [parent, name] : changes.names)
+      fuse_lowlevel_notify_inval_entry(session, parent, name.data(), name.size());
+    for (const NodeId directory : changes.directories)
+      fuse_lowlevel_notify_inval_inode(session, directory, /*off=*/0, /*len=*/0);  // len 0: to the end
+  }
+
   void Control() {
     for (bool stopping = false; !stopping;) {
       uint64_t count = 0;
@@ -168,9 +178,7 @@ struct FuseSession::Impl {
           batch = batches.front();
           batches.pop_front();
         }
-        if (!stopping)
-          for (const auto& [parent, name] : batch->entries)
-            fuse_lowlevel_notify_inval_entry(session, parent, name.data(), name.size());  // ENOENT: never looked up
+        if (!stopping) MakeForget(batch->changes);
         const std::lock_guard lock(mutex);
         batch->done = true;
         changed.notify_all();
@@ -261,10 +269,10 @@ uint32_t FuseSession::read_ahead_kb() const { return impl_->read_ahead_kb; }
 
 uint64_t FuseSession::device() const { return makedev(impl_->mounted.device_major, impl_->mounted.device_minor); }
 
-void FuseSession::InvalidateEntries(const std::vector<std::pair<uint64_t, std::string>>& entries) {
-  if (entries.empty()) return;
+void FuseSession::Forget(TreeChanges changes) {
+  if (changes.names.empty() && changes.directories.empty()) return;
   auto batch = std::make_shared<Impl::Batch>();
-  batch->entries = entries;
+  batch->changes = std::move(changes);
   {
     const std::lock_guard lock(impl_->mutex);
     if (impl_->loop_ended) return;

@@ -10,9 +10,9 @@
 #include <memory>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "codec/support/status.h"
+#include "fuse/inode_tree.h"
 
 struct fuse_lowlevel_ops;
 
@@ -36,9 +36,10 @@ class FuseSession {
   uint32_t read_ahead_kb() const;  // in force
   uint64_t device() const;         // st_dev of what is on the mount
 
-  // Makes the kernel forget these names, or that they did not exist; returns when it has, or when the session has
-  // ended. Call it with no lock held that an op takes.
-  void InvalidateEntries(const std::vector<std::pair<uint64_t, std::string>>& entries);
+  // Makes the kernel forget what it knows of these names (also that they did not exist), and the attributes and
+  // listings of these directories; returns when it has, or when the session has ended. Call it with no lock held that
+  // an op takes.
+  void Forget(TreeChanges changes);
 
   // Returns when the session has ended: somebody unmounted, or a stop was requested.
   void Wait();

@@ -82,7 +82,7 @@ Readers SetAccess(Wanted& wanted) {
   return readers;
 }
 
-// The newest model below; directories above models have no time of their own.
+// When the newest model below was published.
 int64_t NewestModel(const Wanted& wanted) {
   int64_t newest = wanted.model ? wanted.model->created_ns : 0;
   if (!wanted.model)
@@ -124,7 +124,7 @@ struct InodeTree::Impl {
   NodeId next_id = kRootNode;
   uint64_t generation = 0;
   uint64_t live_nodes = 0, live_bytes = 0;
-  std::vector<std::pair<NodeId, std::string>> changed;
+  TreeChanges changes;
   std::vector<NodeId> replaced;
 
   Node* Find(NodeId id) const {
@@ -203,14 +203,14 @@ struct InodeTree::Impl {
 
   void FillDirectory(Node& node, const Wanted& wanted, bool report) {
     Place(node);
-    bool names_changed = node.info.mtime_ns == 0;
+    bool changed = false;
     for (auto it = node.children.begin(); it != node.children.end();) {
       if (wanted.children.contains(it->first)) {
         ++it;
         continue;
       }
-      names_changed = true;
-      if (report) changed.emplace_back(node.info.id, it->first);
+      changed = true;
+      if (report) changes.names.emplace_back(node.info.id, it->first);
       replaced.push_back(it->second);
       it = node.children.erase(it);
     }
@@ -228,12 +228,14 @@ struct InodeTree::Impl {
         }
         replaced.push_back(it->second);
       }
-      names_changed = true;
-      if (report) changed.emplace_back(node.info.id, name);
+      changed = true;
+      if (report) changes.names.emplace_back(node.info.id, name);
       node.children[name] = child.file ? CreateFile(child) : CreateDirectory(child);
     }
-    // Only then, because the kernel drops its copy of a directory's attributes only when a name in it changes.
-    if (names_changed) node.info.mtime_ns = NewestModel(wanted);
+    const int64_t mtime_ns = NewestModel(wanted);
+    changed |= mtime_ns != node.info.mtime_ns;
+    node.info.mtime_ns = mtime_ns;
+    if (changed && report) changes.directories.push_back(node.info.id);
   }
 
   // Drops what lost its name in this update and is not known to the kernel.
@@ -242,7 +244,11 @@ struct InodeTree::Impl {
     if (!node || node->generation == generation) return;
     for (const auto& [name, child] : node->children) Bury(child);
     node->children.clear();
-    if (node->held.load() == 0) nodes.erase(id);
+    if (node->held.load() == 0) {
+      nodes.erase(id);
+    } else if (node->info.directory) {
+      changes.directories.push_back(id);  // somebody may stand in it
+    }
   }
 };
 
@@ -256,7 +262,7 @@ InodeTree::InodeTree() : impl_(std::make_unique<Impl>()) {
 
 InodeTree::~InodeTree() = default;
 
-std::vector<std::pair<NodeId, std::string>> InodeTree::Update(const std::vector<ModelRecord>& models) {
+TreeChanges InodeTree::Update(const std::vector<ModelRecord>& models) {
   Wanted top;
   for (const ModelRecord& model : models) {
     const std::vector<std::string_view> name = Components(model.name);
@@ -281,7 +287,7 @@ std::vector<std::pair<NodeId, std::string>> InodeTree::Update(const std::vector<
   impl_->FillDirectory(*impl_->Find(kRootNode), top, /*report=*/true);
   for (const NodeId id : std::exchange(impl_->replaced, {})) impl_->Bury(id);
   impl_->previous_versions.clear();
-  return std::exchange(impl_->changed, {});
+  return std::exchange(impl_->changes, {});
 }
 
 Result<NodeInfo> InodeTree::Lookup(NodeId parent, std::string_view name) const {

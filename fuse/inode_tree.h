@@ -38,14 +38,22 @@ struct NodeEntry {
   NodeInfo node;
 };
 
+// What an update made wrong of what the kernel may remember.
+struct TreeChanges {
+  // Names that appeared, vanished or stand for something else now, with the directory they are in; the topmost of each
+  // change.
+  std::vector<std::pair<NodeId, std::string>> names;
+  // Directories with other names in them, another time or no name of their own any more.
+  std::vector<NodeId> directories;
+};
+
 class InodeTree {
  public:
   InodeTree();
   ~InodeTree();
 
-  // Makes the tree show exactly these models. Returns the (parent, name) pairs that appeared, vanished or stand for
-  // other content now, the topmost of each change, for the kernel to forget.
-  std::vector<std::pair<NodeId, std::string>> Update(const std::vector<ModelRecord>& models);
+  // Makes the tree show exactly these models. Returns what the kernel has to forget.
+  TreeChanges Update(const std::vector<ModelRecord>& models);
 
   // Errors: NotFound, InvalidArgument (not a directory).
   Result<NodeInfo> Lookup(NodeId parent, std::string_view name) const;

@@ -111,8 +111,8 @@ struct Mount::Impl {
   // Shows what the catalog holds now. Called one at a time.
   Status Refresh() {
     ASSIGN_OR_RETURN(std::vector<ModelRecord> models, catalog.ListModels());
-    const std::vector<std::pair<NodeId, std::string>> changed = ops.ShowModels(std::move(models));
-    if (session) session->InvalidateEntries(changed);
+    TreeChanges changes = ops.ShowModels(std::move(models));
+    if (session) session->Forget(std::move(changes));
     return OkStatus();
   }
 

@@ -100,9 +100,9 @@ timespec ToTimespec(int64_t ns) {
 
 }  // namespace
 
-std::vector<std::pair<NodeId, std::string>> MountOps::ShowModels(std::vector<ModelRecord> models) {
+TreeChanges MountOps::ShowModels(std::vector<ModelRecord> models) {
   auto next = std::make_shared<Models>();
-  std::vector<std::pair<NodeId, std::string>> changed = tree_.Update(models);
+  TreeChanges changed = tree_.Update(models);
   for (ModelRecord& model : models) {
     next->names.emplace(model.id, model.name);
     std::string name = model.name;

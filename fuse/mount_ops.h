@@ -35,7 +35,7 @@ class MountOps {
   static fuse_lowlevel_ops Table();
 
   // As InodeTree::Update.
-  std::vector<std::pair<NodeId, std::string>> ShowModels(std::vector<ModelRecord> models);
+  TreeChanges ShowModels(std::vector<ModelRecord> models);
 
   MountStats stats() const;
 

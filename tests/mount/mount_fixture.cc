@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
@@ -229,10 +230,18 @@ void MountTest::TearDown() {
   if (root_.empty()) return;
   std::ifstream file("/proc/self/mountinfo");
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  for (const MountEntry& entry : ParseMountInfo(text))
+  std::vector<MountEntry> entries = ParseMountInfo(text);
+  std::reverse(entries.begin(), entries.end());  // what lies on top first
+  for (const MountEntry& entry : entries)
     if (entry.mountpoint.starts_with(root_)) (void)DetachMount(entry.mountpoint, /*lazy=*/true);
   std::error_code ignored;
   fs::remove_all(root_, ignored);
+}
+
+std::string MountTest::ScratchFolder(const std::string& name) const {
+  const std::string folder = root_ + "/" + name;
+  fs::create_directories(folder);
+  return folder;
 }
 
 std::string MountTest::SourceDir(const std::string& model) const { return root_ + "/sources/" + model; }

@@ -29,6 +29,9 @@ class MountTest : public ::testing::Test {
   std::string mountpoint() const { return root_ + "/mnt"; }
   std::string At(const std::string& path) const { return mountpoint() + "/" + path; }
 
+  // A new empty folder, removed at the end as what is mounted on it is unmounted.
+  std::string ScratchFolder(const std::string& name) const;
+
   // Writes a source file of model `model` and remembers what the mount must show.
   void WriteSource(const std::string& model, const std::string& path, const std::string& bytes, uint32_t mode = 0644);
   std::string SourceDir(const std::string& model) const;

@@ -67,9 +67,9 @@ TEST(InodeTree, StartsAsAnEmptyRoot) {
 
 TEST(InodeTree, NestsNamesAndPaths) {
   InodeTree tree;
-  const auto changed = tree.Update({Model(1, "team/llama", {File("config.json", 1, 7), File("sub/dir/w.bin", 2, 9)}),
+  const auto changes = tree.Update({Model(1, "team/llama", {File("config.json", 1, 7), File("sub/dir/w.bin", 2, 9)}),
                                     Model(2, "team/llama-ft", {}), Model(3, "zeta", {File("z", 3)})});
-  EXPECT_THAT(changed, UnorderedElementsAre(Pair(kRootNode, "team"), Pair(kRootNode, "zeta")));
+  EXPECT_THAT(changes.names, UnorderedElementsAre(Pair(kRootNode, "team"), Pair(kRootNode, "zeta")));
   EXPECT_THAT(Names(tree, kRootNode), ElementsAre("team", "zeta"));
   EXPECT_THAT(Names(tree, At(tree, {"team"}).id), ElementsAre("llama", "llama-ft"));
   EXPECT_THAT(Names(tree, At(tree, {"team", "llama-ft"}).id), IsEmpty());
@@ -105,8 +105,8 @@ TEST(InodeTree, KeepsIdsOfWhatStays) {
   const std::vector<ModelRecord> models = {Model(1, "a/x", {File("f", 1)}), Model(2, "a/y", {File("f", 2)})};
   tree.Update(models);
   const NodeId file = At(tree, {"a", "x", "f"}).id, folder = At(tree, {"a", "x"}).id;
-  EXPECT_THAT(tree.Update(models), IsEmpty());
-  EXPECT_THAT(tree.Update({models[0]}), ElementsAre(Pair(At(tree, {"a"}).id, "y")));
+  EXPECT_THAT(tree.Update(models).names, IsEmpty());
+  EXPECT_THAT(tree.Update({models[0]}).names, ElementsAre(Pair(At(tree, {"a"}).id, "y")));
   EXPECT_EQ(At(tree, {"a", "x", "f"}).id, file);
   EXPECT_EQ(At(tree, {"a", "x"}).id, folder);
 }
@@ -114,9 +114,9 @@ TEST(InodeTree, KeepsIdsOfWhatStays) {
 TEST(InodeTree, ReportsOnlyTheTopmostChange) {
   InodeTree tree;
   tree.Update({Model(1, "a/b/c", {File("d/e", 1)})});
-  EXPECT_THAT(tree.Update({}), ElementsAre(Pair(kRootNode, "a")));
-  EXPECT_THAT(tree.Update({Model(2, "a/b/c", {File("d/e", 1)})}), ElementsAre(Pair(kRootNode, "a")));
-  EXPECT_THAT(tree.Update({Model(2, "a/b/c", {File("d/e", 1)}), Model(3, "a/b/d", {})}),
+  EXPECT_THAT(tree.Update({}).names, ElementsAre(Pair(kRootNode, "a")));
+  EXPECT_THAT(tree.Update({Model(2, "a/b/c", {File("d/e", 1)})}).names, ElementsAre(Pair(kRootNode, "a")));
+  EXPECT_THAT(tree.Update({Model(2, "a/b/c", {File("d/e", 1)}), Model(3, "a/b/d", {})}).names,
               ElementsAre(Pair(At(tree, {"a", "b"}).id, "d")));
 }
 
@@ -124,11 +124,12 @@ TEST(InodeTree, ANodeStandsForAVersionOfTheContent) {
   InodeTree tree;
   tree.Update({Model(1, "m", {File("same", 1), File("other", 2)})});
   const NodeId same = At(tree, {"m", "same"}).id, other = At(tree, {"m", "other"}).id, m = At(tree, {"m"}).id;
-  EXPECT_THAT(tree.Update({Model(1, "m", {File("same", 1), File("other", 3)})}), ElementsAre(Pair(m, "other")));
+  EXPECT_THAT(tree.Update({Model(1, "m", {File("same", 1), File("other", 3)})}).names, ElementsAre(Pair(m, "other")));
   EXPECT_EQ(At(tree, {"m", "same"}).id, same);
   EXPECT_NE(At(tree, {"m", "other"}).id, other);
   // Removed and pushed again: another model, so new ids although the bytes are the same.
-  EXPECT_THAT(tree.Update({Model(2, "m", {File("same", 1), File("other", 3)})}), ElementsAre(Pair(kRootNode, "m")));
+  EXPECT_THAT(tree.Update({Model(2, "m", {File("same", 1), File("other", 3)})}).names,
+              ElementsAre(Pair(kRootNode, "m")));
   EXPECT_NE(At(tree, {"m", "same"}).id, same);
   EXPECT_NE(At(tree, {"m"}).id, m);
 }
@@ -146,15 +147,15 @@ TEST(InodeTree, OwnerAndGroupAreOfTheVersion) {
   EXPECT_EQ(At(tree, {"team", "m", "sub"}).uid, 1000u);
   EXPECT_EQ(before.uid, 1000u);
   EXPECT_EQ(before.gid, 50u);
-  EXPECT_THAT(tree.Update({model}), IsEmpty());
+  EXPECT_THAT(tree.Update({model}).names, IsEmpty());
 
   model.files[0].gid = 51;
-  EXPECT_THAT(tree.Update({model}), ElementsAre(Pair(folder.id, "w")));
+  EXPECT_THAT(tree.Update({model}).names, ElementsAre(Pair(folder.id, "w")));
   EXPECT_NE(At(tree, {"team", "m", "w"}).id, before.id);
   EXPECT_EQ(At(tree, {"team", "m", "w"}).gid, 51u);
 
   model.owner_uid = 1001;
-  EXPECT_THAT(tree.Update({model}), ElementsAre(Pair(At(tree, {"team"}).id, "m")));
+  EXPECT_THAT(tree.Update({model}).names, ElementsAre(Pair(At(tree, {"team"}).id, "m")));
   EXPECT_EQ(At(tree, {"team", "m"}).uid, 1001u);
   EXPECT_EQ(At(tree, {"team", "m", "sub", "x"}).uid, 1001u);
 }
@@ -191,7 +192,7 @@ TEST(InodeTree, DirectoriesAreForWhoMayReadAFileInThem) {
   // The kernel is told of another mode, and files keep their ids.
   tree.Update({Model(1, "m", {file("f", 0644, 7), file("g", 0600, 7)})});
   const NodeId folder = At(tree, {"m"}).id, kept = At(tree, {"m", "g"}).id;
-  EXPECT_THAT(tree.Update({Model(1, "m", {file("f", 0640, 7), file("g", 0600, 7)})}),
+  EXPECT_THAT(tree.Update({Model(1, "m", {file("f", 0640, 7), file("g", 0600, 7)})}).names,
               ElementsAre(Pair(kRootNode, "m")));
   expect({"m"}, 0550, 7);
   EXPECT_NE(At(tree, {"m"}).id, folder);
@@ -203,7 +204,7 @@ TEST(InodeTree, AnUpdateKeepsTheFolderAndTheFilesThatStay) {
   tree.Update({Model(1, "m", {File("gone", 1), File("same", 2), File("w", 3)})});
   const NodeInfo folder = At(tree, {"m"}), same = At(tree, {"m", "same"}), old = At(tree, {"m", "w"});
   EXPECT_TRUE(tree.Hold(old.id));
-  EXPECT_THAT(tree.Update({Model(1, "m", {File("new", 4), File("same", 2), File("w", 5)}, 200)}),
+  EXPECT_THAT(tree.Update({Model(1, "m", {File("new", 4), File("same", 2), File("w", 5)}, 200)}).names,
               UnorderedElementsAre(Pair(folder.id, "gone"), Pair(folder.id, "new"), Pair(folder.id, "w")));
   EXPECT_EQ(At(tree, {"m"}).id, folder.id);
   EXPECT_EQ(At(tree, {"m"}).mtime_ns, 200);
@@ -281,15 +282,37 @@ TEST(InodeTree, SurvivesRecordsThatContradictThemselves) {
   EXPECT_NE(At(tree, {"a", "x"}).id, At(tree, {"twin", "x"}).id);
 }
 
-TEST(InodeTree, ADirectoryIsAsNewAsItsNewestModelWhenItsNamesChange) {
+TEST(InodeTree, ADirectoryIsAsNewAsItsNewestModel) {
   InodeTree tree;
   tree.Update({Model(1, "a/x", {File("f", 1)}, 100), Model(2, "a/y", {}, 300)});
+  const NodeId a = At(tree, {"a"}).id, x = At(tree, {"a", "x"}).id;
   EXPECT_EQ(At(tree, {"a"}).mtime_ns, 300);
   EXPECT_EQ(At(tree, {"a", "x"}).mtime_ns, 100);
   EXPECT_EQ(tree.Get(kRootNode)->mtime_ns, 300);
-  tree.Update({Model(1, "a/x", {File("f", 1)}, 100), Model(2, "a/y", {}, 300), Model(3, "a/z", {}, 500)});
+  TreeChanges changes =
+      tree.Update({Model(1, "a/x", {File("f", 1)}, 100), Model(2, "a/y", {}, 300), Model(3, "a/z", {}, 500)});
   EXPECT_EQ(At(tree, {"a"}).mtime_ns, 500);
-  EXPECT_EQ(tree.Get(kRootNode)->mtime_ns, 300);  // its own names are the same
+  EXPECT_EQ(tree.Get(kRootNode)->mtime_ns, 500);  // a model picker looks at the topmost folder alone
+  EXPECT_THAT(changes.names, ElementsAre(Pair(a, "z")));
+  EXPECT_THAT(changes.directories, UnorderedElementsAre(kRootNode, a));
+  // Published again with the same files: no name changes, times do.
+  changes = tree.Update({Model(1, "a/x", {File("f", 1)}, 600), Model(2, "a/y", {}, 300), Model(3, "a/z", {}, 500)});
+  EXPECT_THAT(changes.names, IsEmpty());
+  EXPECT_THAT(changes.directories, UnorderedElementsAre(kRootNode, a, x));
+  EXPECT_EQ(At(tree, {"a", "x"}).mtime_ns, 600);
+}
+
+TEST(InodeTree, ADirectoryWithOtherNamesInItIsReported) {
+  InodeTree tree;
+  EXPECT_THAT(tree.Update({Model(1, "a/x", {File("f", 1), File("sub/g", 2)})}).directories, ElementsAre(kRootNode));
+  const NodeId a = At(tree, {"a"}).id, x = At(tree, {"a", "x"}).id, sub = At(tree, {"a", "x", "sub"}).id;
+  EXPECT_THAT(tree.Update({Model(1, "a/x", {File("f", 1), File("sub/g", 2), File("sub/h", 3)})}).directories,
+              ElementsAre(sub));
+  EXPECT_THAT(tree.Update({Model(1, "a/x", {File("sub/g", 2), File("sub/h", 3)})}).directories, ElementsAre(x));
+  EXPECT_THAT(tree.Update({Model(1, "a/x", {File("sub/g", 2), File("sub/h", 3)})}).directories, IsEmpty());
+  // Those that lost their own name too, as far as the kernel knows them: somebody may stand in one.
+  tree.Hold(x);
+  EXPECT_THAT(tree.Update({Model(2, "a/y", {})}).directories, UnorderedElementsAre(a, x));
 }
 
 TEST(InodeTree, ReadersAndUpdatesTogether) {
