@@ -90,7 +90,7 @@ void ProgressReporter::Update(const JobProgress& progress) {
   const double now = Now();
   // Workers report every block: most calls end here, without the lock.
   if (progress.done_bytes != 0 && now < next_output_.load(std::memory_order_relaxed)) return;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const double interval = mode_ == Mode::kBar ? kBarInterval : kLineInterval;
   // A job that ends at once shows nothing.
   if (phase_.empty()) next_output_ = now + interval;
@@ -111,13 +111,13 @@ void ProgressReporter::Update(const JobProgress& progress) {
 }
 
 void ProgressReporter::Message(std::string_view line) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   WriteAll(fd_, (bar_shown_ ? "\r\x1b[K" : "") + std::string(line) + "\n");
   bar_shown_ = false;
 }
 
 void ProgressReporter::Finish() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (bar_shown_) WriteAll(fd_, "\r\x1b[K");
   bar_shown_ = false;
 }

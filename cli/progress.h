@@ -5,12 +5,12 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <string_view>
 
 #include "cli/format.h"
 #include "codec/support/job_control.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -30,7 +30,7 @@ class ProgressReporter {
  public:
   enum class Mode : uint8_t { kNone, kBar, kLines };
   // Writes to `fd`. The style's width is asked of the terminal at each redraw.
-  ProgressReporter(Mode mode, Style style, int fd) : mode_(mode), style_(style), fd_(fd) {}
+  ProgressReporter(Mode mode, Style style, int fd) : mode_(mode), fd_(fd), style_(style) {}
   ~ProgressReporter() { Finish(); }
 
   void Update(const JobProgress& progress);
@@ -41,12 +41,12 @@ class ProgressReporter {
 
  private:
   const Mode mode_;
-  Style style_;
   const int fd_;
-  std::mutex mutex_;
-  std::string phase_;
-  double phase_start_ = 0;
-  bool bar_shown_ = false;
+  Mutex mutex_;  // one line after the other
+  Style style_ MS_GUARDED_BY(mutex_);
+  std::string phase_ MS_GUARDED_BY(mutex_);
+  double phase_start_ MS_GUARDED_BY(mutex_) = 0;
+  bool bar_shown_ MS_GUARDED_BY(mutex_) = false;
   std::atomic<double> next_output_{0};  // seconds of the steady clock
 };
 

@@ -19,7 +19,7 @@ uint64_t Distance(uint64_t a, uint64_t b) { return a > b ? a - b : b - a; }
 AccessPattern::Advice AccessPattern::Note(uint64_t offset, uint64_t bytes, uint64_t max_ahead_bytes,
                                           uint64_t step_bytes) {
   const uint64_t end = offset + bytes;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   Stream* stream = nullptr;
   Stream* oldest = &streams_[0];
   for (Stream& s : streams_) {
@@ -54,7 +54,7 @@ AccessPattern::Advice AccessPattern::Note(uint64_t offset, uint64_t bytes, uint6
 }
 
 bool AccessPattern::IsAhead(uint64_t begin, uint64_t end) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return std::any_of(streams_.begin(), streams_.end(),
                      [&](const Stream& s) { return s.last_use != 0 && s.end < end && begin < s.advised_end; });
 }

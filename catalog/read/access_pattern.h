@@ -7,7 +7,8 @@
 
 #include <array>
 #include <cstdint>
-#include <mutex>
+
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -33,9 +34,9 @@ class AccessPattern {
     uint64_t last_use = 0;  // 0: free
   };
 
-  mutable std::mutex mutex_;
-  uint64_t clock_ = 0;
-  std::array<Stream, 8> streams_;
+  mutable Mutex mutex_;
+  uint64_t clock_ MS_GUARDED_BY(mutex_) = 0;
+  std::array<Stream, 8> streams_ MS_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstore

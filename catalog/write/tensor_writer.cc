@@ -1,9 +1,9 @@
 #include "catalog/write/tensor_writer.h"
 
 #include <algorithm>
-#include <mutex>
 
 #include "codec/decode/block_decoder.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -92,7 +92,10 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
     if (builder.needs_statistics()) {
       const uint32_t blocks = shape.BlockCount();
       std::atomic<uint32_t> next{0};
-      std::mutex merging;
+      struct Gathered {
+        Mutex mutex;
+        FrameBuilder* const builder MS_PT_GUARDED_BY(mutex);
+      } gathered{{}, &builder};
       // Each thread that takes part counts by itself first.
       const auto gather = [&](size_t) -> Status {
         uint32_t i = next++;
@@ -106,8 +109,8 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
           ASSIGN_OR_RETURN(const Prediction::Predicted predicted, prediction.Block(shape, i, &prediction_scratch));
           own.AddBlock(i, source, predicted.bytes);
         }
-        const std::lock_guard lock(merging);
-        builder.Merge(own);
+        const MutexLock lock(gathered.mutex);
+        gathered.builder->Merge(own);
         return OkStatus();
       };
       RETURN_IF_ERROR(lanes_.Run(std::min<size_t>(TaskCount(blocks), lanes_.count()), gather));

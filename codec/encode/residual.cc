@@ -6,12 +6,12 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <numeric>
 
 #include "codec/encode/delta_math.h"
 #include "codec/encode/input_moments.h"
 #include "codec/kernels/residual_sweep.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -290,7 +290,7 @@ class SweepPool {
   explicit SweepPool(std::function<std::unique_ptr<Sweep>()> make) : make_(std::move(make)) {}
   std::unique_ptr<Sweep> Take() {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       if (!free_.empty()) {
         std::unique_ptr<Sweep> sweep = std::move(free_.back());
         free_.pop_back();
@@ -300,14 +300,14 @@ class SweepPool {
     return make_();
   }
   void GiveBack(std::unique_ptr<Sweep> sweep) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     free_.push_back(std::move(sweep));
   }
 
  private:
   const std::function<std::unique_ptr<Sweep>()> make_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Sweep>> free_;
+  Mutex mutex_;
+  std::vector<std::unique_ptr<Sweep>> free_ MS_GUARDED_BY(mutex_);
 };
 
 // By what levels are too large for their targets, in steps.

@@ -34,8 +34,9 @@ void AnswerStream::Progress(const JobProgress& progress) {
   const int64_t now = NowNs();
   int64_t due = next_progress_ns_.load(std::memory_order_relaxed);
   if (now < due || !next_progress_ns_.compare_exchange_strong(due, now + kProgressEveryNs)) return;
-  const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || !failure_.ok()) return;
+  if (!mutex_.TryLock()) return;
+  const MutexLock lock(mutex_, std::adopt_lock);
+  if (!failure_.ok()) return;
   const std::string text =
       Dump({{"progress",
              {{"phase", progress.phase}, {"done_bytes", progress.done_bytes}, {"total_bytes", progress.total_bytes}}}});
@@ -70,7 +71,7 @@ Status AnswerStream::SendData(ByteSpan bytes) {
 }
 
 Status AnswerStream::Send(FrameKind kind, ByteSpan payload) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   RETURN_IF_ERROR(failure_);
   return Noted(payload.size(), [&](int timeout_ms) -> Result<bool> {
     RETURN_IF_ERROR(SendFrame(socket_, kind, payload, {}, timeout_ms));

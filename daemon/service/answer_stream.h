@@ -8,7 +8,6 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "catalog/write/export.h"
 #include "codec/support/bytes.h"
 #include "codec/support/job_control.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 #include "daemon/protocol/wire.h"
 
@@ -58,17 +58,17 @@ class AnswerStream {
 
  private:
   Status Send(FrameKind kind, ByteSpan payload);
-  // Calls `send`, under mutex_; false: it sent nothing, which is no failure.
-  Status Noted(size_t bytes, const std::function<Result<bool>(int timeout_ms)>& send);
+  // Calls `send`; false: it sent nothing, which is no failure.
+  Status Noted(size_t bytes, const std::function<Result<bool>(int timeout_ms)>& send) MS_REQUIRES(mutex_);
 
   const int socket_;
   const std::function<void()> on_gone_;
   std::atomic<int64_t> next_progress_ns_{0};
   std::atomic<uint64_t> sent_bytes_{0};
   std::atomic<int64_t> sending_since_ns_{0};  // 0: nothing is being sent
-  std::mutex mutex_;                          // one frame after the other
-  Pace pace_;
-  Status failure_;
+  Mutex mutex_;                               // one frame after the other
+  Pace pace_ MS_GUARDED_BY(mutex_);
+  Status failure_ MS_GUARDED_BY(mutex_);
 };
 
 // Sends an export as frames.

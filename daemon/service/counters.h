@@ -3,11 +3,11 @@
 
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
 
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -51,19 +51,19 @@ class ServerCounters {
     Change([&](ServerCounts& c) { c.pushed_bytes += logical_bytes, c.stored_bytes += stored_bytes; });
   }
   ServerCounts counts() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return counts_;
   }
 
  private:
   template <typename F>
   void Change(const F& change) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     change(counts_);
   }
 
-  mutable std::mutex mutex_;
-  ServerCounts counts_;
+  mutable Mutex mutex_;
+  ServerCounts counts_ MS_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstore

@@ -5,11 +5,11 @@
 
 #include <cstdint>
 #include <list>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "codec/support/job_control.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -36,15 +36,15 @@ class JobTable {
 
    private:
     JobTable* const table_;
-    std::list<JobInfo>::iterator at_;
+    std::list<JobInfo>::iterator at_;  // what it points at is guarded by the table's mutex_
   };
 
   std::vector<JobInfo> List() const;
 
  private:
-  mutable std::mutex mutex_;
-  std::list<JobInfo> jobs_;
-  uint64_t last_id_ = 0;
+  mutable Mutex mutex_;
+  std::list<JobInfo> jobs_ MS_GUARDED_BY(mutex_);
+  uint64_t last_id_ MS_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace modelstore

@@ -26,13 +26,13 @@ void GiveBack(std::map<uid_t, size_t>* held, Account account, size_t count) {
 bool Gate::MayEnter(Account account) const { return free_ > 0 && HeldBy(held_, account) < share_; }
 
 Result<Gate::Place> Gate::Enter(JobControl& job, Account account) {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   if (!MayEnter(account)) {
-    lock.unlock();
+    lock.Unlock();
     job.Begin("waiting", 0);
-    lock.lock();
+    lock.Lock();
   }
-  changed_.wait(lock, [&] { return MayEnter(account) || job.cancelled(); });
+  while (!MayEnter(account) && !job.cancelled()) changed_.Wait(mutex_);
   RETURN_IF_ERROR(job.Check());
   if (account) ++held_[*account];
   --free_;
@@ -40,16 +40,16 @@ Result<Gate::Place> Gate::Enter(JobControl& job, Account account) {
 }
 
 void Gate::WakeAll() {
-  const std::lock_guard lock(mutex_);
-  changed_.notify_all();
+  const MutexLock lock(mutex_);
+  changed_.NotifyAll();
 }
 
 Gate::Place::~Place() {
   if (gate_ == nullptr) return;
-  const std::lock_guard lock(gate_->mutex_);
+  const MutexLock lock(gate_->mutex_);
   ++gate_->free_;
   GiveBack(&gate_->held_, account_, 1);
-  gate_->changed_.notify_all();  // not everyone who waits may take it
+  gate_->changed_.NotifyAll();  // not everyone who waits may take it
 }
 
 Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t count, Account account) {
@@ -58,7 +58,7 @@ Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t count, Account acc
   if (count > total_ / 2)
     return ResourceExhausted("the push has " + std::to_string(count) + " files; the daemon holds at most " +
                              std::to_string(total_ / 2) + " open for one client" + remedy);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (count > free_)
     return ResourceExhausted("the push has " + std::to_string(count) + " files; the daemon can open " +
                              std::to_string(free_) + " more now; try again when other pushes are done" + remedy);
@@ -73,7 +73,7 @@ Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t count, Account acc
 
 DescriptorBudget::Share::~Share() {
   if (budget_ == nullptr) return;
-  const std::lock_guard lock(budget_->mutex_);
+  const MutexLock lock(budget_->mutex_);
   budget_->free_ += count_;
   GiveBack(&budget_->held_, account_, count_);
 }

@@ -3,14 +3,13 @@
 
 #include <sys/types.h>
 
-#include <condition_variable>
 #include <cstddef>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <utility>
 
 #include "codec/support/job_control.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -46,13 +45,13 @@ class Gate {
   void WakeAll();
 
  private:
-  bool MayEnter(Account account) const;  // under mutex_
+  bool MayEnter(Account account) const MS_REQUIRES(mutex_);
 
   const size_t share_;  // of one account
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  size_t free_;
-  std::map<uid_t, size_t> held_;
+  Mutex mutex_;
+  CondVar changed_;
+  size_t free_ MS_GUARDED_BY(mutex_);
+  std::map<uid_t, size_t> held_ MS_GUARDED_BY(mutex_);
 };
 
 // Descriptors that clients passed and the daemon holds open.
@@ -86,10 +85,10 @@ class DescriptorBudget {
   Result<Share> Take(size_t count, Account account);
 
  private:
-  std::mutex mutex_;
   const size_t total_;
-  size_t free_;
-  std::map<uid_t, size_t> held_;
+  Mutex mutex_;
+  size_t free_ MS_GUARDED_BY(mutex_);
+  std::map<uid_t, size_t> held_ MS_GUARDED_BY(mutex_);
 };
 
 // Raises the soft limit of open descriptors to the hard one and returns how many clients may pass, all together: what

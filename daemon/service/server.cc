@@ -50,7 +50,7 @@ void Server::Serve(int socket) {
 void Server::LogRefusal(uid_t uid, const Status& status) {
   size_t untold = 0;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     ++refusals_untold_;
     const auto now = std::chrono::steady_clock::now();
     if (now < next_refusal_told_) return;
@@ -62,7 +62,7 @@ void Server::LogRefusal(uid_t uid, const Status& status) {
 }
 
 Status Server::Admit(ClientConnection* connection, uid_t uid) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (stopping_) return Busy("modelstored is stopping");
   if (connections_.size() >= max_clients_)
     return Busy("modelstored serves " + std::to_string(max_clients_) + " clients already; try again later");
@@ -80,23 +80,27 @@ Status Server::Admit(ClientConnection* connection, uid_t uid) {
 
 void Server::Leave(std::shared_ptr<ClientConnection> connection, uid_t uid) {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     connections_.erase(connection.get());
     if (--by_user_[uid] == 0) by_user_.erase(uid);
     state_.counters.Disconnected();
   }
   connection.reset();
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   --threads_;
-  left_.notify_all();
+  left_.NotifyAll();
 }
 
 void Server::Stop() {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   stopping_ = true;
   for (ClientConnection* const connection : connections_) connection->Stop();
-  while (!left_.wait_for(lock, kStallAtStop, [&] { return threads_ == 0; }))
+  auto next_look = std::chrono::steady_clock::now() + kStallAtStop;
+  while (threads_ != 0) {
+    if (left_.WaitUntil(mutex_, next_look)) continue;
     for (const ClientConnection* const connection : connections_) connection->CutIfStalled(kStallAtStop);
+    next_look = std::chrono::steady_clock::now() + kStallAtStop;
+  }
 }
 
 }  // namespace modelstore

@@ -6,13 +6,12 @@
 #include <sys/types.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 
+#include "codec/support/mutex.h"
 #include "daemon/service/client_connection.h"
 
 namespace modelstore {
@@ -35,14 +34,14 @@ class Server {
 
   ServerState& state_;
   const size_t max_clients_;
-  std::mutex mutex_;
-  std::condition_variable left_;
-  std::set<ClientConnection*> connections_;
-  std::map<uid_t, size_t> by_user_;
-  size_t threads_ = 0;  // that may still use this object
-  bool stopping_ = false;
-  std::chrono::steady_clock::time_point next_refusal_told_;
-  size_t refusals_untold_ = 0;
+  Mutex mutex_;
+  CondVar left_;
+  std::set<ClientConnection*> connections_ MS_GUARDED_BY(mutex_);
+  std::map<uid_t, size_t> by_user_ MS_GUARDED_BY(mutex_);
+  size_t threads_ MS_GUARDED_BY(mutex_) = 0;  // that may still use this object
+  bool stopping_ MS_GUARDED_BY(mutex_) = false;
+  std::chrono::steady_clock::time_point next_refusal_told_ MS_GUARDED_BY(mutex_);
+  size_t refusals_untold_ MS_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace modelstore
