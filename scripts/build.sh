@@ -27,7 +27,7 @@ jobs=$(nproc)
 packages=(g++ cmake ninja-build pkg-config librocksdb-dev libfuse3-dev fuse3 libzstd-dev libxxhash-dev libssl-dev
   nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libspdlog-dev libsystemd-dev prometheus-cpp-dev
   libeigen3-dev libblis-serial-dev)
-test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3 systemd)
+test_packages=(libgtest-dev libgmock-dev python3 systemd zsh fish)
 also=()
 while [ $# -gt 0 ]; do
   case $1 in

@@ -15,6 +15,7 @@ FILES = """
 bin/modelstore bin/modelstored bin/modelstore-moments
 lib/systemd/system/modelstored.service lib/sysusers.d/modelstore.conf lib/tmpfiles.d/modelstore.conf
 share/man/man1/modelstore.1 share/man/man8/modelstored.8 share/bash-completion/completions/modelstore
+share/zsh/site-functions/_modelstore share/fish/vendor_completions.d/modelstore.fish
 share/doc/modelstore/LICENSE share/doc/modelstore/THIRD_PARTY.md share/doc/modelstore/config.toml
 share/doc/modelstore/install.md share/doc/modelstore/README.md share/doc/modelstore/moments.md
 """.split()
