@@ -26,7 +26,7 @@ class BatchReader {
   };
 
   // All outlive the object.
-  BatchReader(const KvStore& store, BlockCache& cache, TensorTable& tensors, BatchBuilder& builder, Assemble assemble)
+  BatchReader(const KvReader& store, BlockCache& cache, TensorTable& tensors, BatchBuilder& builder, Assemble assemble)
       : store_(store), cache_(cache), tensors_(tensors), builder_(builder), assemble_(std::move(assemble)) {}
 
   // False: the device has no room left or no kernel for it, or the CPU would have to decode as much for the device as
@@ -48,7 +48,7 @@ class BatchReader {
   Result<std::optional<Predicted>> Predict(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin,
                                            uint64_t elems);
 
-  const KvStore& store_;
+  const KvReader& store_;
   BlockCache& cache_;
   TensorTable& tensors_;
   BatchBuilder& builder_;

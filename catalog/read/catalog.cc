@@ -34,6 +34,28 @@ Status NoModelNamed(std::string_view name) {
   return NotFound("no model named " + std::string(name) + "; `modelstore ls` lists what is stored");
 }
 
+Result<ModelRecord> FindModel(const KvReader& store, std::string_view name) {
+  auto value = store.Get(Family::kModels, name);
+  if (!value.ok()) {
+    if (value.status().code() == StatusCode::kNotFound) return NoModelNamed(name);
+    return value.status().WithContext("model " + std::string(name));
+  }
+  auto record = ParseModelRecord(value->bytes());
+  if (!record.ok()) return record.status().WithContext("model " + std::string(name));
+  return record;
+}
+
+Result<std::vector<ModelRecord>> ListModels(const KvReader& store) {
+  std::vector<ModelRecord> models;
+  RETURN_IF_ERROR(store.Scan(Family::kModels, "", [&](std::string_view name, ByteSpan value) -> Status {
+    auto record = ParseModelRecord(value);
+    if (!record.ok()) return record.status().WithContext("model " + std::string(name));
+    models.push_back(std::move(*record));
+    return OkStatus();
+  }));
+  return models;
+}
+
 struct Catalog::Impl {
   Impl(std::unique_ptr<KvStore> the_store, std::string the_dir, const CatalogOptions& options,
        const BudgetShares& the_shares)
@@ -105,26 +127,9 @@ uint64_t Catalog::write_budget_bytes() const { return impl_->shares.write_bytes;
 MemoryShares& Catalog::push_memory() { return impl_->push_memory; }
 
 Result<ModelRecord> Catalog::FindModel(std::string_view name) const {
-  auto value = impl_->store->Get(Family::kModels, name);
-  if (!value.ok()) {
-    if (value.status().code() == StatusCode::kNotFound) return NoModelNamed(name);
-    return value.status().WithContext("model " + std::string(name));
-  }
-  auto record = ParseModelRecord(value->bytes());
-  if (!record.ok()) return record.status().WithContext("model " + std::string(name));
-  return record;
+  return modelstore::FindModel(*impl_->store, name);
 }
-
-Result<std::vector<ModelRecord>> Catalog::ListModels() const {
-  std::vector<ModelRecord> models;
-  RETURN_IF_ERROR(impl_->store->Scan(Family::kModels, "", [&](std::string_view name, ByteSpan value) -> Status {
-    auto record = ParseModelRecord(value);
-    if (!record.ok()) return record.status().WithContext("model " + std::string(name));
-    models.push_back(std::move(*record));
-    return OkStatus();
-  }));
-  return models;
-}
+Result<std::vector<ModelRecord>> Catalog::ListModels() const { return modelstore::ListModels(*impl_->store); }
 
 Result<CatalogMeta> Catalog::Meta() const {
   auto value = impl_->store->Get(Family::kMeta, kCatalogMetaKey);

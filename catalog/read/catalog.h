@@ -29,6 +29,10 @@ struct CatalogOptions {
   std::function<Status(uint64_t)> before_write;  // StoreOptions::before_write
 };
 
+// What Catalog::FindModel and ListModels say, of a store or of a snapshot of it.
+Result<ModelRecord> FindModel(const KvReader& store, std::string_view name);
+Result<std::vector<ModelRecord>> ListModels(const KvReader& store);
+
 // The failure of FindModel, for who must not tell a model that is hidden from one that is missing.
 Status NoModelNamed(std::string_view name);
 

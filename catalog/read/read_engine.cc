@@ -73,7 +73,7 @@ uint64_t OpenFile::bytes() const { return impl_->record.bytes; }
 const FileRecord& OpenFile::record() const { return impl_->record; }
 
 struct ReadEngine::Impl {
-  Impl(const KvStore& the_store, WorkerPool& the_pool, const ReadOptions& the_options)
+  Impl(const KvReader& the_store, WorkerPool& the_pool, const ReadOptions& the_options)
       : store(the_store),
         pool(the_pool),
         prefetch_bytes(the_options.prefetch_bytes),
@@ -81,7 +81,7 @@ struct ReadEngine::Impl {
         cache(budget_bytes - budget_bytes / kTensorShare),
         tensors(the_store, budget_bytes / kTensorShare) {}
 
-  const KvStore& store;
+  const KvReader& store;
   WorkerPool& pool;
   const uint64_t prefetch_bytes;
   const uint64_t budget_bytes;
@@ -685,7 +685,7 @@ struct ReadEngine::Impl {
   }
 };
 
-ReadEngine::ReadEngine(const KvStore& store, WorkerPool& pool, const ReadOptions& options)
+ReadEngine::ReadEngine(const KvReader& store, WorkerPool& pool, const ReadOptions& options)
     : impl_(std::make_unique<Impl>(store, pool, options)) {}
 
 ReadEngine::~ReadEngine() {

@@ -64,7 +64,7 @@ struct ReadStats {
 class ReadEngine {
  public:
   // `store` and `pool` outlive the engine.
-  ReadEngine(const KvStore& store, WorkerPool& pool, const ReadOptions& options);
+  ReadEngine(const KvReader& store, WorkerPool& pool, const ReadOptions& options);
   ~ReadEngine();  // waits for prefetches under way
 
   // Errors: NotFound, Corruption, Unsupported, Io.

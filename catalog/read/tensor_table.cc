@@ -54,7 +54,7 @@ Status CheckFrame(const OpenTensor& tensor) {
 
 std::string TensorName(const TensorId& id) { return "tensor " + ToHex(AsBytes(TensorKey(id))); }
 
-Result<TensorRecord> LoadTensorRecord(const KvStore& store, const TensorId& id) {
+Result<TensorRecord> LoadTensorRecord(const KvReader& store, const TensorId& id) {
   auto value = store.Get(Family::kTensors, TensorKey(id));
   if (!value.ok()) {
     if (value.status().code() == StatusCode::kNotFound)

@@ -23,11 +23,11 @@ inline constexpr uint8_t kMaxDepth = 8;
 // "tensor <key in hexadecimal>", for messages.
 std::string TensorName(const TensorId& id);
 // Errors: NotFound, Corruption, Unsupported, Io.
-Result<TensorRecord> LoadTensorRecord(const KvStore& store, const TensorId& id);
+Result<TensorRecord> LoadTensorRecord(const KvReader& store, const TensorId& id);
 
 class TensorTable {
  public:
-  TensorTable(const KvStore& store, uint64_t capacity_bytes) : store_(store), capacity_bytes_(capacity_bytes) {}
+  TensorTable(const KvReader& store, uint64_t capacity_bytes) : store_(store), capacity_bytes_(capacity_bytes) {}
 
   // The tensor, its record and frame in agreement, its view tiling it, and its bases (all the way down) able to predict
   // it and of a smaller depth. Errors: NotFound, Corruption, Unsupported, Io.
@@ -76,7 +76,7 @@ class TensorTable {
   // CheckView of a projected tensor.
   Result<uint64_t> CheckProjected(const OpenTensor& tensor);
 
-  const KvStore& store_;
+  const KvReader& store_;
   const uint64_t capacity_bytes_;
   mutable std::mutex mutex_;
   std::unordered_map<TensorId, std::list<Slot>::iterator, IdHash> slots_;

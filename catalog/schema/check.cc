@@ -4,7 +4,7 @@
 
 namespace modelstore {
 
-Status CheckCatalog(const KvStore& store, CatalogMeta* meta) {
+Status CheckCatalog(const KvReader& store, CatalogMeta* meta) {
   CatalogMeta expected;
   auto value = store.Get(Family::kMeta, kCatalogMetaKey);
   if (value.ok()) {

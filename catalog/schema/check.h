@@ -9,6 +9,6 @@ namespace modelstore {
 // Format version, features, and the digest that notices a published model which the store lost. A store without any
 // record is a new one and passes; `meta` (when given) is then CatalogMeta{}.
 // Errors: Unsupported (newer format or unknown feature, saying which), Corruption (models are missing or changed), Io.
-Status CheckCatalog(const KvStore& store, CatalogMeta* meta = nullptr);
+Status CheckCatalog(const KvReader& store, CatalogMeta* meta = nullptr);
 
 }  // namespace modelstore

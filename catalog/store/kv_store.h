@@ -1,8 +1,11 @@
 // KvStore: the ordered key-value store under the catalog (layer: catalog/store; the RocksDB implementation is the only
-// user of RocksDB).
+// user of RocksDB), and KvReader, what may be asked of it.
 //
 // Thread-safe. A key is unique within its family; families are ordered by bytes. Values of kBlocks are large and live
 // outside the LSM tree (BlobDB). Every Status names the family and the reason.
+//
+// Who draws conclusions from more than one read takes a snapshot: two scans of the store itself may see the state
+// before and after a batch that somebody else wrote between them.
 #pragma once
 
 #include <cstdint>
@@ -64,20 +67,14 @@ enum class Durability : uint8_t {
   kSync,  // in the log, and the log synced, before Write returns
 };
 
-class KvStore {
+class KvReader {
  public:
-  virtual ~KvStore() = default;
+  virtual ~KvReader() = default;
 
   // Errors: NotFound when the key is absent; Corruption, Io.
   virtual Result<StoredValue> Get(Family family, std::string_view key) const = 0;
   // One result a key, in order (one round trip for many keys).
   virtual std::vector<Result<StoredValue>> MultiGet(Family family, std::span<const std::string> keys) const = 0;
-  // Errors: NoSpace (checked before writing: nothing happened, later writes work), Io, PermissionDenied (opened
-  // read-only). After a write that the system failed, every later one is refused with the same code until the store is
-  // opened again; reads go on.
-  virtual Status Write(const WriteBatch& batch, Durability durability) = 0;
-  // Makes everything written to these families durable.
-  virtual Status Flush(std::span<const Family> families) = 0;
   // Calls `visit` with each key that starts with `prefix`, in order, until it returns an error, which is returned
   // (return Cancelled to stop early). Views passed to `visit` die with the call. Sees one snapshot.
   virtual Status Scan(Family family, std::string_view prefix,
@@ -90,6 +87,20 @@ class KvStore {
   // that have blocks). Shorter keys are passed whole. Costs one seek and one value a prefix.
   virtual Status ScanPrefixes(Family family, size_t prefix_bytes,
                               const std::function<Status(std::string_view prefix)>& visit) const = 0;
+};
+
+class KvStore : public KvReader {
+ public:
+  // The store as it is now, for any number of reads, whatever is written meanwhile. The store outlives it. Space of
+  // what is deleted while it lives is not given back before it ends: keep it for as long as its reads take.
+  // Errors: ResourceExhausted.
+  virtual Result<std::unique_ptr<const KvReader>> Snapshot() const = 0;
+  // Errors: NoSpace (checked before writing: nothing happened, later writes work), Io, PermissionDenied (opened
+  // read-only). After a write that the system failed, every later one is refused with the same code until the store is
+  // opened again; reads go on.
+  virtual Status Write(const WriteBatch& batch, Durability durability) = 0;
+  // Makes everything written to these families durable.
+  virtual Status Flush(std::span<const Family> families) = 0;
   // Gives the space of deleted keys back to the file system (compaction with blob garbage collection forced).
   // `cancelled` is polled; on cancellation what is done stays done.
   virtual Status CollectGarbage(const std::function<bool()>& cancelled) = 0;

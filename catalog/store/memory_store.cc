@@ -12,7 +12,12 @@ namespace {
 
 class MemoryStore final : public KvStore {
  public:
-  explicit MemoryStore(std::function<Status(uint64_t)> before_write) : before_write_(std::move(before_write)) {}
+  using Value = std::shared_ptr<const std::string>;
+  using Map = std::map<std::string, Value, std::less<>>;
+  using Maps = std::array<Map, kFamilyCount>;
+
+  explicit MemoryStore(std::function<Status(uint64_t)> before_write, Maps maps = {})
+      : before_write_(std::move(before_write)), maps_(std::move(maps)) {}
 
   Result<StoredValue> Get(Family family, std::string_view key) const override {
     const std::shared_lock lock(mutex_);
@@ -28,6 +33,12 @@ class MemoryStore final : public KvStore {
     out.reserve(keys.size());
     for (const std::string& key : keys) out.push_back(Get(family, key));
     return out;
+  }
+
+  // A copy of the maps; the values are shared.
+  Result<std::unique_ptr<const KvReader>> Snapshot() const override {
+    const std::shared_lock lock(mutex_);
+    return std::unique_ptr<const KvReader>(std::make_unique<MemoryStore>(nullptr, maps_));
   }
 
   Status Write(const WriteBatch& batch, Durability) override {
@@ -54,14 +65,14 @@ class MemoryStore final : public KvStore {
 
   Status Scan(Family family, std::string_view prefix,
               const std::function<Status(std::string_view, ByteSpan)>& visit) const override {
-    for (const auto& [key, value] : Snapshot(family, prefix)) RETURN_IF_ERROR(visit(key, AsBytes(*value)));
+    for (const auto& [key, value] : Matching(family, prefix)) RETURN_IF_ERROR(visit(key, AsBytes(*value)));
     return OkStatus();
   }
 
   Status ScanKeys(Family family, std::string_view prefix,
                   const std::function<Status(std::string_view)>& visit) const override {
     if (family == Family::kBlocks) return Unsupported("family blocks: keys cannot be listed without reading values");
-    for (const auto& [key, value] : Snapshot(family, prefix)) RETURN_IF_ERROR(visit(key));
+    for (const auto& [key, value] : Matching(family, prefix)) RETURN_IF_ERROR(visit(key));
     return OkStatus();
   }
 
@@ -69,7 +80,7 @@ class MemoryStore final : public KvStore {
                       const std::function<Status(std::string_view)>& visit) const override {
     std::string last;
     bool any = false;
-    for (const auto& [key, value] : Snapshot(family, "")) {
+    for (const auto& [key, value] : Matching(family, "")) {
       const std::string_view prefix = std::string_view(key).substr(0, prefix_bytes);
       if (any && prefix == last) continue;
       any = true;
@@ -94,13 +105,10 @@ class MemoryStore final : public KvStore {
   Status VerifyChecksums() override { return OkStatus(); }
 
  private:
-  using Value = std::shared_ptr<const std::string>;
-  using Map = std::map<std::string, Value, std::less<>>;
-
   Map& MapOf(Family family) { return maps_.at(static_cast<size_t>(family)); }
   const Map& MapOf(Family family) const { return maps_.at(static_cast<size_t>(family)); }
 
-  std::vector<std::pair<std::string, Value>> Snapshot(Family family, std::string_view prefix) const {
+  std::vector<std::pair<std::string, Value>> Matching(Family family, std::string_view prefix) const {
     const std::shared_lock lock(mutex_);
     const Map& map = MapOf(family);
     std::vector<std::pair<std::string, Value>> out;
@@ -111,7 +119,7 @@ class MemoryStore final : public KvStore {
 
   const std::function<Status(uint64_t)> before_write_;
   mutable std::shared_mutex mutex_;
-  std::array<Map, kFamilyCount> maps_;
+  Maps maps_;
 };
 
 }  // namespace

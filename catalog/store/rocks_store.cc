@@ -178,22 +178,13 @@ std::string PrefixEnd(std::string_view prefix) {
   return end;
 }
 
-class RocksStore final : public KvStore {
+// The reads of a store and of its snapshots.
+template <typename Interface>
+class RocksReads : public Interface {
  public:
-  RocksStore(std::unique_ptr<StoreFolder> folder, std::unique_ptr<rocksdb::Env> env, bool read_only)
-      : folder_(std::move(folder)), env_(std::move(env)), read_only_(read_only) {}
-
-  ~RocksStore() override {
-    if (db_ == nullptr) return;
-    for (rocksdb::ColumnFamilyHandle* handle : handles_) (void)db_->DestroyColumnFamilyHandle(handle);
-    (void)db_->Close();
-  }
-
-  Status OpenDb(const StoreOptions& options);
-
   Result<StoredValue> Get(Family family, std::string_view key) const override {
     auto value = std::make_shared<rocksdb::PinnableSlice>();
-    const rocksdb::Status s = db_->Get(rocksdb::ReadOptions(), Handle(family), ToSlice(key), value.get());
+    const rocksdb::Status s = reads_->Get(Options(), Handle(family), ToSlice(key), value.get());
     return Wrap(family, key, s, std::move(value));
   }
 
@@ -201,16 +192,13 @@ class RocksStore final : public KvStore {
     std::vector<rocksdb::Slice> slices(keys.begin(), keys.end());
     std::vector<rocksdb::PinnableSlice> values(keys.size());
     std::vector<rocksdb::Status> statuses(keys.size());
-    db_->MultiGet(rocksdb::ReadOptions(), Handle(family), keys.size(), slices.data(), values.data(), statuses.data());
+    reads_->MultiGet(Options(), Handle(family), keys.size(), slices.data(), values.data(), statuses.data());
     std::vector<Result<StoredValue>> out;
     out.reserve(keys.size());
     for (size_t i = 0; i < keys.size(); ++i)
       out.push_back(Wrap(family, keys[i], statuses[i], std::make_shared<rocksdb::PinnableSlice>(std::move(values[i]))));
     return out;
   }
-
-  Status Write(const WriteBatch& batch, Durability durability) override;
-  Status Flush(std::span<const Family> families) override;
 
   Status Scan(Family family, std::string_view prefix,
               const std::function<Status(std::string_view, ByteSpan)>& visit) const override {
@@ -225,14 +213,26 @@ class RocksStore final : public KvStore {
   }
 
   Status ScanPrefixes(Family family, size_t prefix_bytes,
-                      const std::function<Status(std::string_view)>& visit) const override;
-  Status CollectGarbage(const std::function<bool()>& cancelled) override;
-  Result<uint64_t> DiskBytes() const override { return folder_->DiskBytes(); }
-  Status VerifyChecksums() override {
-    return FromRocks(db_->VerifyFileChecksums(rocksdb::ReadOptions()), "verifying the store's files");
+                      const std::function<Status(std::string_view)>& visit) const override {
+    rocksdb::ReadOptions options = Options();
+    options.fill_cache = false;
+    const std::unique_ptr<rocksdb::Iterator> it(reads_->NewIterator(options, Handle(family)));
+    for (it->SeekToFirst(); it->Valid();) {
+      const std::string prefix(ToView(it->key()).substr(0, prefix_bytes));
+      RETURN_IF_ERROR(visit(prefix));
+      const std::string next = prefix.size() < prefix_bytes ? prefix + '\0' : PrefixEnd(prefix);
+      if (next.empty()) break;
+      it->Seek(next);
+    }
+    return FromRocks(it->status(), InFamily("listing", family));
   }
 
- private:
+ protected:
+  rocksdb::ReadOptions Options() const {
+    rocksdb::ReadOptions options;
+    options.snapshot = snapshot_;
+    return options;
+  }
   rocksdb::ColumnFamilyHandle* Handle(Family family) const { return handles_.at(static_cast<size_t>(family)); }
 
   static Result<StoredValue> Wrap(Family family, std::string_view key, const rocksdb::Status& s,
@@ -247,14 +247,64 @@ class RocksStore final : public KvStore {
   Status Iterate(Family family, std::string_view prefix, const Visit& visit) const {
     const std::string end = PrefixEnd(prefix);
     const rocksdb::Slice upper(end);
-    rocksdb::ReadOptions options;
+    rocksdb::ReadOptions options = Options();
     options.fill_cache = false;
     if (!end.empty()) options.iterate_upper_bound = &upper;
-    const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options, Handle(family)));
+    const std::unique_ptr<rocksdb::Iterator> it(reads_->NewIterator(options, Handle(family)));
     for (it->Seek(ToSlice(prefix)); it->Valid(); it->Next()) RETURN_IF_ERROR(visit(*it));
     return FromRocks(it->status(), InFamily("listing", family));
   }
 
+  rocksdb::DB* reads_ = nullptr;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // by Family, then RocksDB's own "default"
+  const rocksdb::Snapshot* snapshot_ = nullptr;        // null: the store as it is
+};
+
+class RocksSnapshot final : public RocksReads<KvReader> {
+ public:
+  RocksSnapshot(rocksdb::DB* db, const std::vector<rocksdb::ColumnFamilyHandle*>& handles) {
+    reads_ = db;
+    handles_ = handles;
+    snapshot_ = db->GetSnapshot();
+  }
+  ~RocksSnapshot() override {
+    if (snapshot_ != nullptr) reads_->ReleaseSnapshot(snapshot_);
+  }
+  RocksSnapshot(const RocksSnapshot&) = delete;
+  RocksSnapshot& operator=(const RocksSnapshot&) = delete;
+
+  bool is_valid() const { return snapshot_ != nullptr; }
+};
+
+class RocksStore final : public RocksReads<KvStore> {
+ public:
+  RocksStore(std::unique_ptr<StoreFolder> folder, std::unique_ptr<rocksdb::Env> env, bool read_only)
+      : folder_(std::move(folder)), env_(std::move(env)), read_only_(read_only) {}
+
+  ~RocksStore() override {
+    if (db_ == nullptr) return;
+    for (rocksdb::ColumnFamilyHandle* handle : handles_) (void)db_->DestroyColumnFamilyHandle(handle);
+    (void)db_->Close();
+  }
+
+  Status OpenDb(const StoreOptions& options);
+
+  Result<std::unique_ptr<const KvReader>> Snapshot() const override {
+    auto snapshot = std::make_unique<RocksSnapshot>(db_.get(), handles_);
+    if (!snapshot->is_valid()) return ResourceExhausted("store " + folder_->dir() + ": it gives no snapshot");
+    return std::unique_ptr<const KvReader>(std::move(snapshot));
+  }
+
+  Status Write(const WriteBatch& batch, Durability durability) override;
+  Status Flush(std::span<const Family> families) override;
+
+  Status CollectGarbage(const std::function<bool()>& cancelled) override;
+  Result<uint64_t> DiskBytes() const override { return folder_->DiskBytes(); }
+  Status VerifyChecksums() override {
+    return FromRocks(db_->VerifyFileChecksums(rocksdb::ReadOptions()), "verifying the store's files");
+  }
+
+ private:
   Status CheckWritable() const;
   Status CheckRoom(const WriteBatch& batch, Durability durability);
   // Maps the status of a write and remembers a failure for CheckWritable.
@@ -268,7 +318,6 @@ class RocksStore final : public KvStore {
   const std::unique_ptr<rocksdb::Env> env_;  // null: RocksDB's default
   const bool read_only_;
   std::unique_ptr<rocksdb::DB> db_;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // by Family, then RocksDB's own "default"
 
   std::atomic<bool> write_failed_{false};
   mutable std::mutex failure_mutex_;
@@ -312,6 +361,7 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
     s = open();
   }
   db_.reset(db);
+  reads_ = db;
   // Given up to make room for the next writes too; CollectGarbage takes it back.
   if (s.ok() && !read_only_ && !used_ballast) folder_->RefillBallast();
   return FromRocks(s, what);
@@ -397,21 +447,6 @@ Status RocksStore::Flush(std::span<const Family> families) {
   for (const Family family : families)
     RETURN_IF_ERROR(Noted(db_->Flush(rocksdb::FlushOptions(), Handle(family)), InFamily("flushing", family)));
   return OkStatus();
-}
-
-Status RocksStore::ScanPrefixes(Family family, size_t prefix_bytes,
-                                const std::function<Status(std::string_view)>& visit) const {
-  rocksdb::ReadOptions options;
-  options.fill_cache = false;
-  const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options, Handle(family)));
-  for (it->SeekToFirst(); it->Valid();) {
-    const std::string prefix(ToView(it->key()).substr(0, prefix_bytes));
-    RETURN_IF_ERROR(visit(prefix));
-    const std::string next = prefix.size() < prefix_bytes ? prefix + '\0' : PrefixEnd(prefix);
-    if (next.empty()) break;
-    it->Seek(next);
-  }
-  return FromRocks(it->status(), InFamily("listing", family));
 }
 
 // CompactRange blocks, so that it runs beside this thread, which polls.

@@ -335,7 +335,8 @@ Result<std::vector<const ModelRecord*>> BaseChooser::HoldersOf(const std::map<Te
   std::vector<const ModelRecord*> best;
   if (weights.empty() || !may_use_bases()) return best;
   if (usage_ == nullptr) {
-    ASSIGN_OR_RETURN(StoreUsage usage, StoreUsage::Load(catalog_));
+    ASSIGN_OR_RETURN(const auto snapshot, catalog_.store().Snapshot());
+    ASSIGN_OR_RETURN(StoreUsage usage, StoreUsage::Load(*snapshot));
     usage_ = std::make_unique<StoreUsage>(std::move(usage));
   }
   std::vector<uint64_t> bytes_of(usage_->tensor_costs().size());

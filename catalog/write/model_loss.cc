@@ -63,7 +63,7 @@ void KeepForFile(const StoreUsage& usage, const UsageRecord& file, ModelLoss* lo
   for (const UsageRecord::Base& base : file.bases) keep(base.id);
 }
 
-Status RetireSketches(const KvStore& store, const StoreUsage& usage, const ModelRecord& model, const ModelLoss& loss,
+Status RetireSketches(const KvReader& store, const StoreUsage& usage, const ModelRecord& model, const ModelLoss& loss,
                       WriteBatch* batch) {
   // In a damaged store some of the records may be missing or malformed: models can be removed all the same.
   const auto is_lost = [](const Status& status) { return status.code() == StatusCode::kNotFound || IsDamage(status); };

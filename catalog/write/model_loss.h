@@ -28,7 +28,7 @@ void KeepForFile(const StoreUsage& usage, const UsageRecord& file, ModelLoss* lo
 
 // Adds to `batch` that what is lost with `model` has no sketch any more: no later push takes a tensor as its base that
 // only waits for prune. What a record that is missing or damaged refers to keeps its sketch. Errors: ResourceExhausted.
-Status RetireSketches(const KvStore& store, const StoreUsage& usage, const ModelRecord& model, const ModelLoss& loss,
+Status RetireSketches(const KvReader& store, const StoreUsage& usage, const ModelRecord& model, const ModelLoss& loss,
                       WriteBatch* batch);
 
 }  // namespace modelstore

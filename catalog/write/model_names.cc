@@ -2,7 +2,7 @@
 
 namespace modelstore {
 
-Status CheckNameIsFree(const KvStore& store, const std::string& name, const std::string& leaving) {
+Status CheckNameIsFree(const KvReader& store, const std::string& name, const std::string& leaving) {
   for (size_t end = name.find('/');; end = name.find('/', end + 1)) {
     const std::string taken = name.substr(0, end);
     if (taken != leaving) {

@@ -11,7 +11,7 @@ namespace modelstore {
 
 // `name` could be published: no model has it, none is named like one of its parents (`a` for `a/b`) or lies below it.
 // `leaving`: a model that goes away in the same batch ("" for none). Errors: AlreadyExists, Io.
-Status CheckNameIsFree(const KvStore& store, const std::string& name, const std::string& leaving = "");
+Status CheckNameIsFree(const KvReader& store, const std::string& name, const std::string& leaving = "");
 
 // The first component: the entry of the mount's root that changes with `name`.
 std::string TopLevelName(const std::string& name);

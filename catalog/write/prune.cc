@@ -125,6 +125,19 @@ Status SweepUnpublished(KvStore& store, const StoreWalk& walk, Sweeper& sweeper,
   return sweeper.Commit();
 }
 
+// The store as it is, all of it of one moment: models may be renamed meanwhile, nothing else changes. The snapshot ends
+// here, so that what is removed can be given back. `totals`: none when usage records or totals are not right.
+Result<StoreWalk> LoadForPrune(const KvStore& store, std::optional<UsageTotals>* totals) {
+  ASSIGN_OR_RETURN(const auto snapshot, store.Snapshot());
+  ASSIGN_OR_RETURN(StoreWalk walk, StoreWalk::Load(*snapshot));
+  ASSIGN_OR_RETURN(const WriteBatch usage_repairs, UsageRepairs(*snapshot, walk));
+  if (usage_repairs.empty()) {
+    ASSIGN_OR_RETURN(const StoredValue stored, snapshot->Get(Family::kMeta, kUsageTotalsKey));
+    ASSIGN_OR_RETURN(*totals, ParseUsageTotals(stored.bytes()));
+  }
+  return walk;
+}
+
 }  // namespace
 
 Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
@@ -133,11 +146,8 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
   PruneReport report;
   ASSIGN_OR_RETURN(report.disk_bytes_before, store.DiskBytes());
   report.disk_bytes_after = report.disk_bytes_before;
-  ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(store));
-  ASSIGN_OR_RETURN(const CatalogMeta meta, catalog.Meta());
-  ASSIGN_OR_RETURN(const WriteBatch usage_repairs, UsageRepairs(store, walk));
   std::optional<UsageTotals> totals;
-  if (usage_repairs.empty()) totals = {meta.next_model, walk.TotalCost()};
+  ASSIGN_OR_RETURN(const StoreWalk walk, LoadForPrune(store, &totals));
   // No file that is about to go may be opened between the look at what is open and its record's end.
   std::unique_lock opens = catalog.reader().HoldOpens();
   const StoreWalk::Reachable live = walk.Mark(StoreWalk::kMissing, catalog.reader().PinnedTensors());

@@ -411,7 +411,7 @@ Status PushJob::CountUsage(const CatalogMeta& meta, WriteBatch* batch) {
 // the new files.
 Status PushJob::DropSketches(const ModelRecord& replaced, WriteBatch* batch) {
   const KvStore& store = catalog_.store();
-  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::LoadLocked(store));
+  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(store));
   const uint32_t index = usage.FindModel(replaced.name);
   if (index == StoreUsage::kMissing) return Internal("the model '" + replaced.name + "' is listed under another name");
   ModelLoss loss = LossOf(usage, index);

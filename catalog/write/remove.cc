@@ -50,7 +50,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     ASSIGN_OR_RETURN(const CollectGate::Hold alone, catalog.collect_gate().EnterAlone(job));
     const std::lock_guard publish(catalog.publish_mutex());
     RETURN_IF_ERROR(check());
-    ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::LoadLocked(catalog.store()));
+    ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(catalog.store()));
     const uint32_t index = usage.FindModel(name);
     if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
     const ModelLoss loss = LossOf(usage, index);

@@ -167,7 +167,7 @@ struct BaseName {
 
 // Names of the tensors that `wanted` points to: in `preferred` when that model holds them, else in any model. A tensor
 // that no model lists any more keeps no name.
-Status NameTensors(const KvStore& store, const StoreUsage& usage, const std::string& preferred,
+Status NameTensors(const KvReader& store, const StoreUsage& usage, const std::string& preferred,
                    std::map<TensorId, BaseName>* wanted) {
   std::vector<char> is_wanted(usage.tensor_costs().size());
   for (const auto& [id, name] : *wanted) {
@@ -208,7 +208,7 @@ struct StoredTensor {
 };
 
 // Adds what the tensors of `view` cost to `cost`, of those that `counted` does not hold yet.
-Status CountParts(const KvStore& store, const std::vector<ViewSegment>& view, std::set<TensorId>* counted,
+Status CountParts(const KvReader& store, const std::vector<ViewSegment>& view, std::set<TensorId>* counted,
                   uint64_t* cost) {
   for (const ViewSegment& segment : view) {
     if (segment.kind != ViewSegment::Kind::kIdentity || !counted->insert(segment.base).second) continue;
@@ -219,7 +219,7 @@ Status CountParts(const KvStore& store, const std::vector<ViewSegment>& view, st
   return OkStatus();
 }
 
-Result<StoredTensor> LoadTensor(const KvStore& store, const TensorId& id, std::set<TensorId>* counted) {
+Result<StoredTensor> LoadTensor(const KvReader& store, const TensorId& id, std::set<TensorId>* counted) {
   StoredTensor tensor;
   ASSIGN_OR_RETURN(const StoredValue stored, store.Get(Family::kTensors, TensorKey(id)));
   ASSIGN_OR_RETURN(tensor.record, ParseTensorRecord(stored.bytes()));
@@ -280,7 +280,7 @@ const ViewSegment* BaseOf(const TensorRecord& tensor, uint64_t elem) {
   return nullptr;
 }
 
-Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std::map<TensorId, BaseName>* bases,
+Result<FileUsage> DescribeFile(const KvReader& store, const ModelFile& file, std::map<TensorId, BaseName>* bases,
                                std::vector<std::pair<size_t, TensorId>>* based_tensors) {
   ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kFiles, FileKey(file.sha256)));
   ASSIGN_OR_RETURN(const FileRecord record, ParseFileRecord(value.bytes()));
@@ -339,7 +339,8 @@ Result<FileUsage> DescribeFile(const KvStore& store, const ModelFile& file, std:
 }  // namespace
 
 Result<StoreReport> MakeReport(Catalog& catalog) {
-  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(catalog));
+  ASSIGN_OR_RETURN(const auto snapshot, catalog.store().Snapshot());
+  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(*snapshot));
   StoreReport report;
   UsageCounter counter(usage);
   report.models = std::move(counter.usages());
@@ -358,13 +359,14 @@ Result<StoreReport> MakeReport(Catalog& catalog) {
 }
 
 Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name) {
-  ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
-  KvStore& store = catalog.store();
-  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(catalog));
+  ASSIGN_OR_RETURN(const auto snapshot, catalog.store().Snapshot());
+  const KvReader& store = *snapshot;
+  ASSIGN_OR_RETURN(const ModelRecord model, FindModel(store, name));
+  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(store));
   UsageCounter counter(usage);
   ModelDetail detail;
   const uint32_t index = usage.FindModel(name);
-  if (index == StoreUsage::kMissing) return NotFound("no model named '" + name + "'; see ls for the models that are");
+  if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
   detail.usage = counter.usages()[index];
   std::map<TensorId, BaseName> bases;
   std::vector<std::vector<std::pair<size_t, TensorId>>> based_tensors;

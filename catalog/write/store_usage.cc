@@ -11,10 +11,7 @@
 namespace modelstore {
 namespace {
 
-// How often Load looks again for a moment without a change before it takes the lock that keeps changes away.
-constexpr int kLoadAttempts = 3;
-
-Result<CatalogMeta> ReadCatalogMeta(const KvStore& store) {
+Result<CatalogMeta> ReadCatalogMeta(const KvReader& store) {
   const Result<StoredValue> value = store.Get(Family::kMeta, kCatalogMetaKey);
   if (value.ok()) return ParseCatalogMeta(value->bytes());
   if (value.status().code() == StatusCode::kNotFound) return CatalogMeta{};
@@ -23,7 +20,7 @@ Result<CatalogMeta> ReadCatalogMeta(const KvStore& store) {
 
 // The totals when every model in the store was published together with its usage records; nothing when another build
 // wrote some, or totals that this one cannot parse.
-Result<std::optional<UsageTotals>> ReadTotals(const KvStore& store, ModelId next_model) {
+Result<std::optional<UsageTotals>> ReadTotals(const KvReader& store, ModelId next_model) {
   const Result<StoredValue> value = store.Get(Family::kMeta, kUsageTotalsKey);
   if (!value.ok()) {
     if (value.status().code() == StatusCode::kNotFound) return std::optional<UsageTotals>();
@@ -49,7 +46,7 @@ class TensorFacts {
     std::vector<TensorId> bases, parts;
   };
 
-  explicit TensorFacts(const KvStore& store) : store_(store) {}
+  explicit TensorFacts(const KvReader& store) : store_(store) {}
 
   Status Add(const TensorId& id, ByteSpan value) {
     ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value));
@@ -79,7 +76,7 @@ class TensorFacts {
   }
 
  private:
-  const KvStore& store_;
+  const KvReader& store_;
   std::map<TensorId, std::optional<Facts>> known_;
 };
 
@@ -172,21 +169,7 @@ uint32_t StoreUsage::Index::Find(uint64_t id) const {
   }
 }
 
-Result<StoreUsage> StoreUsage::Load(Catalog& catalog) {
-  const auto is_same = [](const CatalogMeta& a, const CatalogMeta& b) {
-    return a.next_model == b.next_model && a.model_count == b.model_count && a.model_digest == b.model_digest;
-  };
-  for (int attempt = 0; attempt < kLoadAttempts; ++attempt) {
-    ASSIGN_OR_RETURN(const CatalogMeta before, ReadCatalogMeta(catalog.store()));
-    Result<StoreUsage> usage = LoadLocked(catalog.store());
-    ASSIGN_OR_RETURN(const CatalogMeta after, ReadCatalogMeta(catalog.store()));
-    if (is_same(before, after)) return usage;
-  }
-  const std::lock_guard publish(catalog.publish_mutex());
-  return LoadLocked(catalog.store());
-}
-
-Result<StoreUsage> StoreUsage::LoadLocked(const KvStore& store) {
+Result<StoreUsage> StoreUsage::Load(const KvReader& store) {
   const auto from_walk = [&]() -> Result<StoreUsage> {
     ASSIGN_OR_RETURN(const StoreWalk walk, StoreWalk::Load(store));
     return FromWalk(walk);
@@ -325,7 +308,7 @@ Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch) {
   return OkStatus();
 }
 
-Result<UsageRecord> FindUsage(const KvStore& store, const Sha256Digest& sha256) {
+Result<UsageRecord> FindUsage(const KvReader& store, const Sha256Digest& sha256) {
   const Result<StoredValue> kept = store.Get(Family::kMeta, UsageKey(sha256));
   if (kept.ok()) {
     Result<UsageRecord> usage = ParseUsageRecord(kept->bytes());
@@ -339,13 +322,13 @@ Result<UsageRecord> FindUsage(const KvStore& store, const Sha256Digest& sha256) 
   return MakeUsage(file, value.bytes().size(), tensors);
 }
 
-Result<bool> UsageIsKept(const KvStore& store) {
+Result<bool> UsageIsKept(const KvReader& store) {
   ASSIGN_OR_RETURN(const CatalogMeta meta, ReadCatalogMeta(store));
   ASSIGN_OR_RETURN(const std::optional<UsageTotals> totals, ReadTotals(store, meta.next_model));
   return totals.has_value();
 }
 
-Result<WriteBatch> UsageRepairs(const KvStore& store, const StoreWalk& walk) {
+Result<WriteBatch> UsageRepairs(const KvReader& store, const StoreWalk& walk) {
   std::map<std::string, Bytes> wanted;
   for (const StoreWalk::File& file : walk.files()) wanted[UsageKey(file.sha256)] = Serialize(walk.UsageOf(file));
   ASSIGN_OR_RETURN(const CatalogMeta meta, ReadCatalogMeta(store));

@@ -43,10 +43,9 @@ class StoreUsage {
     std::vector<uint32_t> files;  // as record.files; kMissing for what the store lacks
   };
 
-  // Errors: Corruption, Unsupported, Io.
-  static Result<StoreUsage> Load(Catalog& catalog);
-  // As Load, but for the caller who holds publish_mutex().
-  static Result<StoreUsage> LoadLocked(const KvStore& store);
+  // `store`: a snapshot, or the store itself while the caller holds publish_mutex(). Errors: Corruption, Unsupported,
+  // Io.
+  static Result<StoreUsage> Load(const KvReader& store);
   // The same from all records.
   static Result<StoreUsage> FromWalk(const StoreWalk& walk);
 
@@ -120,15 +119,15 @@ Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch);
 
 // The usage record of a stored file: the one that is kept, else made from the file's record. Errors: NotFound,
 // Corruption, Unsupported, Io.
-Result<UsageRecord> FindUsage(const KvStore& store, const Sha256Digest& sha256);
+Result<UsageRecord> FindUsage(const KvReader& store, const Sha256Digest& sha256);
 
 // Whether every model in the store was published together with its usage records; false: an older build wrote some.
 // Errors: Corruption, Io.
-Result<bool> UsageIsKept(const KvStore& store);
+Result<bool> UsageIsKept(const KvReader& store);
 
 // What family meta lacks, or has too much, of what `walk` says. Empty when usage records and totals are right. The
 // walk must be of the store as it is now. Errors: Io.
-Result<WriteBatch> UsageRepairs(const KvStore& store, const StoreWalk& walk);
+Result<WriteBatch> UsageRepairs(const KvReader& store, const StoreWalk& walk);
 
 // Walks the store and writes what it lacks of that. Call when nothing is published or collected meanwhile.
 // Errors: Corruption, NoSpace, Io.

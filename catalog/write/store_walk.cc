@@ -7,10 +7,8 @@
 #include "catalog/write/store_usage.h"
 
 namespace modelstore {
-Result<StoreWalk> StoreWalk::Load(const KvStore& store) {
+Result<StoreWalk> StoreWalk::Load(const KvReader& store) {
   StoreWalk walk;
-  // Models first: what a push publishes meanwhile is then a model that this walk does not know, never a record that it
-  // misses.
   RETURN_IF_ERROR(walk.LoadModels(store));
   RETURN_IF_ERROR(walk.LoadTensors(store));
   RETURN_IF_ERROR(walk.LoadFiles(store));
@@ -23,7 +21,7 @@ Result<StoreWalk> StoreWalk::Load(const KvStore& store) {
   return walk;
 }
 
-Status StoreWalk::LoadModels(const KvStore& store) {
+Status StoreWalk::LoadModels(const KvReader& store) {
   return store.Scan(Family::kModels, "", [&](std::string_view key, ByteSpan value) -> Status {
     Model& model = models_.emplace_back();
     ASSIGN_OR_RETURN(model.record, ParseModelRecord(value));
@@ -32,7 +30,7 @@ Status StoreWalk::LoadModels(const KvStore& store) {
   });
 }
 
-Status StoreWalk::LoadTensors(const KvStore& store) {
+Status StoreWalk::LoadTensors(const KvReader& store) {
   std::vector<std::pair<uint32_t, TensorId>> bases, parts;
   RETURN_IF_ERROR(store.Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
     Tensor tensor;
@@ -66,7 +64,7 @@ Status StoreWalk::LoadTensors(const KvStore& store) {
   });
 }
 
-Status StoreWalk::LoadFiles(const KvStore& store) {
+Status StoreWalk::LoadFiles(const KvReader& store) {
   return store.Scan(Family::kFiles, "", [&](std::string_view key, ByteSpan value) -> Status {
     File file;
     if (key.size() != file.sha256.size())

@@ -55,8 +55,8 @@ class StoreWalk {
     std::vector<char> tensors, files;
   };
 
-  // Errors: Corruption, Unsupported, Io.
-  static Result<StoreWalk> Load(const KvStore& store);
+  // `store`: a snapshot, or the store itself while nothing changes it. Errors: Corruption, Unsupported, Io.
+  static Result<StoreWalk> Load(const KvReader& store);
 
   const std::vector<Model>& models() const { return models_; }  // sorted by name
   const std::vector<File>& files() const { return files_; }
@@ -77,9 +77,9 @@ class StoreWalk {
   struct IdHash {
     size_t operator()(const TensorId& id) const { return id.hash.low ^ id.ordinal; }
   };
-  Status LoadTensors(const KvStore& store);
-  Status LoadFiles(const KvStore& store);
-  Status LoadModels(const KvStore& store);
+  Status LoadTensors(const KvReader& store);
+  Status LoadFiles(const KvReader& store);
+  Status LoadModels(const KvReader& store);
 
   std::vector<Model> models_;
   std::vector<File> files_;

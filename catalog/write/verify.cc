@@ -21,17 +21,10 @@ class Verification {
  public:
   Verification(Catalog& catalog, JobControl& job) : catalog_(catalog), store_(catalog.store()), job_(job) {}
 
-  Result<VerifyReport> Run(std::vector<ModelRecord> models, bool whole_store) {
-    models_ = std::move(models);
-    for (const ModelRecord& model : models_) {
-      for (const ModelFile& file : model.files) {
-        report_.checked += 1;
-        report_.checked_bytes += file.bytes;
-        if (files_.emplace(file.sha256, OkStatus()).second) total_bytes_ += file.bytes;
-      }
-    }
-    RETURN_IF_ERROR(FindBases());
-    if (whole_store) RETURN_IF_ERROR(FindTheRest());
+  // `names`: all models when empty, and with them the whole store.
+  Result<VerifyReport> Run(const std::vector<std::string>& names) {
+    const bool whole_store = names.empty();
+    RETURN_IF_ERROR(ReadRecords(names));
     job_.Begin("verifying", total_bytes_);
     RETURN_IF_ERROR(ReadFiles());
     RETURN_IF_ERROR(ReadOthers());
@@ -53,12 +46,33 @@ class Verification {
     report_.failed.push_back({model, file, std::string(status.message())});
   }
 
+  // What there is to verify, and whether the records agree. All of one moment: pushes publish meanwhile. What they
+  // replace stays until prune, so that everything that is found here can be read afterwards.
+  Status ReadRecords(const std::vector<std::string>& names) {
+    ASSIGN_OR_RETURN(const auto snapshot, store_.Snapshot());
+    for (const std::string& name : names) {
+      ASSIGN_OR_RETURN(models_.emplace_back(), FindModel(*snapshot, name));
+    }
+    if (names.empty()) {
+      ASSIGN_OR_RETURN(models_, ListModels(*snapshot));
+    }
+    for (const ModelRecord& model : models_) {
+      for (const ModelFile& file : model.files) {
+        report_.checked += 1;
+        report_.checked_bytes += file.bytes;
+        if (files_.emplace(file.sha256, OkStatus()).second) total_bytes_ += file.bytes;
+      }
+    }
+    RETURN_IF_ERROR(FindBases(*snapshot));
+    return names.empty() ? FindTheRest(*snapshot) : OkStatus();
+  }
+
   // Failures to read the records are found again, and told, by whoever reads the file.
-  Status FindBases() {
+  Status FindBases(const KvReader& store) {
     std::set<std::pair<TensorId, Sha256Digest>> seen;
     for (const auto& [sha256, status] : files_) {
       RETURN_IF_ERROR(job_.Check());
-      const Result<StoredValue> value = store_.Get(Family::kFiles, FileKey(sha256));
+      const Result<StoredValue> value = store.Get(Family::kFiles, FileKey(sha256));
       if (!value.ok()) continue;
       const Result<FileRecord> record = ParseFileRecord(value->bytes());
       if (!record.ok()) continue;
@@ -66,7 +80,7 @@ class Verification {
         if (extent.kind != Extent::Kind::kLiteral) seen.emplace(extent.tensor, sha256);
       }
       for (const auto& [id, bytes] : TensorsInFull(*record)) {
-        const TensorRecord* tensor = Record(id);
+        const TensorRecord* tensor = Record(store, id);
         if (tensor == nullptr || tensor->bytes == bytes) listed_.insert(id);
       }
     }
@@ -74,7 +88,7 @@ class Verification {
     while (!pending.empty()) {
       const auto [id, sha256] = pending.back();
       pending.pop_back();
-      const TensorRecord* record = Record(id);
+      const TensorRecord* record = Record(store, id);
       if (record == nullptr) continue;
       if (!listed_.contains(id)) AddOther(id, record->bytes).files.insert(sha256);
       ForEachReference(*record, [&, file = sha256](const TensorId& needed) {
@@ -85,10 +99,10 @@ class Verification {
   }
 
   // Null when it cannot be read. Only what the search for bases needs is kept of it.
-  const TensorRecord* Record(const TensorId& id) {
+  const TensorRecord* Record(const KvReader& store, const TensorId& id) {
     const auto [it, is_new] = records_.try_emplace(id);
     if (is_new) {
-      const Result<StoredValue> value = store_.Get(Family::kTensors, TensorKey(id));
+      const Result<StoredValue> value = store.Get(Family::kTensors, TensorKey(id));
       if (!value.ok()) return nullptr;
       Result<TensorRecord> record = ParseTensorRecord(value->bytes());
       if (!record.ok()) return nullptr;
@@ -105,10 +119,10 @@ class Verification {
   }
 
   // Tensors, edges, files and sketches that no model reaches, and whether the records agree with each other.
-  Status FindTheRest() {
+  Status FindTheRest(const KvReader& store) {
     std::set<std::pair<TensorId, TensorId>> edges;  // that the tensors' views want
     std::set<TensorId> tensors;
-    RETURN_IF_ERROR(store_.Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
+    RETURN_IF_ERROR(store.Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
       if (job_.cancelled()) return job_.Check();
       const Result<TensorId> id = ParseTensorKey(key);
       const Result<TensorRecord> record = ParseTensorRecord(value);
@@ -122,7 +136,7 @@ class Verification {
       if (!record->is_compact()) ForEachBase(*record, [&](const TensorId& base) { edges.emplace(base, *id); });
       return OkStatus();
     }));
-    RETURN_IF_ERROR(store_.ScanKeys(Family::kEdges, "", [&](std::string_view key) -> Status {
+    RETURN_IF_ERROR(store.ScanKeys(Family::kEdges, "", [&](std::string_view key) -> Status {
       const Result<TensorId> dependent = ParseEdgeDependent(key);
       if (!dependent.ok()) {
         Fail("", "", dependent.status());
@@ -137,14 +151,14 @@ class Verification {
     }));
     for (const auto& [base, dependent] : edges)
       Fail("", "", Corruption(NameOf(dependent) + " is stored against " + NameOf(base) + ", no edge says so"));
-    RETURN_IF_ERROR(store_.Scan(Family::kSketches, "", [&](std::string_view key, ByteSpan value) {
+    RETURN_IF_ERROR(store.Scan(Family::kSketches, "", [&](std::string_view key, ByteSpan value) {
       const Result<TensorId> id = ParseTensorKey(key);
       const Status status = id.ok() ? ParseSketchRecord(value).status() : id.status();
       if (!status.ok()) Fail("", "", status);
       if (id.ok() && !tensors.contains(*id)) Fail("", "", Corruption("a sketch is of no stored " + NameOf(*id)));
       return OkStatus();
     }));
-    return store_.Scan(Family::kFiles, "", [&](std::string_view key, ByteSpan value) {
+    return store.Scan(Family::kFiles, "", [&](std::string_view key, ByteSpan value) {
       const Result<FileRecord> record = ParseFileRecord(value);
       if (!record.ok()) {
         // That of a model's file is told with the model.
@@ -219,14 +233,22 @@ class Verification {
     return OkStatus();
   }
 
-  // Figures that report would get wrong are no damage: they are put right, or told when that is not possible.
+  // What is wrong with the figures that report counts with; empty also when there are none, or records cannot be read.
+  Result<WriteBatch> FindUsageRepairs() {
+    ASSIGN_OR_RETURN(const auto snapshot, store_.Snapshot());
+    const Result<StoreWalk> walk = StoreWalk::Load(*snapshot);
+    if (!walk.ok()) return WriteBatch();  // told above
+    ASSIGN_OR_RETURN(const bool is_kept, UsageIsKept(*snapshot));
+    return is_kept ? UsageRepairs(*snapshot, *walk) : WriteBatch();
+  }
+
+  // Figures that report would get wrong are no damage: they are put right, or told when that is not possible. Mostly
+  // there is nothing to do, which is found without keeping anybody from publishing.
   Status CheckUsage() {
+    ASSIGN_OR_RETURN(WriteBatch repairs, FindUsageRepairs());
+    if (repairs.empty()) return OkStatus();
     const std::lock_guard publish(catalog_.publish_mutex());
-    const Result<StoreWalk> walk = StoreWalk::Load(store_);
-    if (!walk.ok()) return OkStatus();  // told above
-    ASSIGN_OR_RETURN(const bool is_kept, UsageIsKept(store_));
-    if (!is_kept) return OkStatus();
-    ASSIGN_OR_RETURN(const WriteBatch repairs, UsageRepairs(store_, *walk));
+    ASSIGN_OR_RETURN(repairs, FindUsageRepairs());
     if (repairs.empty()) return OkStatus();
     if (const Status repaired = store_.Write(repairs, Durability::kSync); !repaired.ok())
       job_.Warn("the figures of report are not what the records say; prune puts them right (" + repaired.ToString() +
@@ -250,14 +272,7 @@ class Verification {
 
 Result<VerifyReport> Verify(Catalog& catalog, const std::vector<std::string>& names, JobControl& job) {
   ASSIGN_OR_RETURN(const CollectGate::Hold keep, catalog.collect_gate().Share(job));
-  std::vector<ModelRecord> models;
-  for (const std::string& name : names) {
-    ASSIGN_OR_RETURN(models.emplace_back(), catalog.FindModel(name));
-  }
-  if (names.empty()) {
-    ASSIGN_OR_RETURN(models, catalog.ListModels());
-  }
-  return Verification(catalog, job).Run(std::move(models), names.empty());
+  return Verification(catalog, job).Run(names);
 }
 
 }  // namespace modelstore

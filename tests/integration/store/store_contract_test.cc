@@ -140,6 +140,49 @@ TEST_P(StoreContract, ScansSeeOneSnapshot) {
   EXPECT_EQ(KeysOf(*store_, Family::kModels).size(), 89u);
 }
 
+TEST_P(StoreContract, SnapshotsStayAsTheyWere) {
+  const std::vector<std::string> keys = {"a", "b", "new"};
+  for (const Family family : {Family::kModels, Family::kBlocks}) {
+    Put(family, "a", "old a");
+    Put(family, "b", std::string(100000, 'b'));
+  }
+  ASSERT_OK(FlushFamilies(*store_, {Family::kBlocks}));
+  auto snapshot = store_->Snapshot();
+  ASSERT_OK(snapshot.status());
+  WriteBatch batch;
+  for (const Family family : {Family::kModels, Family::kBlocks}) {
+    batch.Put(family, "a", AsBytes("new a"));
+    batch.DeleteRange(family, "b", "c");
+    batch.Put(family, "new", AsBytes("new"));
+  }
+  ASSERT_OK(store_->Write(batch, Durability::kSync));
+  ASSERT_OK(store_->CollectGarbage(nullptr));
+  for (const Family family : {Family::kModels, Family::kBlocks}) {
+    const KvReader& old = **snapshot;
+    EXPECT_EQ(AsChars(old.Get(family, "a")->bytes()), "old a");
+    EXPECT_EQ(old.Get(family, "new").status().code(), StatusCode::kNotFound);
+    const auto values = old.MultiGet(family, keys);
+    ASSERT_TRUE(values[0].ok() && values[1].ok());
+    EXPECT_EQ(AsChars(values[1]->bytes()), std::string(100000, 'b'));
+    EXPECT_FALSE(values[2].ok());
+    std::vector<std::string> scanned, prefixes;
+    ASSERT_OK(old.Scan(family, "", [&](std::string_view key, ByteSpan value) {
+      scanned.push_back(std::string(key) + "=" + std::to_string(value.size()));
+      return OkStatus();
+    }));
+    EXPECT_EQ(scanned, (std::vector<std::string>{"a=5", "b=100000"}));
+    ASSERT_OK(old.ScanPrefixes(family, 1, [&](std::string_view prefix) {
+      prefixes.emplace_back(prefix);
+      return OkStatus();
+    }));
+    EXPECT_EQ(prefixes, (std::vector<std::string>{"a", "b"}));
+    EXPECT_EQ(KeysOf(*store_, family), (std::vector<std::string>{"a", "new"}));
+  }
+  snapshot->reset();
+  ASSERT_OK(store_->CollectGarbage(nullptr));
+  EXPECT_EQ(Value(Family::kBlocks, "a"), "new a");
+}
+
 TEST_P(StoreContract, RangesAreDeletedWithoutTheirEnd) {
   for (const PushId push : {1, 2, 3})
     for (uint32_t i = 0; i < 5; ++i) Put(Family::kBlocks, BlockKey(push, i), std::string(2000, 'x'));

@@ -34,6 +34,7 @@ class HookedStore final : public KvStore {
   std::vector<Result<StoredValue>> MultiGet(Family family, std::span<const std::string> keys) const override {
     return store_->MultiGet(family, keys);
   }
+  Result<std::unique_ptr<const KvReader>> Snapshot() const override { return store_->Snapshot(); }
   Status Write(const WriteBatch& batch, Durability durability) override { return store_->Write(batch, durability); }
   Status Flush(std::span<const Family> families) override { return store_->Flush(families); }
   Status Scan(Family family, std::string_view prefix,
