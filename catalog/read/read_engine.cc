@@ -57,7 +57,6 @@ struct OpenFile::Impl {
   FileRecord record;
   std::vector<uint64_t> begins;  // of each extent
   std::unique_ptr<ExtentGeometry[]> extents;
-  std::mutex resolve_mutex;
   AccessPattern pattern;
 
   std::string Name() const { return "file " + ToHex(sha256); }
@@ -110,13 +109,11 @@ struct ReadEngine::Impl {
 
   Result<BlockPtr> DecodeHeld(const OpenTensor& tensor, uint32_t index) {
     auto block = Guarded([&] { return DecodeNow(tensor, index); });
-    if (!block.ok() && tensor.record.is_projected()) {
-      // It may have become a base meanwhile: it then has blocks, and what it was computed from may be gone.
-      Result<TensorRecord> record = LoadTensorRecord(store, tensor.id);
-      if (record.ok() && !record->is_projected()) {
-        ASSIGN_OR_RETURN(const TensorRef now, tensors.Open(tensor.id, *std::move(record)));
-        block = Guarded([&] { return DecodeNow(*now, index); });
-      }
+    if (!block.ok()) {
+      // By the record that it has now, if that is another one. The reservation was made for the old one.
+      const Result<TensorRef> now = Guarded([&] { return tensors.Renew(tensor); });
+      if (now.ok() && *now != nullptr && (*now)->peak_bytes <= tensor.peak_bytes)
+        block = Guarded([&] { return DecodeNow(**now, index); });
     }
     if (!block.ok()) return block.status().WithContext(BlockName(tensor, index));
     decoded_blocks.fetch_add(1, std::memory_order_relaxed);
@@ -384,6 +381,7 @@ struct ReadEngine::Impl {
         part.TakeFrom(std::move(block));
       } else {
         ASSIGN_OR_RETURN(part.tensor, resolve());
+        part.id.push = part.tensor->record.push;
       }
       parts->push_back(std::move(part));
     }
@@ -425,10 +423,18 @@ struct ReadEngine::Impl {
     return fill(true);
   }
 
-  // The geometry of an extent's tensor; the first use loads the tensor and checks the extent against it.
-  Result<const Geometry*> Resolve(OpenFile::Impl& file, size_t extent_index) {
-    ExtentGeometry& known = file.extents[extent_index];
-    if (known.known_block_bytes.load(std::memory_order_acquire) != 0) return &std::as_const(known.geometry);
+  // The geometry of an extent's tensor, the first use of which checks the extent against it.
+  Result<Geometry> Resolve(OpenFile::Impl& file, size_t extent_index) {
+    const Extent& extent = file.record.extents[extent_index];
+    if (!file.extents[extent_index].is_known()) {
+      ASSIGN_OR_RETURN(const TensorRef tensor, TensorOf(file, extent_index));
+      return GeometryOf(*tensor);
+    }
+    return file.extents[extent_index].Get(extent.tensor);
+  }
+
+  // The extent's tensor as its record is now, from which the extent's geometry is taken.
+  Result<TensorRef> TensorOf(OpenFile::Impl& file, size_t extent_index) {
     const Extent& extent = file.record.extents[extent_index];
     auto tensor = tensors.GetReferenced(extent.tensor);
     if (!tensor.ok()) return tensor.status().WithContext(file.Name());
@@ -441,12 +447,8 @@ struct ReadEngine::Impl {
                         std::to_string(extent.bytes) + " bytes at " + std::to_string(extent.offset_bytes) + " of " +
                         TensorName(extent.tensor) + ", which has " + std::to_string(bytes));
     }
-    const std::lock_guard lock(file.resolve_mutex);
-    if (known.known_block_bytes.load(std::memory_order_relaxed) == 0) {
-      known.geometry = GeometryOf(**tensor);
-      known.known_block_bytes.store(known.geometry.block_bytes, std::memory_order_release);
-    }
-    return &std::as_const(known.geometry);
+    file.extents[extent_index].Set(GeometryOf(**tensor));
+    return tensor;
   }
 
   // Calls visit(extent index, offset within the extent, bytes) for the extents of [begin, end) of the file.
@@ -484,9 +486,9 @@ struct ReadEngine::Impl {
         parts.push_back(std::move(part));
         return OkStatus();
       }
-      ASSIGN_OR_RETURN(const Geometry* geometry, Resolve(file, e));
+      ASSIGN_OR_RETURN(const Geometry geometry, Resolve(file, e));
       return FindParts(
-          *geometry, extent.offset_bytes + skip, out, [&] { return tensors.GetReferenced(extent.tensor); }, &parts);
+          geometry, extent.offset_bytes + skip, out, [&] { return TensorOf(file, e); }, &parts);
     }));
     Status status = Fill(parts);
     if (!status.ok()) return status.WithContext(file.Name());
@@ -583,12 +585,13 @@ struct ReadEngine::Impl {
     return ForExtents(file, begin, end, [&](size_t e, uint64_t skip, uint64_t n) -> Status {
       const Extent& extent = file.record.extents[e];
       if (extent.kind == Extent::Kind::kLiteral) return OkStatus();
-      ASSIGN_OR_RETURN(const Geometry* geometry, Resolve(file, e));
+      ASSIGN_OR_RETURN(const Geometry geometry, Resolve(file, e));
       const uint64_t from = extent.offset_bytes + skip;
-      for (uint64_t i = from / geometry->block_bytes; i <= (from + n - 1) / geometry->block_bytes; ++i) {
+      for (uint64_t i = from / geometry.block_bytes; i <= (from + n - 1) / geometry.block_bytes; ++i) {
         const uint32_t index = static_cast<uint32_t>(i);
-        if (cache.Contains(geometry->Id(index))) continue;
-        ASSIGN_OR_RETURN(const TensorRef tensor, tensors.GetReferenced(extent.tensor));
+        if (cache.Contains(geometry.Id(index))) continue;
+        ASSIGN_OR_RETURN(const TensorRef tensor, TensorOf(file, e));
+        if (tensor->record.push != geometry.push && cache.Contains(GeometryOf(*tensor).Id(index))) continue;
         RETURN_IF_ERROR(visit(tensor, index));
       }
       return OkStatus();

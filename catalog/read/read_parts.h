@@ -29,9 +29,24 @@ inline Geometry GeometryOf(const OpenTensor& tensor) {
           tensor.frame.block_elems * DTypeBytes(tensor.frame.dtype)};
 }
 
+// The geometry of an extent's tensor, taken from whatever record the tensor was last read by. Any thread.
 struct ExtentGeometry {
-  std::atomic<uint32_t> known_block_bytes{0};  // 0: geometry not known yet
-  Geometry geometry;
+  bool is_known() const { return block_bytes_.load(std::memory_order_acquire) != 0; }
+  Geometry Get(const TensorId& tensor) const {
+    return {tensor, tensor_bytes_.load(std::memory_order_relaxed), push_.load(std::memory_order_relaxed),
+            block_bytes_.load(std::memory_order_relaxed)};
+  }
+  // A record that replaces another one differs in the push alone.
+  void Set(const Geometry& geometry) {
+    tensor_bytes_.store(geometry.tensor_bytes, std::memory_order_relaxed);
+    push_.store(geometry.push, std::memory_order_relaxed);
+    block_bytes_.store(geometry.block_bytes, std::memory_order_release);
+  }
+
+ private:
+  std::atomic<uint64_t> tensor_bytes_{0};
+  std::atomic<PushId> push_{0};
+  std::atomic<uint32_t> block_bytes_{0};  // 0: not known yet
 };
 
 // A part of a read: of one block, or of a file's record.

@@ -50,6 +50,11 @@ Status CheckFrame(const OpenTensor& tensor) {
   return OkStatus();
 }
 
+Status TooDeep(const TensorId& id, uint8_t depth, uint8_t max_depth) {
+  return Corruption(TensorName(id) + ": depth " + Number(depth) + " where at most " + Number(max_depth) +
+                    " is possible");
+}
+
 }  // namespace
 
 std::string TensorName(const TensorId& id) { return "tensor " + ToHex(AsBytes(TensorKey(id))); }
@@ -68,10 +73,8 @@ Result<TensorRecord> LoadTensorRecord(const KvReader& store, const TensorId& id)
 
 Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
   TensorRef tensor, introduced;
-  uint64_t generation;
   {
     const std::lock_guard lock(mutex_);
-    generation = generation_;
     if (const auto it = slots_.find(id); it != slots_.end()) {
       recent_.splice(recent_.begin(), recent_, it->second);
       tensor = it->second->tensor;
@@ -81,15 +84,16 @@ Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
   }
   if (tensor == nullptr) {
     // What is published stays; what was introduced may be another push's that fails.
-    Result<TensorRef> published = Load(id, max_depth, generation);
+    Result<TensorRef> published = Load(id, max_depth);
     if (introduced == nullptr || published.status().code() != StatusCode::kNotFound) return published;
     tensor = introduced;
   }
-  if (tensor->record.depth > max_depth) {
-    return Corruption(TensorName(id) + ": depth " + Number(tensor->record.depth) + " where at most " +
-                      Number(max_depth) + " is possible");
+  if (tensor->record.depth <= max_depth) return tensor;
+  if (tensor != introduced) {
+    ASSIGN_OR_RETURN(TensorRef now, Renew(id, tensor->record.push, max_depth));
+    if (now != nullptr) return now;
   }
-  return tensor;
+  return TooDeep(id, tensor->record.depth, max_depth);
 }
 
 Result<TensorRef> TensorTable::GetReferenced(const TensorId& id, uint8_t max_depth) {
@@ -104,10 +108,7 @@ Result<TensorRef> TensorTable::Open(const TensorId& id, TensorRecord record, uin
   tensor->id = id;
   tensor->record = std::move(record);
   // Before its bases are loaded: each is allowed less, so that hostile records cannot recurse without end.
-  if (tensor->record.depth > max_depth) {
-    return Corruption(TensorName(id) + ": depth " + Number(tensor->record.depth) + " where at most " +
-                      Number(max_depth) + " is possible");
-  }
+  if (tensor->record.depth > max_depth) return TooDeep(id, tensor->record.depth, max_depth);
   auto frame = ParseFrame(tensor->record.frame);
   if (!frame.ok()) return frame.status().WithContext(TensorName(id));
   tensor->frame = std::move(*frame);
@@ -131,20 +132,26 @@ void TensorTable::Withdraw(const TensorRef& tensor) {
   if (known->second.empty()) introduced_.erase(known);
 }
 
-Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint64_t generation) {
-  ASSIGN_OR_RETURN(TensorRecord record, LoadTensorRecord(store_, id));
-  const bool was_projected = record.is_projected();
-  const Result<TensorRef> opened = Open(id, std::move(record), max_depth);
-  if (!opened.ok() && was_projected) {
-    // A push may have given it blocks meanwhile, and prune taken what it was computed from.
-    ASSIGN_OR_RETURN(const TensorRecord now, LoadTensorRecord(store_, id));
-    if (!now.is_projected()) return Load(id, max_depth, generation);
+Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
+  uint64_t generation;
+  {
+    const std::lock_guard lock(mutex_);
+    generation = generation_;
   }
-  if (!opened.ok()) return opened.status();
+  ASSIGN_OR_RETURN(TensorRecord record, LoadTensorRecord(store_, id));
+  const PushId push = record.push;
+  const Result<TensorRef> opened = Open(id, std::move(record), max_depth);
+  if (!opened.ok()) {
+    ASSIGN_OR_RETURN(TensorRef now, Renew(id, push, max_depth));
+    return now != nullptr ? Result<TensorRef>(std::move(now)) : opened;
+  }
   const TensorRef tensor = *opened;
   const uint64_t bytes = CostBytes(*tensor);
   const std::lock_guard lock(mutex_);
-  if (const auto it = slots_.find(id); it != slots_.end()) return it->second->tensor;
+  if (const auto it = slots_.find(id); it != slots_.end()) {
+    const TensorRef& kept = it->second->tensor;
+    return kept->record.push == push ? kept : tensor;
+  }
   if (generation != generation_ || bytes > capacity_bytes_) return tensor;
   while (bytes_ + bytes > capacity_bytes_) {
     bytes_ -= recent_.back().bytes;
@@ -156,6 +163,13 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth, uint6
   bytes_ += bytes;
   peak_bytes_ = std::max(peak_bytes_, bytes_);
   return tensor;
+}
+
+Result<TensorRef> TensorTable::Renew(const TensorId& id, PushId old, uint8_t max_depth) {
+  ASSIGN_OR_RETURN(const TensorRecord record, LoadTensorRecord(store_, id));
+  if (record.push == old) return TensorRef();
+  Forget(id);
+  return Load(id, max_depth);
 }
 
 Status TensorTable::CheckSegments(const TensorRecord& record, const std::vector<ViewSegment>& view,

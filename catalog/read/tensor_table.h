@@ -42,7 +42,12 @@ class TensorTable {
   // Makes such a tensor known until it is withdrawn. Several may have one id: the one that came last is found.
   void Introduce(TensorRef tensor);
   void Withdraw(const TensorRef& tensor);
-  // Forgets one that is published.
+  // The one rule for cached records: what is cached may be older than the record, because a push replaces that of a
+  // computed tensor by one with blocks, of the same content. Whoever finds that a tensor does not do (it cannot be
+  // opened or decoded, it is too deep) asks for it as it is now; null when its record was not replaced.
+  // Errors: as Get.
+  Result<TensorRef> Renew(const OpenTensor& old) { return Renew(old.id, old.record.push, kMaxDepth); }
+  // Forgets one that is published, so that nobody goes on computing what has blocks now.
   void Forget(const TensorId& id);
   // Forgets all that is published; what is being read from the store meanwhile is not kept either, as its record may be
   // gone.
@@ -60,7 +65,9 @@ class TensorTable {
   Result<TensorRef> Get(const TensorId& id, uint8_t max_depth);
   Result<TensorRef> GetReferenced(const TensorId& id, uint8_t max_depth);
   Result<TensorRef> Open(const TensorId& id, TensorRecord record, uint8_t max_depth);
-  Result<TensorRef> Load(const TensorId& id, uint8_t max_depth, uint64_t generation);
+  Result<TensorRef> Load(const TensorId& id, uint8_t max_depth);
+  // Null when the record is still that of push `old`.
+  Result<TensorRef> Renew(const TensorId& id, PushId old, uint8_t max_depth);
 
   // What a tensor needs of one that its views name.
   struct Base {
@@ -83,7 +90,7 @@ class TensorTable {
   std::list<Slot> recent_;
   std::unordered_map<TensorId, std::vector<TensorRef>, IdHash> introduced_;  // none empty
   uint64_t bytes_ = 0, peak_bytes_ = 0;
-  uint64_t generation_ = 0;  // counts Clear
+  uint64_t generation_ = 0;  // counts Clear and Forget
 };
 
 }  // namespace modelstore

@@ -3,8 +3,11 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "catalog/derive/derive.h"
 #include "codec/tensor/safetensors.h"
@@ -303,6 +306,62 @@ TEST_F(SliceTest, ABaseIsMaterialised) {
   ASSERT_OK(Prune(catalog(), false, job_).status());
   EXPECT_EQ(CountKeys(Family::kTensors), 0u);
   EXPECT_EQ(CountKeys(Family::kBlocks), 0u);
+}
+
+// Readers that know the base as it was before a push gave it blocks, and were told nothing.
+TEST_F(SliceTest, WhoKnowsABaseAsItWasReadsWhatIsStoredAgainstIt) {
+  ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+  const Bytes before = ReadStored("variant", "model.safetensors");
+  const std::vector<TestTensor> tuned = FinetunedModel(TensorsOf("variant"), 9);
+  const std::string name = InLayer(1, "mlp.up_proj");
+  const ModelRecord model = *catalog().FindModel("variant");
+  const auto file = std::ranges::find(model.files, "model.safetensors", &ModelFile::path);
+  ASSERT_NE(file, model.files.end());
+
+  ReadEngine reader(catalog().store(), catalog().pool(), {.memory_budget_bytes = 64 << 20, .prefetch_bytes = 0});
+  const Result<FileRef> open = reader.OpenFileByHash(file->sha256);
+  ASSERT_OK(open.status());
+  Bytes out(before.size());
+  ASSERT_OK(reader.Read(*open, 0, out).status());
+  ASSERT_TRUE((*reader.OpenTensorById(IdOf("variant", name)))->record.is_projected());
+  MustPush(WriteModel("tuned", tuned));
+  ASSERT_EQ(TensorOf("variant", name).encoding, "self");
+
+  const Result<TensorRef> delta = reader.OpenTensorById(IdOf("tuned", name));
+  ASSERT_OK(delta.status());
+  ASSERT_EQ((*delta)->record.depth, 1);
+  const auto expected = std::ranges::find(tuned, name, &TestTensor::name);
+  Bytes content(expected->bytes.size());
+  ASSERT_OK(reader.ReadTensor(*delta, 0, content));
+  EXPECT_TRUE(content == expected->bytes);
+  // What is open follows: blocks are found again under the names that they are cached by.
+  reader.DropCaches();
+  ASSERT_OK(reader.Read(*open, 0, out).status());
+  EXPECT_TRUE(out == before);
+  const uint64_t misses = reader.stats().misses;
+  ASSERT_OK(reader.Read(*open, 0, out).status());
+  EXPECT_EQ(reader.stats().misses, misses);
+}
+
+TEST_F(SliceTest, VerifyFindsNothingBesideALoopOfVariantsAndTheirFinetunes) {
+  ASSERT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+  const std::string tuned = WriteModel("tuned", FinetunedModel(TensorsOf("variant"), 9));
+  std::atomic<bool> done{false};
+  std::thread changer([&] {
+    PushOptions options;
+    options.name = "tuned";
+    while (!done) {
+      JobControl job;
+      EXPECT_OK(PushWith(tuned, options, job).status());  // gives the variant's tensors blocks
+      for (const char* name : {"tuned", "variant"}) EXPECT_OK(Remove(catalog(), name, false, job).status());
+      EXPECT_OK(Prune(catalog(), false, job).status());
+      EXPECT_OK(SliceBy(0.25, Basis::kGlobal, MomentsOfAll(kHidden, 200)).status());
+    }
+  });
+  for (int round = 0; round < 10; ++round) ExpectClean();
+  done = true;
+  changer.join();
+  ExpectClean();
 }
 
 // As deep as it may be, a variant can still be read, and so can a finetune of it.
