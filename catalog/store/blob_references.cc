@@ -11,21 +11,32 @@ namespace modelstore {
 namespace {
 
 constexpr char kProperty[] = "modelstore.blob_files";
+constexpr char kSizesProperty[] = "modelstore.sizes";
 
 class Collector final : public rocksdb::TablePropertiesCollector {
  public:
   const char* Name() const override { return "modelstore.BlobReferences"; }
 
-  rocksdb::Status AddUserKey(const rocksdb::Slice&, const rocksdb::Slice& value, rocksdb::EntryType type,
+  rocksdb::Status AddUserKey(const rocksdb::Slice& key, const rocksdb::Slice& value, rocksdb::EntryType type,
                              rocksdb::SequenceNumber, uint64_t) override {
-    if (type != rocksdb::kEntryBlobIndex) return rocksdb::Status::OK();
-    // RocksDB's blob index: its kind (1: in a blob file), then the file's number as a varint.
-    constexpr uint8_t kInBlobFile = 1;
-    ByteReader in(AsBytes({value.data(), value.size()}));
-    const uint8_t kind = in.U8();
-    const uint64_t file = in.Varint();
-    if (!in.ok() || kind != kInBlobFile) return rocksdb::Status::NotSupported("unknown kind of blob index");
-    files_.insert(file);
+    uint64_t bytes = value.size();
+    if (type == rocksdb::kEntryBlobIndex) {
+      // RocksDB's blob index: its kind (1: in a blob file), then as varints the file's number, the offset in it and the
+      // value's size.
+      constexpr uint8_t kInBlobFile = 1;
+      ByteReader in(AsBytes({value.data(), value.size()}));
+      const uint8_t kind = in.U8();
+      const uint64_t file = in.Varint();
+      (void)in.Varint();
+      bytes = in.Varint();
+      if (!in.ok() || kind != kInBlobFile) return rocksdb::Status::NotSupported("unknown kind of blob index");
+      files_.insert(file);
+    } else if (type != rocksdb::kEntryPut) {
+      return rocksdb::Status::OK();
+    }
+    BlockSize& size = sizes_[key.ToString().substr(0, kBlockPrefixBytes)];
+    size.values += 1;
+    size.bytes += key.size() + bytes;
     return rocksdb::Status::OK();
   }
 
@@ -33,15 +44,23 @@ class Collector final : public rocksdb::TablePropertiesCollector {
     ByteWriter out;
     for (const uint64_t file : files_) out.Varint(file);
     (*properties)[kProperty] = std::string(AsChars(out.view()));
+    ByteWriter sizes;
+    for (const auto& [prefix, size] : sizes_) {
+      sizes.String(prefix);
+      sizes.Varint(size.values);
+      sizes.Varint(size.bytes);
+    }
+    (*properties)[kSizesProperty] = std::string(AsChars(sizes.view()));
     return rocksdb::Status::OK();
   }
 
   rocksdb::UserCollectedProperties GetReadableProperties() const override {
-    return {{kProperty, std::to_string(files_.size())}};
+    return {{kProperty, std::to_string(files_.size())}, {kSizesProperty, std::to_string(sizes_.size())}};
   }
 
  private:
   std::set<uint64_t> files_;
+  BlockSizes sizes_;
 };
 
 class CollectorFactory final : public rocksdb::TablePropertiesCollectorFactory {
@@ -86,6 +105,25 @@ rocksdb::Status RangesWithGarbage(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* 
     }
   }
   std::sort(ranges->begin(), ranges->end(), [](const KeyRange& a, const KeyRange& b) { return a.first < b.first; });
+  return rocksdb::Status::OK();
+}
+
+rocksdb::Status SizesByPrefix(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* family, BlockSizes* sizes) {
+  rocksdb::TablePropertiesCollection tables;  // by path
+  if (const rocksdb::Status s = db.GetPropertiesOfAllTables(family, &tables); !s.ok()) return s;
+  for (const auto& [path, properties] : tables) {
+    const auto found = properties->user_collected_properties.find(kSizesProperty);
+    if (found == properties->user_collected_properties.end()) continue;
+    ByteReader in(AsBytes(found->second));
+    while (in.remaining() > 0) {
+      const std::string prefix(in.String());
+      const uint64_t values = in.Varint(), bytes = in.Varint();
+      if (!in.ok()) return rocksdb::Status::Corruption("malformed property " + std::string(kSizesProperty), path);
+      BlockSize& size = (*sizes)[prefix];
+      size.values += values;
+      size.bytes += bytes;
+    }
+  }
   return rocksdb::Status::OK();
 }
 

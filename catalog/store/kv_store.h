@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -62,6 +63,13 @@ class WriteBatch {
   uint64_t put_bytes_ = 0;
 };
 
+// How many values family kBlocks has under keys of one prefix, and what keys and values take.
+struct BlockSize {
+  uint64_t values = 0, bytes = 0;
+};
+inline constexpr size_t kBlockPrefixBytes = 8;  // the push that wrote them
+using BlockSizes = std::map<std::string, BlockSize, std::less<>>;
+
 enum class Durability : uint8_t {
   kNone,  // not in the write-ahead log: durable only after Flush() of the family
   kSync,  // in the log, and the log synced, before Write returns
@@ -101,6 +109,10 @@ class KvStore : public KvReader {
   virtual Status Write(const WriteBatch& batch, Durability durability) = 0;
   // Makes everything written to these families durable.
   virtual Status Flush(std::span<const Family> families) = 0;
+  // What is in family kBlocks, by the first kBlockPrefixBytes bytes of the keys, without reading it. An account of what
+  // was flushed: deleted values are in it until they are collected, and what a build wrote that kept no account is
+  // not.
+  virtual Result<BlockSizes> CountBlocks() const = 0;
   // Gives the space of deleted keys back to the file system (compaction with blob garbage collection forced).
   // `cancelled` is polled; on cancellation what is done stays done.
   virtual Status CollectGarbage(const std::function<bool()>& cancelled) = 0;

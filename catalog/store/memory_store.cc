@@ -90,6 +90,16 @@ class MemoryStore final : public KvStore {
     return OkStatus();
   }
 
+  Result<BlockSizes> CountBlocks() const override {
+    BlockSizes sizes;
+    for (const auto& [key, value] : Matching(Family::kBlocks, "")) {
+      BlockSize& size = sizes[key.substr(0, kBlockPrefixBytes)];
+      size.values += 1;
+      size.bytes += key.size() + value->size();
+    }
+    return sizes;
+  }
+
   Status CollectGarbage(const std::function<bool()>& cancelled) override {
     return cancelled && cancelled() ? Cancelled("collecting garbage was cancelled") : OkStatus();
   }

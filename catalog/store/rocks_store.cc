@@ -298,6 +298,12 @@ class RocksStore final : public RocksReads<KvStore> {
   Status Write(const WriteBatch& batch, Durability durability) override;
   Status Flush(std::span<const Family> families) override;
 
+  Result<BlockSizes> CountBlocks() const override {
+    BlockSizes sizes;
+    RETURN_IF_ERROR(
+        FromRocks(SizesByPrefix(*db_, Handle(Family::kBlocks), &sizes), InFamily("examining", Family::kBlocks)));
+    return sizes;
+  }
   Status CollectGarbage(const std::function<bool()>& cancelled) override;
   Result<uint64_t> DiskBytes() const override { return folder_->DiskBytes(); }
   Status VerifyChecksums() override {

@@ -12,8 +12,6 @@ namespace modelstore {
 namespace {
 
 constexpr size_t kOpsPerBatch = 4096;
-constexpr uint64_t kBlockKeyBytes = 12;
-constexpr size_t kPushKeyBytes = 8;
 
 PushId PushOf(std::string_view prefix) {
   PushId push = 0;
@@ -105,20 +103,25 @@ Status SweepTensors(const StoreWalk& walk, const StoreWalk::Reachable& live, Swe
 }
 
 // Blocks of pushes that no tensor names: of killed or failed ones, which never published.
-Status SweepUnpublished(KvStore& store, const StoreWalk& walk, Sweeper& sweeper, PruneReport* report) {
+Status SweepUnpublished(KvStore& store, const StoreWalk& walk, JobControl& job, Sweeper& sweeper, PruneReport* report) {
   std::map<PushId, bool> published;
   for (const StoreWalk::Tensor& tensor : walk.tensors()) published[tensor.push] = true;
   std::vector<PushId> unpublished;
-  RETURN_IF_ERROR(store.ScanPrefixes(Family::kBlocks, kPushKeyBytes, [&](std::string_view prefix) {
+  RETURN_IF_ERROR(store.ScanPrefixes(Family::kBlocks, kBlockPrefixBytes, [&](std::string_view prefix) -> Status {
+    if (job.cancelled()) return job.Check();
     if (!published.contains(PushOf(prefix))) unpublished.push_back(PushOf(prefix));
     return OkStatus();
   }));
+  if (unpublished.empty()) return OkStatus();
+  // What they hold is known without reading it.
+  constexpr Family kBlockFamily[] = {Family::kBlocks};
+  RETURN_IF_ERROR(store.Flush(kBlockFamily));
+  ASSIGN_OR_RETURN(const BlockSizes sizes, store.CountBlocks());
   for (const PushId push : unpublished) {
-    RETURN_IF_ERROR(store.Scan(Family::kBlocks, BlockKeyPrefix(push), [&](std::string_view, ByteSpan value) {
-      report->blocks += 1;
-      report->freed_bytes += kBlockKeyBytes + value.size();
-      return OkStatus();
-    }));
+    if (const auto size = sizes.find(BlockKeyPrefix(push)); size != sizes.end()) {
+      report->blocks += size->second.values;
+      report->freed_bytes += size->second.bytes;
+    }
     sweeper.batch().DeleteRange(Family::kBlocks, BlockKeyPrefix(push), BlockKeyPrefix(push + 1));
     RETURN_IF_ERROR(sweeper.EndGroup());
   }
@@ -127,9 +130,9 @@ Status SweepUnpublished(KvStore& store, const StoreWalk& walk, Sweeper& sweeper,
 
 // The store as it is, all of it of one moment: models may be renamed meanwhile, nothing else changes. The snapshot ends
 // here, so that what is removed can be given back. `totals`: none when usage records or totals are not right.
-Result<StoreWalk> LoadForPrune(const KvStore& store, std::optional<UsageTotals>* totals) {
+Result<StoreWalk> LoadForPrune(const KvStore& store, JobControl& job, std::optional<UsageTotals>* totals) {
   ASSIGN_OR_RETURN(const auto snapshot, store.Snapshot());
-  ASSIGN_OR_RETURN(StoreWalk walk, StoreWalk::Load(*snapshot));
+  ASSIGN_OR_RETURN(StoreWalk walk, StoreWalk::Load(*snapshot, &job));
   ASSIGN_OR_RETURN(const WriteBatch usage_repairs, UsageRepairs(*snapshot, walk));
   if (usage_repairs.empty()) {
     ASSIGN_OR_RETURN(const StoredValue stored, snapshot->Get(Family::kMeta, kUsageTotalsKey));
@@ -147,7 +150,7 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
   ASSIGN_OR_RETURN(report.disk_bytes_before, store.DiskBytes());
   report.disk_bytes_after = report.disk_bytes_before;
   std::optional<UsageTotals> totals;
-  ASSIGN_OR_RETURN(const StoreWalk walk, LoadForPrune(store, &totals));
+  ASSIGN_OR_RETURN(const StoreWalk walk, LoadForPrune(store, job, &totals));
   // No file that is about to go may be opened between the look at what is open and its record's end.
   std::unique_lock opens = catalog.reader().HoldOpens();
   const StoreWalk::Reachable live = walk.Mark(StoreWalk::kMissing, catalog.reader().PinnedTensors());
@@ -158,7 +161,7 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
     RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
     opens.unlock();
     RETURN_IF_ERROR(SweepTensors(walk, live, sweeper, &report));
-    return SweepUnpublished(store, walk, sweeper, &report);
+    return SweepUnpublished(store, walk, job, sweeper, &report);
   });
   // Also when it stopped half-way: a later push of the same content makes other records under the same tensor ids.
   if (!dry_run) catalog.reader().DropCaches();

@@ -7,11 +7,11 @@
 #include "catalog/write/store_usage.h"
 
 namespace modelstore {
-Result<StoreWalk> StoreWalk::Load(const KvReader& store) {
+Result<StoreWalk> StoreWalk::Load(const KvReader& store, const JobControl* job) {
   StoreWalk walk;
   RETURN_IF_ERROR(walk.LoadModels(store));
-  RETURN_IF_ERROR(walk.LoadTensors(store));
-  RETURN_IF_ERROR(walk.LoadFiles(store));
+  RETURN_IF_ERROR(walk.LoadTensors(store, job));
+  RETURN_IF_ERROR(walk.LoadFiles(store, job));
   for (Model& model : walk.models_) {
     for (const ModelFile& file : model.record.files) {
       const auto it = walk.file_index_.find(file.sha256);
@@ -30,9 +30,10 @@ Status StoreWalk::LoadModels(const KvReader& store) {
   });
 }
 
-Status StoreWalk::LoadTensors(const KvReader& store) {
+Status StoreWalk::LoadTensors(const KvReader& store, const JobControl* job) {
   std::vector<std::pair<uint32_t, TensorId>> bases, parts;
   RETURN_IF_ERROR(store.Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
+    if (job != nullptr && job->cancelled()) return job->Check();
     Tensor tensor;
     ASSIGN_OR_RETURN(tensor.id, ParseTensorKey(key));
     ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value));
@@ -64,8 +65,9 @@ Status StoreWalk::LoadTensors(const KvReader& store) {
   });
 }
 
-Status StoreWalk::LoadFiles(const KvReader& store) {
+Status StoreWalk::LoadFiles(const KvReader& store, const JobControl* job) {
   return store.Scan(Family::kFiles, "", [&](std::string_view key, ByteSpan value) -> Status {
+    if (job != nullptr && job->cancelled()) return job->Check();
     File file;
     if (key.size() != file.sha256.size())
       return Corruption("a file's key has " + std::to_string(key.size()) + " bytes");

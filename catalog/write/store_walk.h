@@ -11,6 +11,7 @@
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
 #include "codec/decode/frame.h"
+#include "codec/support/job_control.h"
 
 namespace modelstore {
 
@@ -56,7 +57,8 @@ class StoreWalk {
   };
 
   // `store`: a snapshot, or the store itself while nothing changes it. Errors: Corruption, Unsupported, Io.
-  static Result<StoreWalk> Load(const KvReader& store);
+  // `job`: to be cancelled by, if given (Cancelled).
+  static Result<StoreWalk> Load(const KvReader& store, const JobControl* job = nullptr);
 
   const std::vector<Model>& models() const { return models_; }  // sorted by name
   const std::vector<File>& files() const { return files_; }
@@ -77,8 +79,8 @@ class StoreWalk {
   struct IdHash {
     size_t operator()(const TensorId& id) const { return id.hash.low ^ id.ordinal; }
   };
-  Status LoadTensors(const KvReader& store);
-  Status LoadFiles(const KvReader& store);
+  Status LoadTensors(const KvReader& store, const JobControl* job);
+  Status LoadFiles(const KvReader& store, const JobControl* job);
   Status LoadModels(const KvReader& store);
 
   std::vector<Model> models_;

@@ -41,6 +41,7 @@ class InterruptedStore final : public KvStore {
   }
   Status Write(const WriteBatch& batch, Durability durability) override { return store_->Write(batch, durability); }
   Status Flush(std::span<const Family> families) override { return store_->Flush(families); }
+  Result<BlockSizes> CountBlocks() const override { return store_->CountBlocks(); }
   Status CollectGarbage(const std::function<bool()>& cancelled) override { return store_->CollectGarbage(cancelled); }
   Result<uint64_t> DiskBytes() const override { return store_->DiskBytes(); }
   Status VerifyChecksums() override { return store_->VerifyChecksums(); }

@@ -49,6 +49,7 @@ class HookedStore final : public KvStore {
                       const std::function<Status(std::string_view)>& visit) const override {
     return store_->ScanPrefixes(family, prefix_bytes, visit);
   }
+  Result<BlockSizes> CountBlocks() const override { return store_->CountBlocks(); }
   Status CollectGarbage(const std::function<bool()>& cancelled) override { return store_->CollectGarbage(cancelled); }
   Result<uint64_t> DiskBytes() const override { return store_->DiskBytes(); }
   Status VerifyChecksums() override { return store_->VerifyChecksums(); }
