@@ -254,6 +254,8 @@ class Slicer {
   Status MakeTensors() {
     uint64_t bytes = 0;
     for (const auto& [name, tensor] : tensors_) bytes += tensor.header->bytes;
+    // A tied head gets a tensor of its own, made of the embedding once more.
+    if (one_basis() && layout_.head == layout_.embedding) bytes += tensors_.at(layout_.embedding).header->bytes;
     job_.Begin("slicing", bytes);
     const size_t steps = layout_.steps.size();
     if (one_basis()) {

@@ -240,7 +240,7 @@ std::string EdgeKey(const TensorId& base, const TensorId& dependent);  // 36 byt
 Result<TensorId> ParseEdgeDependent(std::string_view key);
 
 // A tensor's name in usage records. Two tensors share one by chance in one of 2^64 pairs, or on purpose: it is for
-// figures, never for deciding what may be deleted.
+// figures and for where to look. What is refused or deleted is decided by whole ids.
 uint64_t ShortTensorId(const TensorId& id);
 
 // Keys and values that a tensor adds to the store: its record (`record_bytes` long), blocks, edges, and the sketch that

@@ -55,6 +55,81 @@ ModelLoss LossOf(const StoreUsage& usage, uint32_t leaving) {
   return loss;
 }
 
+namespace {
+
+// In a damaged store some of the records may be missing or malformed: models can be removed all the same.
+bool IsLost(const Status& status) { return status.code() == StatusCode::kNotFound || IsDamage(status); }
+
+// Calls visit(id) for each tensor that the model's files list.
+template <typename VisitFn>
+Status ForEachListed(const KvReader& store, const ModelRecord& model, const VisitFn& visit) {
+  for (const ModelFile& file : model.files) {
+    const Result<StoredValue> value = store.Get(Family::kFiles, FileKey(file.sha256));
+    const Result<FileRecord> record = value.ok() ? ParseFileRecord(value->bytes()) : value.status();
+    if (IsLost(record.status())) continue;
+    RETURN_IF_ERROR(record.status());
+    for (const Extent& extent : record->extents) {
+      if (extent.kind != Extent::Kind::kLiteral) visit(extent.tensor);
+    }
+  }
+  return OkStatus();
+}
+
+// Calls visit(id) for each tensor that the record of `id` refers to.
+template <typename VisitFn>
+Status ForEachReferenceOf(const KvReader& store, const TensorId& id, const VisitFn& visit) {
+  const Result<StoredValue> value = store.Get(Family::kTensors, TensorKey(id));
+  const Result<TensorRecord> record = value.ok() ? ParseTensorRecord(value->bytes()) : value.status();
+  if (IsLost(record.status())) return OkStatus();
+  RETURN_IF_ERROR(record.status());
+  ForEachReference(*record, visit);
+  return OkStatus();
+}
+
+// Whether what `model` lists refers to one of `held`, directly or through others.
+Result<bool> Needs(const KvReader& store, const ModelRecord& model, const std::set<TensorId>& held) {
+  std::set<TensorId> seen;
+  std::vector<TensorId> pending;
+  bool found = false;
+  const auto see = [&](const TensorId& id) {
+    if (seen.insert(id).second) pending.push_back(id);
+  };
+  RETURN_IF_ERROR(ForEachListed(store, model, see));
+  while (!pending.empty() && !found) {
+    const TensorId id = pending.back();
+    pending.pop_back();
+    RETURN_IF_ERROR(ForEachReferenceOf(store, id, [&](const TensorId& needed) {
+      found = found || held.contains(needed);
+      see(needed);
+    }));
+  }
+  return found;
+}
+
+}  // namespace
+
+Result<std::set<std::string>> ConfirmDependents(const KvReader& store, const StoreUsage& usage, uint32_t leaving,
+                                                const ModelLoss& loss) {
+  const ModelRecord& model = usage.models()[leaving].record;
+  std::set<TensorId> held;
+  if (!loss.dependents.empty()) {
+    RETURN_IF_ERROR(ForEachListed(store, model, [&](const TensorId& id) {
+      const uint32_t index = usage.FindTensor(id);
+      if (index != StoreUsage::kMissing && loss.own[index]) held.insert(id);
+    }));
+  }
+  std::set<std::string> confirmed;
+  for (const std::string& name : loss.dependents) {
+    const ModelRecord& dependent = usage.models()[usage.FindModel(name)].record;
+    bool needs = dependent.derived && dependent.base == model.id;
+    if (!needs) {
+      ASSIGN_OR_RETURN(needs, Needs(store, dependent, held));
+    }
+    if (needs) confirmed.insert(name);
+  }
+  return confirmed;
+}
+
 void KeepForFile(const StoreUsage& usage, const UsageRecord& file, ModelLoss* loss) {
   const auto keep = [&](uint64_t id) {
     if (const uint32_t index = usage.FindShortId(id); index != StoreUsage::kMissing) loss->still_needed[index] = true;
@@ -65,8 +140,6 @@ void KeepForFile(const StoreUsage& usage, const UsageRecord& file, ModelLoss* lo
 
 Status RetireSketches(const KvReader& store, const StoreUsage& usage, const ModelRecord& model, const ModelLoss& loss,
                       WriteBatch* batch) {
-  // In a damaged store some of the records may be missing or malformed: models can be removed all the same.
-  const auto is_lost = [](const Status& status) { return status.code() == StatusCode::kNotFound || IsDamage(status); };
   std::set<TensorId> retired;
   std::vector<TensorId> pending;
   const auto retire = [&](const TensorId& id) {
@@ -75,24 +148,12 @@ Status RetireSketches(const KvReader& store, const StoreUsage& usage, const Mode
     pending.push_back(id);
     batch->Delete(Family::kSketches, TensorKey(id));
   };
-  for (const ModelFile& file : model.files) {
-    const Result<StoredValue> value = store.Get(Family::kFiles, FileKey(file.sha256));
-    const Result<FileRecord> record = value.ok() ? ParseFileRecord(value->bytes()) : value.status();
-    if (is_lost(record.status())) continue;
-    RETURN_IF_ERROR(record.status());
-    for (const Extent& extent : record->extents) {
-      if (extent.kind != Extent::Kind::kLiteral) retire(extent.tensor);
-    }
-  }
+  RETURN_IF_ERROR(ForEachListed(store, model, retire));
   // Bases that no model lists any more, and parts of compact tensors, which none lists.
   while (!pending.empty()) {
     const TensorId id = pending.back();
     pending.pop_back();
-    const Result<StoredValue> value = store.Get(Family::kTensors, TensorKey(id));
-    const Result<TensorRecord> record = value.ok() ? ParseTensorRecord(value->bytes()) : value.status();
-    if (is_lost(record.status())) continue;
-    RETURN_IF_ERROR(record.status());
-    ForEachReference(*record, retire);
+    RETURN_IF_ERROR(ForEachReferenceOf(store, id, retire));
   }
   return OkStatus();
 }

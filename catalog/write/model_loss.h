@@ -23,6 +23,12 @@ struct ModelLoss {
 // `leaving`: an index of usage.models().
 ModelLoss LossOf(const StoreUsage& usage, uint32_t leaving);
 
+// LossOf goes by short ids, which somebody may have made equal. Of the models that it takes for dependents these are
+// some: derived from the model that leaves, or with a tensor stored against one that only that model holds.
+// Errors: ResourceExhausted, Io.
+Result<std::set<std::string>> ConfirmDependents(const KvReader& store, const StoreUsage& usage, uint32_t leaving,
+                                                const ModelLoss& loss);
+
 // What this file needs is still needed, although no model of `usage` holds the file.
 void KeepForFile(const StoreUsage& usage, const UsageRecord& file, ModelLoss* loss);
 

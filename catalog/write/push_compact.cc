@@ -371,11 +371,7 @@ Status PushJob::FinishCompact() {
       break;
     }
     if (item_extents_[group.members.front()]->stored) continue;
-    if (!ids.empty()) {
-      if (ids.back().ordinal == UINT16_MAX)
-        return ResourceExhausted("more than 65535 different contents share the hash of '" + options_.name + "'");
-      made.id.ordinal = static_cast<uint16_t>(ids.back().ordinal + 1);
-    }
+    ASSIGN_OR_RETURN(made.id.ordinal, AllotOrdinal(made.id.hash, ids.empty() ? 0 : ids.back().ordinal + 1u));
     RETURN_IF_ERROR(Introduce(&made));
   }
   return OkStatus();
@@ -477,10 +473,6 @@ Result<TensorId> PushJob::StoreDerived(ByteSpan content, const SourceExtent& ext
     ASSIGN_OR_RETURN(const bool equal, EqualsTensor(data, tensor.introduced));
     if (equal) return tensor.id;
   }
-  {
-    const std::lock_guard lock(mutex_);
-    planned.rank = static_cast<uint16_t>(std::min<size_t>(claims_[planned.hash].made++, UINT16_MAX));
-  }
   PlannedFile none;
   planned.file = &none;
   SourceFile unnamed;
@@ -491,9 +483,9 @@ Result<TensorId> PushJob::StoreDerived(ByteSpan content, const SourceExtent& ext
   const uint64_t blocks = BlocksFor(extent.bytes);
   if (next_block_ + blocks > UINT32_MAX)
     return ResourceExhausted("'" + options_.name + "' takes more blocks than a push may have");
-  ASSIGN_OR_RETURN(TensorRecord record, writer_->Store(data, choice, static_cast<uint32_t>(next_block_)));
+  ASSIGN_OR_RETURN(TensorRecord record, writer_->Store(data, choice, static_cast<uint32_t>(next_block_), nullptr));
   next_block_ += blocks;
-  const TensorId id{planned.hash, planned.rank};
+  const TensorId id{planned.hash, planned.ordinal};
   RETURN_IF_ERROR(AddDerived(id, std::move(record)).status());
   return id;
 }

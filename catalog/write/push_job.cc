@@ -214,20 +214,18 @@ Status PushJob::Code(PlannedExtent& extent) {
   std::vector<const PlannedExtent*> rivals;
   {
     const std::lock_guard lock(mutex_);
-    Claims& claims = claims_[extent.hash];
-    rivals = claims.extents;
-    extent.rank = static_cast<uint16_t>(std::min<size_t>(claims.made, UINT16_MAX));
-    claims.made += 1;
-    claims.extents.push_back(&extent);
+    std::vector<const PlannedExtent*>& claims = claims_[extent.hash];
+    rivals = claims;
+    claims.push_back(&extent);
   }
   for (const PlannedExtent* rival : rivals) {
     ASSIGN_OR_RETURN(const bool equal, EqualsExtent(data, *rival));
     if (!equal) continue;
     extent.repeats = rival;
     {
-      // One claim a content, so that many identical tensors stay linear. Ranks may not be reused: a gap costs nothing.
+      // One claim a content, so that many identical tensors stay linear.
       const std::lock_guard lock(mutex_);
-      std::erase(claims_[extent.hash].extents, &extent);
+      std::erase(claims_[extent.hash], &extent);
     }
     job_.Advance(source.bytes);
     return OkStatus();
@@ -280,7 +278,18 @@ Status PushJob::StoredOfHash(const Hash128& hash, std::vector<TensorId>* ids) {
   });
 }
 
-// Sets extent.stored when a stored tensor has these bytes; else moves extent.rank behind the ordinals in use.
+// The first ordinal from `first` on that this push has not given to another content of the hash. (One that another push
+// publishes meanwhile is noticed by YieldToRivals.)
+Result<uint16_t> PushJob::AllotOrdinal(const Hash128& hash, uint32_t first) {
+  const std::lock_guard lock(mutex_);
+  for (uint32_t ordinal = first; ordinal <= UINT16_MAX; ++ordinal) {
+    const uint16_t allotted = static_cast<uint16_t>(ordinal);
+    if (allotted_.insert({hash, allotted}).second) return allotted;
+  }
+  return ResourceExhausted("'" + options_.name + "': more than 65535 different contents share the hash of a tensor");
+}
+
+// Sets extent.stored when a stored tensor has these bytes; else extent.ordinal, behind those in use.
 Result<bool> PushJob::FindIdentical(const TensorData& data, PlannedExtent& extent) {
   std::vector<TensorId> ids;
   RETURN_IF_ERROR(StoredOfHash(extent.hash, &ids));
@@ -292,11 +301,7 @@ Result<bool> PushJob::FindIdentical(const TensorData& data, PlannedExtent& exten
     extent.stored = id;
     return true;
   }
-  const uint32_t ordinal = (ids.empty() ? 0u : ids.back().ordinal + 1u) + extent.rank;
-  if (ordinal > UINT16_MAX)
-    return ResourceExhausted("tensor '" + extent.source.name + "' of " + extent.file->source->shown_as +
-                             ": more than 65535 different contents share its hash");
-  extent.rank = static_cast<uint16_t>(ordinal);
+  ASSIGN_OR_RETURN(extent.ordinal, AllotOrdinal(extent.hash, ids.empty() ? 0 : ids.back().ordinal + 1u));
   return false;
 }
 
@@ -315,10 +320,11 @@ Result<bool> PushJob::EqualsTensor(const TensorData& data, const TensorRef& tens
   const auto compare = [&](size_t block) -> Status {
     if (!equal) return OkStatus();
     const uint32_t index = static_cast<uint32_t>(block);
-    ASSIGN_OR_RETURN(const BlockRef stored, catalog_.reader().ReadBlock(tensor, index, /*keep=*/false));
     Buffer scratch;
+    // First: a source may wait for memory, and nobody may while holding a block.
     ASSIGN_OR_RETURN(const ByteSpan own, data.Read(tensor->frame.BlockBegin(index) * DTypeBytes(record.dtype),
-                                                   stored.bytes().size(), &scratch));
+                                                   BlockBytes(tensor->frame, index), &scratch));
+    ASSIGN_OR_RETURN(const BlockRef stored, catalog_.reader().ReadBlock(tensor, index, /*keep=*/false));
     if (!SameBytes(own, stored.bytes())) equal = false;
     return OkStatus();
   };
@@ -343,7 +349,7 @@ Result<bool> PushJob::EqualsExtent(const TensorData& data, const PlannedExtent& 
 Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const std::vector<BaseCandidate>& candidates) {
   const SourceExtent& source = extent.source;
   NewTensor made;
-  made.id = {extent.hash, extent.rank};
+  made.id = {extent.hash, extent.ordinal};
   if (source.bytes == 0) {
     made.record.dtype = source.dtype;
     made.record.shape = source.shape;
@@ -352,9 +358,10 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
   } else if (extent.projection) {
     ASSIGN_OR_RETURN(made.record, Project(extent));
   } else {
+    JobPart part(job_, source.bytes);
     const auto store = [&](const std::vector<BaseCandidate>& bases) -> Result<TensorRecord> {
       ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, bases));
-      return writer_->Store(data, choice, extent.first_block);
+      return writer_->Store(data, choice, extent.first_block, &part);
     };
     Result<TensorRecord> record = store(candidates);
     if (!record.ok()) {

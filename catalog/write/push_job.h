@@ -64,7 +64,7 @@ class PushJob {
     size_t position = 0;  // among the push's extents of this shape
     size_t index = 0;     // in its file
     Hash128 hash;
-    uint16_t rank = 0;  // among the push's extents of this hash
+    uint16_t ordinal = 0;  // of its tensor, when that is new
     std::optional<SketchRecord> sketch;
     std::optional<TensorId> stored;
     NewTensor* made = nullptr;
@@ -76,11 +76,6 @@ class PushJob {
     bool is_placed = false;  // its source says which stored tensor it is (SourceContent::PlaceOf): nothing to code
 
     bool needs_coding() const { return !source.is_literal() && !is_part && !is_placed; }
-  };
-  // The extents of one hash that do not repeat another one (or are not yet known to).
-  struct Claims {
-    std::vector<const PlannedExtent*> extents;
-    size_t made = 0;
   };
   struct PlannedFile {
     const SourceFile* source = nullptr;
@@ -109,6 +104,7 @@ class PushJob {
   static void SkipLiterals(PlannedFile& file);
   Status CodeDeferred(PlannedExtent& extent);
   Status StoredOfHash(const Hash128& hash, std::vector<TensorId>* ids);
+  Result<uint16_t> AllotOrdinal(const Hash128& hash, uint32_t first);
   Result<bool> FindIdentical(const TensorData& data, PlannedExtent& extent);
   Result<bool> EqualsStored(const TensorData& data, const TensorId& id);
   Result<bool> EqualsTensor(const TensorData& data, const TensorRef& tensor);
@@ -229,7 +225,9 @@ class PushJob {
   std::condition_variable turn_changed_;
   Status failure_;    // of the first extent that failed: nobody waits for its turn any more
   std::mutex mutex_;  // guards what follows
-  std::map<Hash128, Claims> claims_;
+  // The extents of one hash that do not repeat another one (or are not yet known to).
+  std::map<Hash128, std::vector<const PlannedExtent*>> claims_;
+  std::set<TensorId> allotted_;  // ids of what this push stores
   std::deque<NewTensor> new_tensors_;
   std::deque<NewTensor> materialised_;
   std::vector<PlannedExtent*> deferred_;

@@ -80,7 +80,8 @@ Status PushJob::Materialise(const TensorRef& tensor, uint32_t first_block) {
   ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, {}));
   NewTensor made;
   made.id = tensor->id;
-  ASSIGN_OR_RETURN(made.record, writer_->Store(data, choice, first_block));
+  JobPart part(job_, old.bytes);
+  ASSIGN_OR_RETURN(made.record, writer_->Store(data, choice, first_block, &part));
   // Readers know the tensor by its blocks.
   ASSIGN_OR_RETURN(const Frame frame, ParseFrame(made.record.frame));
   if (frame.block_elems != tensor->frame.block_elems) return Corruption("blocks of another size");

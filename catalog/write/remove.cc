@@ -54,7 +54,8 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     const uint32_t index = usage.FindModel(name);
     if (index == StoreUsage::kMissing) return Internal("the model '" + name + "' is listed under another name");
     const ModelLoss loss = LossOf(usage, index);
-    if (!loss.dependents.empty()) return RefuseFor(name, usage, loss.dependents, may_see);
+    ASSIGN_OR_RETURN(const std::set<std::string> dependents, ConfirmDependents(catalog.store(), usage, index, loss));
+    if (!dependents.empty()) return RefuseFor(name, usage, dependents, may_see);
 
     const ModelRecord& model = usage.models()[index].record;
     report.models = {name};

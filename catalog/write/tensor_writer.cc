@@ -78,7 +78,8 @@ class TensorWriter::Prediction {
   ByteSpan held_;
 };
 
-Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block) {
+Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block,
+                                         JobPart* part) {
   EncodePlan plan = choice.plan;
   static const std::vector<ViewSegment> kNoView;
   const std::vector<ViewSegment>& view = plan.encoding == Encoding::kDelta ? choice.view : kNoView;
@@ -141,13 +142,13 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
     if (record.block_count > BlocksFor(record.bytes))
       return Internal("a frame of " + std::to_string(record.block_count) + " blocks where " +
                       std::to_string(BlocksFor(record.bytes)) + " were expected");
-    RETURN_IF_ERROR(WriteBlocks(data, encoder, prediction, &record));
+    RETURN_IF_ERROR(WriteBlocks(data, encoder, prediction, part, &record));
     return record;
   }
 }
 
 Status TensorWriter::WriteBlocks(const TensorData& data, const BlockEncoder& encoder, const Prediction& prediction,
-                                 TensorRecord* record) {
+                                 JobPart* part, TensorRecord* record) {
   const Frame& frame = encoder.frame();
   const bool predicts = frame.encoding == Encoding::kDelta;
   const uint32_t width = DTypeBytes(frame.dtype);
@@ -170,7 +171,7 @@ Status TensorWriter::WriteBlocks(const TensorData& data, const BlockEncoder& enc
       const Bytes value = SealBlock(coded);
       coded_bytes += value.size();
       batch.Put(Family::kBlocks, BlockKey(push_, record->first_block + i), value);
-      job_.Advance(source.size());
+      if (part != nullptr) part->Advance(source.size());
     }
     written_bytes_ += batch.put_bytes();
     return catalog_.store().Write(batch, Durability::kNone);

@@ -21,9 +21,9 @@ class TensorWriter {
   TensorWriter(Catalog& catalog, PushId push, Lanes& lanes, uint64_t hold_bytes, JobControl& job)
       : catalog_(catalog), push_(push), lanes_(lanes), hold_bytes_(hold_bytes), job_(job) {}
 
-  // Codes `data` by `choice` and writes its blocks from `first_block` on. Errors: Io (source changed), NoSpace,
-  // Cancelled, Corruption (of the base).
-  Result<TensorRecord> Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block);
+  // Codes `data` by `choice` and writes its blocks from `first_block` on. `part`: to be told of source bytes as they
+  // are coded; may be null. Errors: Io (source changed), NoSpace, Cancelled, Corruption (of the base).
+  Result<TensorRecord> Store(const TensorData& data, const BaseChoice& choice, uint32_t first_block, JobPart* part);
   // Decodes a stored tensor from the store's own bytes; its hash. Errors: Corruption, Io.
   Result<Hash128> HashStored(const TensorRecord& record);
 
@@ -35,7 +35,7 @@ class TensorWriter {
 
  private:
   class Prediction;
-  Status WriteBlocks(const TensorData& data, const BlockEncoder& encoder, const Prediction& prediction,
+  Status WriteBlocks(const TensorData& data, const BlockEncoder& encoder, const Prediction& prediction, JobPart* part,
                      TensorRecord* record);
 
   Catalog& catalog_;

@@ -1,9 +1,10 @@
 // JobControl: how a long operation reports progress and learns that it should stop (layer: codec/support).
 //
-// Thread-safe: workers call Advance and cancelled from any thread. The owner of the job sets the callback before the
-// job starts and outlives it.
+// Any thread may call Advance, Cancel and cancelled. Begin and Warn are for the one thread that leads the job, while
+// nobody else is at work on it. The owner of the job sets the callbacks before the job starts and outlives it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -31,7 +32,7 @@ class JobControl {
   // Cancelled when the job should stop; polled at least once a block.
   Status Check() const { return cancelled() ? Cancelled("cancelled by the user") : OkStatus(); }
 
-  // Warnings for the user ("model.safetensors: malformed header …, stored as plain content"); called from one thread.
+  // Warnings for the user ("model.safetensors: malformed header …, stored as plain content").
   void Warn(std::string message) {
     if (on_warning) on_warning(std::move(message));
   }
@@ -54,6 +55,23 @@ class JobControl {
   std::atomic<uint64_t> done_bytes_{0};
   std::string phase_;
   uint64_t total_bytes_ = 0;
+};
+
+// One piece of a phase's work. However often its bytes are gone over (a second try does so), no more than they are
+// counted. Thread-safe.
+class JobPart {
+ public:
+  JobPart(JobControl& job, uint64_t bytes) : job_(job), left_bytes_(bytes) {}
+  void Advance(uint64_t bytes) {
+    uint64_t left = left_bytes_.load(std::memory_order_relaxed);
+    while (!left_bytes_.compare_exchange_weak(left, left - std::min(left, bytes), std::memory_order_relaxed)) {
+    }
+    if (left > 0) job_.Advance(std::min(left, bytes));
+  }
+
+ private:
+  JobControl& job_;
+  std::atomic<uint64_t> left_bytes_;
 };
 
 }  // namespace modelstore

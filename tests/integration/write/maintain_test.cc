@@ -406,22 +406,21 @@ TEST_F(MaintainTest, PruneDeletesDependentsBeforeTheirBases) {
     base.push_back(RandomTensor("t" + std::to_string(i), {512}, i));
     finetune.push_back(Finetuned(base.back(), 10'000 + i));
   }
+  // Stops after the first batch of files and the first of tensors.
+  int batches = 0;
+  JobControl job;
+  bool armed = false;
+  OpenInMemory([&](uint64_t) {
+    if (armed && ++batches > 1) job.Cancel();
+    return OkStatus();
+  });
   MustPush(WriteModel("base", base));
   const std::string folder = WriteModel("ft", finetune);
   ASSERT_EQ(MustPush(folder).base, "base");
   ASSERT_OK(Remove(catalog(), "ft", false, job_).status());
   ASSERT_OK(Remove(catalog(), "base", false, job_).status());
-  // Stops after the first batch of files and the first of tensors.
-  int batches = 0;
-  JobControl job;
-  bool armed = false;
-  Reopen([&](uint64_t) {
-    if (armed && ++batches > 2) job.Cancel();
-    return OkStatus();
-  });
   armed = true;
   EXPECT_EQ(Prune(catalog(), false, job).status().code(), StatusCode::kCancelled);
-  Reopen();
   std::set<TensorId> left;
   std::vector<TensorId> bases;
   ASSERT_OK(catalog().store().Scan(Family::kTensors, "", [&](std::string_view key, ByteSpan value) -> Status {
@@ -444,14 +443,15 @@ TEST_F(MaintainTest, ACancelledPruneForgetsTheRecordsThatItDeleted) {
   std::vector<TestTensor> tensors;
   for (uint64_t i = 0; i < 2400; ++i) tensors.push_back(RandomTensor("t" + std::to_string(i), {512}, i));
   const std::string folder = WriteModel("m", tensors);
-  MustPush(folder);
   JobControl job;
   int batches = 0;
   bool armed = false;
-  Reopen([&](uint64_t) {
-    if (armed && ++batches > 2) job.Cancel();
+  OpenInMemory([&](uint64_t) {
+    if (armed && ++batches > 1) job.Cancel();
     return OkStatus();
   });
+  MustPush(folder);
+  catalog().reader().DropCaches();
   // Parses all records, and leaves no blocks in the cache that would hide that a record is out of date.
   ASSERT_OK(catalog().store().ScanKeys(Family::kTensors, "", [&](std::string_view key) -> Status {
     ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));

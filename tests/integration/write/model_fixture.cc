@@ -121,7 +121,12 @@ void WritePath(const std::string& path, ByteSpan bytes) {
   ASSERT_TRUE(out) << path;
 }
 
-ModelTest::ModelTest() {
+ModelTest::ModelTest()
+    : job_([](const JobProgress& progress) {
+        if (progress.total_bytes > 0) {
+          EXPECT_LE(progress.done_bytes, progress.total_bytes) << progress.phase;
+        }
+      }) {
   std::string pattern = (fs::temp_directory_path() / "modelstore-write-XXXXXX").string();
   EXPECT_NE(mkdtemp(pattern.data()), nullptr);
   temp_ = pattern;
@@ -134,12 +139,29 @@ ModelTest::~ModelTest() {
   fs::remove_all(temp_, ignored);
 }
 
-Catalog& ModelTest::Reopen(std::function<Status(uint64_t)> before_write) {
-  Close();
+namespace {
+
+CatalogOptions Options() {
   CatalogOptions options;
   options.create_if_missing = true;
   options.memory_budget_bytes = 128 << 20;
   options.threads = 2;
+  return options;
+}
+
+}  // namespace
+
+Catalog& ModelTest::OpenInMemory(std::function<Status(uint64_t)> before_write) {
+  Close();
+  Result<std::unique_ptr<Catalog>> opened = Catalog::OverStore(NewMemoryStore(std::move(before_write)), "", Options());
+  EXPECT_OK(opened.status());
+  catalog_ = *std::move(opened);
+  return *catalog_;
+}
+
+Catalog& ModelTest::Reopen(std::function<Status(uint64_t)> before_write) {
+  Close();
+  CatalogOptions options = Options();
   options.before_write = std::move(before_write);
   Result<std::unique_ptr<Catalog>> opened = Catalog::Open(store_dir(), options);
   if (!opened.ok()) {

@@ -54,6 +54,8 @@ class ModelTest : public ::testing::Test {
   std::string store_dir() const { return temp_ + "/store"; }
   // Opens the store (again); fails the test when it cannot.
   Catalog& Reopen(std::function<Status(uint64_t)> before_write = nullptr);
+  // On a store in memory, where `before_write` is called once for each batch: nothing writes in the background.
+  Catalog& OpenInMemory(std::function<Status(uint64_t)> before_write);
   Catalog& catalog() { return catalog_ ? *catalog_ : Reopen(); }
   void Close() { catalog_.reset(); }
 
@@ -77,7 +79,7 @@ class ModelTest : public ::testing::Test {
   TensorUsage TensorOf(const std::string& model, const std::string& tensor);
   uint64_t CountKeys(Family family);
 
-  JobControl job_;
+  JobControl job_;  // fails the test when more of a phase is done than there is
   std::vector<std::string> warnings_;
 
  private:
