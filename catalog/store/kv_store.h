@@ -116,6 +116,10 @@ class KvStore : public KvReader {
   // Gives the space of deleted keys back to the file system (compaction with blob garbage collection forced).
   // `cancelled` is polled; on cancellation what is done stays done.
   virtual Status CollectGarbage(const std::function<bool()>& cancelled) = 0;
+  // The same for what was deleted of family kBlocks in [begin, end) alone: it costs what was written there, not what
+  // else the store holds.
+  virtual Status CollectBlocks(std::string_view begin, std::string_view end,
+                               const std::function<bool()>& cancelled) = 0;
   // Bytes that the store's folder takes on disk (st_blocks), everything counted.
   virtual Result<uint64_t> DiskBytes() const = 0;
   // Checks every checksum of the store's own files. Errors: Corruption naming the file.

@@ -104,6 +104,10 @@ class MemoryStore final : public KvStore {
     return cancelled && cancelled() ? Cancelled("collecting garbage was cancelled") : OkStatus();
   }
 
+  Status CollectBlocks(std::string_view, std::string_view, const std::function<bool()>& cancelled) override {
+    return CollectGarbage(cancelled);
+  }
+
   Result<uint64_t> DiskBytes() const override {
     const std::shared_lock lock(mutex_);
     uint64_t bytes = 0;

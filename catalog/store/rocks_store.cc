@@ -305,6 +305,7 @@ class RocksStore final : public RocksReads<KvStore> {
     return sizes;
   }
   Status CollectGarbage(const std::function<bool()>& cancelled) override;
+  Status CollectBlocks(std::string_view begin, std::string_view end, const std::function<bool()>& cancelled) override;
   Result<uint64_t> DiskBytes() const override { return folder_->DiskBytes(); }
   Status VerifyChecksums() override {
     return FromRocks(db_->VerifyFileChecksums(rocksdb::ReadOptions()), "verifying the store's files");
@@ -315,6 +316,13 @@ class RocksStore final : public RocksReads<KvStore> {
   Status CheckRoom(const WriteBatch& batch, Durability durability);
   // Maps the status of a write and remembers a failure for CheckWritable.
   Status Noted(const rocksdb::Status& s, std::string_view what);
+  // Gives the ballast up when the disk is nearly full.
+  void MakeRoom();
+  // Deletions that no compaction has seen are carried out, without a value being copied: blob files without a live
+  // value go. `range` null: all keys.
+  Status DropDeleted(Family family, const KeyRange* range, const std::function<bool()>& cancelled);
+  // Copies the live blocks out of blob files that are partly dead. `within`: those that keys of that range refer to.
+  Status CopyLiveBlocks(const KeyRange* within, const std::function<bool()>& cancelled);
   // `range` null: all keys.
   Status Compact(Family family, const rocksdb::CompactRangeOptions& options, const KeyRange* range,
                  const std::function<bool()>& cancelled);
@@ -478,23 +486,22 @@ Status RocksStore::Compact(Family family, const rocksdb::CompactRangeOptions& op
   return Noted(s, InFamily("compacting", family));
 }
 
-Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
-  RETURN_IF_ERROR(CheckWritable());
-  std::array<Family, kFamilyCount> families;
-  for (int i = 0; i < kFamilyCount; ++i) families[i] = static_cast<Family>(i);
+void RocksStore::MakeRoom() {
   constexpr uint64_t kLittleSpace = 16 * kMiB;
   if (const auto available = folder_->FreeBytes(); available.ok() && *available < kLittleSpace)
     folder_->ReleaseBallast();
-  RETURN_IF_ERROR(Flush(families));
+}
 
-  // First without copying a value: dropped references free every blob file that has no live value left.
+Status RocksStore::DropDeleted(Family family, const KeyRange* range, const std::function<bool()>& cancelled) {
   rocksdb::CompactRangeOptions drop;
   drop.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
   drop.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kDisable;
-  for (const Family family : families) RETURN_IF_ERROR(Compact(family, drop, nullptr, cancelled));
+  return Compact(family, drop, range, cancelled);
+}
 
-  // Then copy the live values out of the files that are partly dead, a range at a time, so that little space is needed
-  // before some is freed. A file with less garbage than this part is left alone.
+// A range at a time, so that little space is needed before some is freed.
+Status RocksStore::CopyLiveBlocks(const KeyRange* within, const std::function<bool()>& cancelled) {
+  // A file with less garbage than this part is left alone.
   constexpr uint64_t kMinGarbageShare = 64;
   std::vector<KeyRange> ranges;
   RETURN_IF_ERROR(FromRocks(RangesWithGarbage(*db_, Handle(Family::kBlocks), kMinGarbageShare, &ranges),
@@ -503,7 +510,34 @@ Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
   copy.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
   copy.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
   copy.blob_garbage_collection_age_cutoff = 1.0;
-  for (const KeyRange& range : ranges) RETURN_IF_ERROR(Compact(Family::kBlocks, copy, &range, cancelled));
+  for (const KeyRange& range : ranges) {
+    if (within != nullptr && (range.last < within->first || range.first > within->last)) continue;
+    RETURN_IF_ERROR(Compact(Family::kBlocks, copy, &range, cancelled));
+  }
+  return OkStatus();
+}
+
+Status RocksStore::CollectBlocks(std::string_view begin, std::string_view end, const std::function<bool()>& cancelled) {
+  RETURN_IF_ERROR(CheckWritable());
+  MakeRoom();
+  constexpr Family kBlockFamily[] = {Family::kBlocks};
+  RETURN_IF_ERROR(Flush(kBlockFamily));
+  const KeyRange range{std::string(begin), std::string(end)};
+  RETURN_IF_ERROR(DropDeleted(Family::kBlocks, &range, cancelled));
+  RETURN_IF_ERROR(CopyLiveBlocks(&range, cancelled));
+  folder_->RefillBallast();
+  return OkStatus();
+}
+
+Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
+  RETURN_IF_ERROR(CheckWritable());
+  std::array<Family, kFamilyCount> families;
+  for (int i = 0; i < kFamilyCount; ++i) families[i] = static_cast<Family>(i);
+  MakeRoom();
+  RETURN_IF_ERROR(Flush(families));
+
+  for (const Family family : families) RETURN_IF_ERROR(DropDeleted(family, nullptr, cancelled));
+  RETURN_IF_ERROR(CopyLiveBlocks(nullptr, cancelled));
   folder_->RefillBallast();
   return OkStatus();
 }

@@ -186,6 +186,9 @@ class PushJob {
   static const TensorId& IdOf(const PlannedExtent& extent);
   static FileRecord RecordOf(const PlannedFile& file);
   void RollBack();
+  // Gives the space of blocks back that this push wrote and deleted again. Errors: Cancelled, Io, NoSpace.
+  // Nothing is done about less than `at_least`.
+  Status CollectOwnBlocks(uint64_t at_least);
 
   // How the push's share of memory is spent: how many threads work at once, and what each may hold of a tensor, and of
   // its prediction.
@@ -199,6 +202,7 @@ class PushJob {
   std::unique_ptr<BaseChooser> bases_;
   std::unique_ptr<TensorWriter> writer_;
   PushId push_ = 0;
+  uint64_t kept_bytes_ = 0;  // of the blocks that it published
   MemoryShares::Share memory_;
   std::unique_ptr<Lanes> lanes_;
   uint64_t hold_bytes_ = 0;

@@ -18,7 +18,11 @@ constexpr Family kCatalogFamilies[] = {Family::kModels, Family::kFiles,    Famil
                                        Family::kEdges,  Family::kSketches, Family::kMeta};
 constexpr Family kBlockFamily[] = {Family::kBlocks};
 constexpr uint64_t kBlockKeyBytes = 12;
-constexpr uint64_t kCollectedBytes = 16 << 20;
+// Of blocks that a push wrote in vain, less than this, and less than this part of what it wrote, waits for prune. When
+// all was in vain, little never left memory.
+constexpr uint64_t kCollectedBytes = 64 << 10;
+constexpr uint64_t kCollectedShare = 64;
+constexpr uint64_t kCollectedByRollBack = 16 << 20;
 
 int64_t NowNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
@@ -89,6 +93,9 @@ Result<PushReport> PushJob::Run() {
               ")");
   keep.Release();
   catalog_.NotifyChanged({TopLevelName(options_.name)});
+  if (const Status collected = CollectOwnBlocks(kCollectedBytes); !collected.ok())
+    job_.Warn("'" + options_.name + "' is stored, but the space of what it was planned with was not given back (" +
+              collected.ToString() + "); run prune to free it");
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }
@@ -469,6 +476,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
 
   WriteBatch batch;
   ASSIGN_OR_RETURN(const uint64_t block_bytes, AddRecords(&batch));
+  kept_bytes_ = block_bytes;
   RETURN_IF_ERROR(CheckDerivation());
   if (options_.derivation) base = &options_.derivation->source;
   if (options_.compact) AddFeature(&meta, kCompactFeature);
@@ -542,16 +550,27 @@ void PushJob::CountLevels(PushReport* report) const {
   report->projected_bytes = levels.projected;
 }
 
+// Planning a compact push writes tokens that the next round supersedes; a tensor that another push stored at the same
+// time, or that turns out to be stored already, was written for nothing.
+Status PushJob::CollectOwnBlocks(uint64_t at_least) {
+  const uint64_t written = writer_->written_bytes();
+  const uint64_t vain = written - std::min(written, kept_bytes_);
+  if (vain < std::max(at_least, written / kCollectedShare)) return OkStatus();
+  // Collecting copies what lives beside it.
+  ASSIGN_OR_RETURN(const bool has_room, HasRoomFor(kept_bytes_));
+  if (kept_bytes_ > 0 && !has_room) return NoSpace(catalog_.dir() + " has too little free space for that");
+  job_.Begin("giving space back", 0);
+  return catalog_.store().CollectBlocks(BlockKeyPrefix(push_), BlockKeyPrefix(push_ + 1),
+                                        [this] { return job_.cancelled(); });
+}
+
 void PushJob::RollBack() {
   Withdraw();
+  kept_bytes_ = 0;
   WriteBatch batch;
   batch.DeleteRange(Family::kBlocks, BlockKeyPrefix(push_), BlockKeyPrefix(push_ + 1));
   Status removed = catalog_.store().Write(batch, Durability::kSync);
-  // Little never left memory; what did is given back now, unless the user does not want to wait.
-  if (removed.ok() && writer_->written_bytes() >= kCollectedBytes) {
-    if (!job_.cancelled()) removed = catalog_.store().CollectGarbage([&] { return job_.cancelled(); });
-    if (removed.ok() && job_.cancelled()) removed = job_.Check();
-  }
+  if (removed.ok()) removed = CollectOwnBlocks(kCollectedByRollBack);
   // On a full disk even this may fail: prune finds the blocks of pushes that were never published.
   if (!removed.ok())
     job_.Warn("what this push had written could not be removed (" + removed.ToString() + "); run prune to free it");

@@ -216,6 +216,51 @@ TEST_P(StoreContract, PrefixesNameEachPushOnce) {
             StatusCode::kUnsupported);
 }
 
+TEST_P(StoreContract, BlocksAreCountedByPush) {
+  for (const PushId push : {PushId{1}, PushId{7}})
+    for (uint32_t i = 0; i < 3 + push; ++i) Put(Family::kBlocks, BlockKey(push, i), std::string(500 + 1000 * i, 'x'));
+  ASSERT_OK(FlushFamilies(*store_, {Family::kBlocks}));
+  Put(Family::kBlocks, BlockKey(7, 10), std::string(200000, 'y'));
+  ASSERT_OK(FlushFamilies(*store_, {Family::kBlocks}));
+  const auto expect = [&](PushId push, uint64_t values, uint64_t bytes) {
+    const Result<BlockSizes> sizes = store_->CountBlocks();
+    ASSERT_OK(sizes.status());
+    const auto size = sizes->find(BlockKeyPrefix(push));
+    ASSERT_NE(size, sizes->end());
+    EXPECT_EQ(size->second.values, values);
+    EXPECT_EQ(size->second.bytes, bytes);
+  };
+  expect(1, 4, 4 * 512 + 6 * 1000);
+  expect(7, 11, 10 * 512 + 45 * 1000 + 200012);
+  WriteBatch batch;
+  batch.DeleteRange(Family::kBlocks, BlockKey(7, 0), BlockKey(7, 10));
+  ASSERT_OK(store_->Write(batch, Durability::kSync));
+  ASSERT_OK(store_->CollectGarbage(nullptr));
+  expect(1, 4, 4 * 512 + 6 * 1000);
+  expect(7, 1, 200012);
+}
+
+// What was deleted of a range goes; what lies beside it costs nothing and stays.
+TEST_P(StoreContract, BlocksOfARangeAreCollected) {
+  for (const PushId push : {1, 2, 3})
+    for (uint32_t i = 0; i < 8; ++i) Put(Family::kBlocks, BlockKey(push, i), std::string(400000, 'x'));
+  ASSERT_OK(FlushFamilies(*store_, {Family::kBlocks}));
+  const uint64_t before = *store_->DiskBytes();
+  WriteBatch batch;
+  batch.DeleteRange(Family::kBlocks, BlockKey(2, 1), BlockKey(2, 8));
+  ASSERT_OK(store_->Write(batch, Durability::kSync));
+  EXPECT_EQ(store_->CollectBlocks(BlockKeyPrefix(2), BlockKeyPrefix(3), [] { return true; }).code(),
+            StatusCode::kCancelled);
+  ASSERT_OK(store_->CollectBlocks(BlockKeyPrefix(2), BlockKeyPrefix(3), nullptr));
+  EXPECT_LT(*store_->DiskBytes(), before - 6 * 400000);
+  std::vector<std::string> expected;
+  for (const PushId push : {1, 2, 3})
+    for (uint32_t i = 0; i < (push == 2 ? 1 : 8); ++i) expected.push_back(BlockKey(push, i));
+  EXPECT_EQ(KeysOf(*store_, Family::kBlocks), expected);
+  EXPECT_EQ(Value(Family::kBlocks, BlockKey(2, 0)), std::string(400000, 'x'));
+  EXPECT_EQ(Value(Family::kBlocks, BlockKey(3, 7)), std::string(400000, 'x'));
+}
+
 TEST_P(StoreContract, ValuesOutliveTheirKeysAndCollection) {
   Put(Family::kBlocks, "k", std::string(100000, 'v'));
   Put(Family::kFiles, "k", "file");

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "catalog/write/export.h"
+#include "catalog/write/store_usage.h"
 #include "tests/integration/write/model_fixture.h"
 
 namespace modelstore {
@@ -76,6 +77,29 @@ TEST_F(MaintainTest, BaseWithDependentsIsRefusedByName) {
   ExpectStored("ft", finetune_folder_);
   EXPECT_EQ(Remove(catalog(), "base-copy", false, job_).status().code(), StatusCode::kHasDependents);
   ExpectClean();
+}
+
+// Usage records name tensors by 8 bytes, in which a tensor of somebody else's can be made to agree.
+TEST_F(MaintainTest, WhoMakesShortIdsAgreeKeepsNobodyFromRemoving) {
+  PushPair();
+  const TestTensor wanted = RandomTensor("w", {300, 300}, 7);
+  MustPush(WriteModel("wanted", {wanted}));
+  Hasher128 hasher = StartTensorHash(wanted.dtype, wanted.shape);
+  hasher.Update(wanted.bytes);
+  const ModelRecord finetune = *catalog().FindModel("ft");
+  const auto file = std::ranges::find(finetune.files, "model.safetensors", &ModelFile::path);
+  ASSERT_NE(file, finetune.files.end());
+  const std::string key = UsageKey(file->sha256);
+  UsageRecord usage = *ParseUsageRecord(catalog().store().Get(Family::kMeta, key)->bytes());
+  usage.bases.push_back({ShortTensorId({hasher.Finish(), 0}), 100});
+  SortBases(&usage);
+  WriteBatch batch;
+  batch.Put(Family::kMeta, key, Serialize(usage));
+  ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+  EXPECT_EQ(Remove(catalog(), "base", false, job_).status().code(), StatusCode::kHasDependents);
+  EXPECT_OK(Remove(catalog(), "wanted", false, job_).status());
+  ASSERT_OK(PruneAll().status());
+  ExpectStored("ft", finetune_folder_);
 }
 
 TEST_F(MaintainTest, RemoveAndPruneGiveBackWhatTheySay) {

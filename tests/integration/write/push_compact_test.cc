@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <thread>
 
@@ -649,6 +650,26 @@ TEST_F(CompactPushTest, ABudgetOfMemoryThatIsTooSmallIsNamed) {
   const Status status = Push(**opened, *source, OfRank("c", 8, 1), job_).status();
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("--memory-budget"));
+}
+
+// Each round of planning writes tokens that the next one supersedes.
+TEST_F(CompactPushTest, WhatPlanningWroteInVainIsGivenBack) {
+  const auto blob_bytes = [&] {
+    uint64_t bytes = 0;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(store_dir())) {
+      if (entry.path().extension() == ".blob") bytes += entry.file_size();
+    }
+    return bytes;
+  };
+  const uint64_t before = blob_bytes();
+  const PushReport report = MustPush(folder_, OfRatio("small", 10));
+  EXPECT_LE(blob_bytes() - before, report.stored_bytes + (64 << 10));
+  const uint64_t after = blob_bytes();
+  const Result<PruneReport> pruned = Prune(catalog(), false, job_);
+  ASSERT_OK(pruned.status());
+  EXPECT_EQ(pruned->freed_bytes, 0u);
+  EXPECT_LE(after - blob_bytes(), after / 50);
+  ExpectClean();
 }
 
 }  // namespace

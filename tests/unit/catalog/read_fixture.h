@@ -51,6 +51,9 @@ class HookedStore final : public KvStore {
   }
   Result<BlockSizes> CountBlocks() const override { return store_->CountBlocks(); }
   Status CollectGarbage(const std::function<bool()>& cancelled) override { return store_->CollectGarbage(cancelled); }
+  Status CollectBlocks(std::string_view begin, std::string_view end, const std::function<bool()>& cancelled) override {
+    return store_->CollectBlocks(begin, end, cancelled);
+  }
   Result<uint64_t> DiskBytes() const override { return store_->DiskBytes(); }
   Status VerifyChecksums() override { return store_->VerifyChecksums(); }
 

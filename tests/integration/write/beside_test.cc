@@ -1,4 +1,4 @@
-// Verifying while others change the store.
+// Verifying and pruning while others change the store or want them to stop.
 #include <atomic>
 #include <thread>
 
@@ -43,6 +43,9 @@ class InterruptedStore final : public KvStore {
   Status Flush(std::span<const Family> families) override { return store_->Flush(families); }
   Result<BlockSizes> CountBlocks() const override { return store_->CountBlocks(); }
   Status CollectGarbage(const std::function<bool()>& cancelled) override { return store_->CollectGarbage(cancelled); }
+  Status CollectBlocks(std::string_view begin, std::string_view end, const std::function<bool()>& cancelled) override {
+    return store_->CollectBlocks(begin, end, cancelled);
+  }
   Result<uint64_t> DiskBytes() const override { return store_->DiskBytes(); }
   Status VerifyChecksums() override { return store_->VerifyChecksums(); }
 
@@ -170,6 +173,42 @@ TEST_F(BesideTest, AllIsWellBesideALoopOfChanges) {
   changer.join();
   ExpectStored("kept", kept);
   ExpectNothingFails(catalog());
+}
+
+// A push that was killed leaves blocks. What they are is counted without reading them, and counting can be stopped.
+TEST_F(BesideTest, PruneReadsNothingOfWhatItDeletesAndStops) {
+  JobControl cancelled;
+  Family cancel_after = Family::kBlocks;
+  CatalogOptions options;
+  options.memory_budget_bytes = 128 << 20;
+  options.threads = 2;
+  Result<std::unique_ptr<Catalog>> opened = Catalog::OverStore(std::make_unique<InterruptedStore>([&](Family scanned) {
+                                                                 if (scanned == cancel_after) cancelled.Cancel();
+                                                               }),
+                                                               "", options);
+  ASSERT_OK(opened.status());
+  Catalog& catalog = **opened;
+  Result<SourceTree> source = SourceTree::Scan(WriteModel("m", SmallModel(1)));
+  ASSERT_OK(source.status());
+  PushOptions push;
+  push.name = "m";
+  ASSERT_OK(Push(catalog, *source, push, job_).status());
+  WriteBatch batch;
+  for (uint32_t i = 0; i < 100; ++i) batch.Put(Family::kBlocks, BlockKey(77, i), SealBlock(NoiseBytes(i, 2000)));
+  ASSERT_OK(catalog.store().Write(batch, Durability::kSync));
+
+  cancel_after = Family::kModels;
+  EXPECT_EQ(Prune(catalog, false, cancelled).status().code(), StatusCode::kCancelled);
+  EXPECT_OK(catalog.store().Get(Family::kBlocks, BlockKey(77, 99)).status());
+  cancel_after = Family::kBlocks;
+  for (const bool dry_run : {true, false}) {
+    const Result<PruneReport> pruned = Prune(catalog, dry_run, job_);
+    ASSERT_OK(pruned.status());
+    EXPECT_EQ(pruned->blocks, 100u);
+    EXPECT_EQ(pruned->freed_bytes, 100 * (2000 + kBlockHeaderBytes + 12));
+  }
+  EXPECT_EQ(catalog.store().Get(Family::kBlocks, BlockKey(77, 99)).status().code(), StatusCode::kNotFound);
+  ExpectNothingFails(catalog);
 }
 
 }  // namespace
