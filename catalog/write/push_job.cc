@@ -1,9 +1,6 @@
 #include "catalog/write/push_job.h"
 
-#include <sys/statvfs.h>
-
 #include <algorithm>
-#include <cerrno>
 
 #include "codec/decode/block_decoder.h"
 
@@ -11,8 +8,6 @@ namespace modelstore {
 namespace {
 
 constexpr uint64_t kWindowBytes = 1 << 18;  // hashed twice while it is in the core's cache
-// Records, logs and file system metadata that coded bytes bring along.
-constexpr uint64_t kSpaceMarginBytes = 4 << 20;
 // Smaller tensors cannot save what the records of a delta cost.
 constexpr uint64_t kMinDeltaBytes = 512;
 // What a thread needs besides the tensor and the prediction that it holds: samples and their statistics (bounded by
@@ -23,12 +18,6 @@ constexpr uint64_t kMinHoldBytes = 256 << 10;
 
 bool MayBeDelta(const SourceExtent& extent) {
   return DTypeIsFloat(extent.dtype) && !extent.name.empty() && extent.bytes >= kMinDeltaBytes;
-}
-
-Result<uint64_t> FreeBytes(const std::string& dir) {
-  struct statvfs st;
-  if (statvfs(dir.c_str(), &st) != 0) return StatusFromErrno(errno, "asking for the free space of " + dir);
-  return uint64_t{st.f_bavail} * st.f_frsize;
 }
 
 }  // namespace
@@ -93,52 +82,6 @@ void PushJob::Place(const SourceContent& content, PlannedExtent& extent) {
   extent.is_part = place->is_part;
   extent.part_offset = place->offset_bytes;
   extent.is_placed = extent.file->has_parts = true;
-}
-
-Result<bool> PushJob::HasRoomFor(uint64_t bytes) const {
-  if (catalog_.dir().empty()) return true;
-  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes(catalog_.dir()));
-  return free_bytes >= bytes + kSpaceMarginBytes;
-}
-
-Status PushJob::CheckSpace() {
-  ASSIGN_OR_RETURN(const bool has_room, HasRoomFor(source_.total_bytes()));
-  if (has_room) return OkStatus();
-  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes(catalog_.dir()));
-  ASSIGN_OR_RETURN(const uint64_t estimate, EstimateStoredBytes());
-  const uint64_t need = estimate + kSpaceMarginBytes;
-  if (need <= free_bytes) return OkStatus();
-  return NoSpace("storing '" + options_.name + "' takes about " + Megabytes(need) + ", " + catalog_.dir() + " has " +
-                 Megabytes(free_bytes) + " free: " + Megabytes(need - free_bytes) +
-                 " are missing; free space there (rm and prune may help) and push again");
-}
-
-// Only when space is short: chooses for every extent without coding it. What turns out to be stored already costs
-// nearly nothing as a delta against itself.
-Result<uint64_t> PushJob::EstimateStoredBytes() {
-  std::vector<PlannedExtent*> extents;
-  for (PlannedFile& file : files_) {
-    for (PlannedExtent& extent : file.extents) {
-      if (extent.needs_coding() && extent.source.bytes > 0) extents.push_back(&extent);
-    }
-  }
-  std::atomic<uint64_t> total{0};
-  const auto estimate = [&](size_t i) -> Status {
-    RETURN_IF_ERROR(job_.Check());
-    ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*extents[i]->file->source));
-    Buffer hold;
-    ASSIGN_OR_RETURN(const TensorData data, TensorData::Load(reader, extents[i]->source, 0, &hold));
-    ASSIGN_OR_RETURN(const std::optional<SketchRecord> sketch, MakeSketch(data));
-    std::vector<BaseCandidate> candidates;
-    if (sketch && bases_->may_use_bases()) {
-      ASSIGN_OR_RETURN(candidates, bases_->ByContent(extents[i]->source, *sketch));
-    }
-    ASSIGN_OR_RETURN(const BaseChoice choice, bases_->Choose(data, candidates));
-    total += choice.plan.estimated_bytes;
-    return OkStatus();
-  };
-  RETURN_IF_ERROR(lanes_->Run(extents.size(), estimate));
-  return total.load();
 }
 
 Status PushJob::CodeAll() {

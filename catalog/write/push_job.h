@@ -93,9 +93,6 @@ class PushJob {
   // push_job.cc: reading and coding.
   Status Plan();
   static void Place(const SourceContent& content, PlannedExtent& extent);
-  Status CheckSpace();
-  Result<bool> HasRoomFor(uint64_t bytes) const;
-  Result<uint64_t> EstimateStoredBytes();
   Status CodeAll();
   Status Code(PlannedExtent& extent);
   Status CodeInTurn(PlannedExtent& extent);
@@ -117,6 +114,11 @@ class PushJob {
   Status CheckSources();
   Status ExplainNoSpace(const Status& status) const;
   static std::string Megabytes(uint64_t bytes);  // for messages
+
+  // push_space.cc
+  Status CheckSpace();
+  Result<bool> HasRoomFor(uint64_t bytes) const;
+  Result<uint64_t> EstimateStoredBytes(bool only_new);
 
   // push_compact.cc
   // The memory that encoding the largest tensor takes. Errors: ResourceExhausted when no push may have as much.
