@@ -1,6 +1,7 @@
 #include "catalog/read/catalog.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "catalog/schema/check.h"
@@ -77,6 +78,9 @@ struct Catalog::Impl {
   CollectGate collect_gate;
   std::mutex publish_mutex;
 
+  mutable std::mutex entries_mutex;
+  std::map<ModelId, ModelEntry> entries;
+
   std::mutex callback_mutex;
   std::function<void(const std::vector<std::string>&)> on_changed;
 };
@@ -99,7 +103,10 @@ Result<std::unique_ptr<Catalog>> Catalog::OverStore(std::unique_ptr<KvStore> sto
                                                     const CatalogOptions& options) {
   ASSIGN_OR_RETURN(const BudgetShares shares, SplitBudget(options.memory_budget_bytes));
   CatalogMeta meta;
-  Status status = CheckCatalog(*store, &meta);
+  std::map<ModelId, ModelEntry> entries;
+  Status status = CheckCatalog(*store, &meta, [&](const ModelRecord& model) {
+    entries[model.id] = {model.name, model.base, model.push};
+  });
   if (!status.ok()) return status.WithContext("store " + dir);
   const auto stored = store->Get(Family::kMeta, kCatalogMetaKey);
   if (!stored.ok()) {
@@ -111,8 +118,9 @@ Result<std::unique_ptr<Catalog>> Catalog::OverStore(std::unique_ptr<KvStore> sto
       if (!status.ok()) return status.WithContext("store " + dir);
     }
   }
-  return std::unique_ptr<Catalog>(
-      new Catalog(std::make_unique<Impl>(std::move(store), std::move(dir), options, shares)));
+  auto impl = std::make_unique<Impl>(std::move(store), std::move(dir), options, shares);
+  impl->entries = std::move(entries);
+  return std::unique_ptr<Catalog>(new Catalog(std::move(impl)));
 }
 
 const std::string& Catalog::dir() const { return impl_->dir; }
@@ -138,6 +146,40 @@ Result<CatalogMeta> Catalog::Meta() const {
   // A new store gets the record when it is first opened for writing.
   if (impl_->read_only) return CatalogMeta{};
   return Corruption("store " + impl_->dir + ": its catalog record vanished");
+}
+
+std::optional<ModelEntry> Catalog::FindById(ModelId id) const {
+  const std::lock_guard lock(impl_->entries_mutex);
+  const auto it = impl_->entries.find(id);
+  return it == impl_->entries.end() ? std::nullopt : std::optional(it->second);
+}
+
+bool Catalog::IsBase(ModelId id) const {
+  const std::lock_guard lock(impl_->entries_mutex);
+  return std::any_of(impl_->entries.begin(), impl_->entries.end(),
+                     [&](const auto& entry) { return entry.second.base == id; });
+}
+
+void Catalog::AddChange(const ModelRecord* before, const ModelRecord* after, CatalogMeta* meta, WriteBatch* batch) {
+  if (before != nullptr) {
+    meta->model_count -= 1;
+    meta->model_digest ^= ModelDigest(*before);
+    if (after == nullptr || after->name != before->name) batch->Delete(Family::kModels, before->name);
+  }
+  if (after != nullptr) {
+    meta->model_count += 1;
+    meta->model_digest ^= ModelDigest(*after);
+    batch->Put(Family::kModels, after->name, Serialize(*after));
+  }
+  batch->Put(Family::kMeta, kCatalogMetaKey, Serialize(*meta));
+}
+
+Status Catalog::WriteChange(const ModelRecord* before, const ModelRecord* after, const WriteBatch& batch) {
+  RETURN_IF_ERROR(impl_->store->Write(batch, Durability::kSync));
+  const std::lock_guard lock(impl_->entries_mutex);
+  if (before != nullptr) impl_->entries.erase(before->id);
+  if (after != nullptr) impl_->entries[after->id] = {after->name, after->base, after->push};
+  return OkStatus();
 }
 
 CollectGate& Catalog::collect_gate() { return impl_->collect_gate; }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,6 +37,13 @@ Result<std::vector<ModelRecord>> ListModels(const KvReader& store);
 // The failure of FindModel, for who must not tell a model that is hidden from one that is missing.
 Status NoModelNamed(std::string_view name);
 
+// What is known of every model without reading its record.
+struct ModelEntry {
+  std::string name;
+  ModelId base = 0;
+  PushId push = 0;
+};
+
 class Catalog {
  public:
   // Errors: as OpenRocksStore.
@@ -59,11 +67,21 @@ class Catalog {
   // All models, sorted by name.
   Result<std::vector<ModelRecord>> ListModels() const;
   Result<CatalogMeta> Meta() const;
+  // From memory, however many models there are. Nothing when there is none of that id.
+  std::optional<ModelEntry> FindById(ModelId id) const;
+  // Whether some model names `id` as its base. From memory.
+  bool IsBase(ModelId id) const;
 
   // Pushes share it for their whole length, prune and rm enter alone: nothing is collected under a push.
   CollectGate& collect_gate();
   // Held for the moment of publishing (read meta and models, write one batch).
   std::mutex& publish_mutex();
+
+  // Changes one model, under publish_mutex(): `before` goes (null: there was none), `after` comes. AddChange puts its
+  // record and `meta`, with count and digest of the models as they are then, into `batch`; WriteChange writes the
+  // batch, synced. Errors: as KvStore::Write.
+  static void AddChange(const ModelRecord* before, const ModelRecord* after, CatalogMeta* meta, WriteBatch* batch);
+  Status WriteChange(const ModelRecord* before, const ModelRecord* after, const WriteBatch& batch);
 
   // Called (outside all locks) after models appeared, vanished or changed name. `names`: top-level names affected.
   void SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed);

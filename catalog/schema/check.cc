@@ -4,7 +4,7 @@
 
 namespace modelstore {
 
-Status CheckCatalog(const KvReader& store, CatalogMeta* meta) {
+Status CheckCatalog(const KvReader& store, CatalogMeta* meta, const std::function<void(const ModelRecord&)>& visit) {
   CatalogMeta expected;
   auto value = store.Get(Family::kMeta, kCatalogMetaKey);
   if (value.ok()) {
@@ -29,6 +29,7 @@ Status CheckCatalog(const KvReader& store, CatalogMeta* meta) {
                         "; restore the store from a copy");
     ++count;
     digest ^= ModelDigest(*model);
+    if (visit) visit(*model);
     return OkStatus();
   }));
   if (count != expected.model_count || digest != expected.model_digest) {

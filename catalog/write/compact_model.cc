@@ -55,10 +55,7 @@ Result<PushReport> CompactModel(Catalog& catalog, const PushOptions& options, Jo
                          "and derive it anew");
     if (!SameContent(now, model))
       return Busy("'" + now.name + "' was replaced while it was made compact; nothing was changed, try again");
-    ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog.ListModels());
-    const auto dependent =
-        std::find_if(models.begin(), models.end(), [&](const ModelRecord& other) { return other.base == now.id; });
-    if (dependent != models.end())
+    if (catalog.IsBase(now.id))
       return HasDependents("'" + now.name + "' is the base of other models: a compact model can be the base of none");
     return OkStatus();
   };

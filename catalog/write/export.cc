@@ -102,9 +102,9 @@ Result<std::string> FidelityNote(const Catalog& catalog, const ModelRecord& mode
                   [](const ModelFile& file) { return file.path == kFidelityFile; }))
     return std::string();
   std::string base = "a model that is not shown here";
-  ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog.ListModels());
-  for (const ModelRecord& other : models) {
-    if (other.id == model.base && (!may_see || may_see(other))) base = other.name;
+  if (const std::optional<ModelEntry> entry = catalog.FindById(model.base)) {
+    const Result<ModelRecord> other = catalog.FindModel(entry->name);
+    if (other.ok() && other->id == model.base && (!may_see || may_see(*other))) base = other->name;
   }
   char drift[64], date[32];
   std::snprintf(drift, sizeof drift, "%.4g (%s)", model.drift,

@@ -25,6 +25,7 @@
 #include "catalog/write/file_layout.h"
 #include "catalog/write/parallel.h"
 #include "catalog/write/push.h"
+#include "catalog/write/store_usage.h"
 #include "catalog/write/tensor_writer.h"
 
 namespace modelstore {
@@ -179,10 +180,13 @@ class PushJob {
   ModelRecord MakeModel() const;  // without id and base
   // Adds usage records and totals, or, when the store is too damaged for that, makes the totals invalid and says so.
   Status CountUsage(const CatalogMeta& meta, WriteBatch* batch);
+  // What DropSketches needs to know of all models, as of the catalog record that UpdateIsPrepared compares with.
+  Status PrepareUpdate();
+  bool UpdateIsPrepared(const CatalogMeta& now) const;
   Status DropSketches(const ModelRecord& replaced, WriteBatch* batch);
   // For what a push can do without: damage of other records is remembered for a warning; other failures are returned.
   Status GoOnDespite(const Status& status);
-  Result<bool> LeadsBack(ModelId base, ModelId model) const;
+  bool LeadsBack(ModelId base, ModelId model) const;
   void CountLevels(PushReport* report) const;
   static const PlannedExtent& OriginOf(const PlannedExtent& extent);
   static const TensorId& IdOf(const PlannedExtent& extent);
@@ -224,6 +228,13 @@ class PushJob {
   std::map<DType, CompactGroup> compact_;
   std::vector<PlannedExtent*> small_;  // in files with parts: bundled
   bool exceeds_drift_ = false;
+
+  struct UsageOfUpdate {
+    ModelId next_model = 0;
+    uint64_t model_digest = 0;
+    Result<StoreUsage> usage;  // a failure: records are damaged
+  };
+  std::optional<UsageOfUpdate> update_;
 
   Status damage_;  // the first that GoOnDespite was given
 

@@ -22,6 +22,8 @@ constexpr uint64_t kBlockKeyBytes = 12;
 // all was in vain, little never left memory.
 constexpr uint64_t kCollectedBytes = 64 << 10;
 constexpr uint64_t kCollectedShare = 64;
+// How often an update prepares without the lock that keeps others from publishing.
+constexpr int kPrepareAttempts = 3;
 constexpr uint64_t kCollectedByRollBack = 16 << 20;
 
 int64_t NowNs() {
@@ -74,15 +76,8 @@ Result<PushReport> PushJob::Run() {
   for (const PlannedFile& file : files_) {
     if (file.mends) catalog_.reader().ForgetFile(file.sha256);
   }
-  if (std::any_of(materialised_.begin(), materialised_.end(), [](const NewTensor& t) { return t.needed; })) {
-    for (const NewTensor& tensor : materialised_) catalog_.reader().ForgetTensor(tensor.id);
-    const Status counted = Guarded([&] {
-      const std::lock_guard lock(catalog_.publish_mutex());
-      return RepairUsage(catalog_.store());
-    });
-    // Who asks for figures then counts for himself, and the next push or prune writes them.
-    if (!counted.ok())
-      job_.Warn("'" + options_.name + "' is stored, but its figures could not be written: " + counted.ToString());
+  for (const NewTensor& tensor : materialised_) {
+    if (tensor.needed) catalog_.reader().ForgetTensor(tensor.id);
   }
   // The published batch is in the synced log already; this takes it out of the log's reach.
   if (const Status flushed = catalog_.store().Flush(kCatalogFamilies); !flushed.ok())
@@ -103,11 +98,8 @@ Result<PushReport> PushJob::Run() {
 Status PushJob::CheckDerivation() const {
   if (!options_.derivation) return OkStatus();
   const ModelRecord& source = options_.derivation->source;
-  ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog_.ListModels());
-  const bool is_there = std::any_of(models.begin(), models.end(), [&](const ModelRecord& model) {
-    return model.id == source.id && model.push == source.push;
-  });
-  if (is_there) return OkStatus();
+  const std::optional<ModelEntry> now = catalog_.FindById(source.id);
+  if (now && now->push == source.push) return OkStatus();
   return Busy("'" + source.name + "' was replaced or removed while '" + options_.name +
               "' was derived from it; nothing was stored, try again");
 }
@@ -402,15 +394,30 @@ ModelRecord PushJob::MakeModel() const {
 }
 
 Status PushJob::CountUsage(const CatalogMeta& meta, WriteBatch* batch) {
-  const Status added = AddUsage(catalog_.store(), meta, batch);
-  const bool changes_others =
-      std::any_of(materialised_.begin(), materialised_.end(), [](const NewTensor& tensor) { return tensor.needed; });
-  // Files that have those tensors have other costs now: Run counts again.
-  if (added.ok() && changes_others) batch->Delete(Family::kMeta, kUsageTotalsKey);
+  std::vector<TensorId> replaced;
+  for (const NewTensor& tensor : materialised_) {
+    if (tensor.needed) replaced.push_back(tensor.id);
+  }
+  const Status added = AddUsage(catalog_.store(), meta, replaced, batch);
   if (added.ok() || !IsDamage(added)) return added;
   // Whoever counts then walks, and the first push or prune that can writes the figures again.
   batch->Delete(Family::kMeta, kUsageTotalsKey);
   return added;
+}
+
+// Loading it takes longer than all the rest of publishing in a store of many models.
+Status PushJob::PrepareUpdate() {
+  ASSIGN_OR_RETURN(const auto snapshot, catalog_.store().Snapshot());
+  ASSIGN_OR_RETURN(const StoredValue meta, snapshot->Get(Family::kMeta, kCatalogMetaKey));
+  Result<StoreUsage> usage = StoreUsage::Load(*snapshot);
+  if (!usage.ok() && !IsDamage(usage.status())) return usage.status();
+  ASSIGN_OR_RETURN(const CatalogMeta parsed, ParseCatalogMeta(meta.bytes()));
+  update_.emplace(UsageOfUpdate{parsed.next_model, parsed.model_digest, std::move(usage)});
+  return OkStatus();
+}
+
+bool PushJob::UpdateIsPrepared(const CatalogMeta& now) const {
+  return update_ && update_->next_model == now.next_model && update_->model_digest == now.model_digest;
 }
 
 // Sketches of tensors that nothing needs without the replaced model: no later push may choose a base that only waits
@@ -418,7 +425,8 @@ Status PushJob::CountUsage(const CatalogMeta& meta, WriteBatch* batch) {
 // the new files.
 Status PushJob::DropSketches(const ModelRecord& replaced, WriteBatch* batch) {
   const KvStore& store = catalog_.store();
-  ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(store));
+  RETURN_IF_ERROR(update_->usage.status());
+  const StoreUsage& usage = *update_->usage;
   const uint32_t index = usage.FindModel(replaced.name);
   if (index == StoreUsage::kMissing) return Internal("the model '" + replaced.name + "' is listed under another name");
   ModelLoss loss = LossOf(usage, index);
@@ -437,13 +445,11 @@ Status PushJob::DropSketches(const ModelRecord& replaced, WriteBatch* batch) {
 }
 
 // Whether the bases of `base` lead back to `model`: two models may each have been updated to a finetune of the other.
-Result<bool> PushJob::LeadsBack(ModelId base, ModelId model) const {
-  ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, catalog_.ListModels());
-  std::map<ModelId, ModelId> bases;
-  for (const ModelRecord& record : models) bases.emplace(record.id, record.base);
-  for (size_t steps = 0; base != 0 && base != model && steps <= models.size(); ++steps) {
-    const auto next = bases.find(base);
-    base = next == bases.end() ? 0 : next->second;
+bool PushJob::LeadsBack(ModelId base, ModelId model) const {
+  std::set<ModelId> seen;
+  while (base != 0 && base != model && seen.insert(base).second) {
+    const std::optional<ModelEntry> next = catalog_.FindById(base);
+    base = next ? next->base : 0;
   }
   return base != 0;
 }
@@ -467,8 +473,17 @@ Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
 }
 
 Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
-  const std::lock_guard lock(catalog_.publish_mutex());
-  ASSIGN_OR_RETURN(const std::optional<ModelRecord> replaced, FindReplaced());
+  std::unique_lock lock(catalog_.publish_mutex());
+  ASSIGN_OR_RETURN(std::optional<ModelRecord> replaced, FindReplaced());
+  for (int attempt = 0; replaced; ++attempt) {
+    ASSIGN_OR_RETURN(const CatalogMeta now, catalog_.Meta());
+    if (UpdateIsPrepared(now)) break;
+    // Others go on publishing meanwhile, unless that has been in vain too often.
+    if (attempt < kPrepareAttempts) lock.unlock();
+    RETURN_IF_ERROR(PrepareUpdate());
+    if (!lock.owns_lock()) lock.lock();
+    ASSIGN_OR_RETURN(replaced, FindReplaced());
+  }
   RETURN_IF_ERROR(MarkNeeded());
   RETURN_IF_ERROR(YieldToRivals());
   RETURN_IF_ERROR(YieldDerived());
@@ -486,24 +501,21 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
     // The model stays the same one to those that name it as their base.
     model.id = replaced->id;
     if (base != nullptr) {
-      ASSIGN_OR_RETURN(const bool leads_back, LeadsBack(base->id, model.id));
+      const bool leads_back = LeadsBack(base->id, model.id);
       if (leads_back && options_.derivation)
         return InvalidArgument("'" + base->name + "' is made of '" + model.name +
                                "', or stored against it: each would keep the other for ever; give another name");
       if (leads_back) base = nullptr;
     }
-    meta.model_digest ^= ModelDigest(*replaced);
   } else {
     model.id = meta.next_model++;
-    meta.model_count += 1;
   }
   model.base = base == nullptr ? 0 : base->id;
   // The record holds the size it is part of; a second round settles the length of that number.
   const uint64_t others = block_bytes + batch.put_bytes() + model.name.size();
   for (int round = 0; round < 2; ++round) model.pushed_stored_bytes = others + Serialize(model).size();
-  batch.Put(Family::kModels, model.name, Serialize(model));
-  meta.model_digest ^= ModelDigest(model);
-  batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
+  const ModelRecord* before = replaced ? &*replaced : nullptr;
+  Catalog::AddChange(before, &model, &meta, &batch);
   const Status counted = CountUsage(meta, &batch);
   RETURN_IF_ERROR(GoOnDespite(counted));
   if (replaced && counted.ok()) RETURN_IF_ERROR(GoOnDespite(DropSketches(*replaced, &batch)));
@@ -520,7 +532,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   report->files = files_.size();
   CountLevels(report);
   Withdraw();  // readers find what is published; blocks of the rest go
-  return catalog_.store().Write(batch, Durability::kSync);
+  return catalog_.WriteChange(before, &model, batch);
 }
 
 void PushJob::CountLevels(PushReport* report) const {

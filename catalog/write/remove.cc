@@ -63,13 +63,10 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     if (dry_run) return report;
 
     ASSIGN_OR_RETURN(CatalogMeta meta, catalog.Meta());
-    meta.model_count -= 1;
-    meta.model_digest ^= ModelDigest(model);
     WriteBatch batch;
-    batch.Delete(Family::kModels, name);
     RETURN_IF_ERROR(RetireSketches(catalog.store(), usage, model, loss, &batch));
-    batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
-    RETURN_IF_ERROR(catalog.store().Write(batch, Durability::kSync));
+    Catalog::AddChange(&model, nullptr, &meta, &batch);
+    RETURN_IF_ERROR(catalog.WriteChange(&model, nullptr, batch));
     LeaveTheLog(catalog.store(), "'" + name + "' is removed", job);
   }
   catalog.NotifyChanged({TopLevelName(name)});
@@ -81,19 +78,16 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to, 
   RETURN_IF_ERROR(CheckModelName(to));
   {
     const std::lock_guard publish(catalog.publish_mutex());
-    ASSIGN_OR_RETURN(ModelRecord model, catalog.FindModel(from));
+    ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(from));
     if (may_change) RETURN_IF_ERROR(may_change(model));
     if (from == to) return AlreadyExists("the model is named '" + to + "' already");
     RETURN_IF_ERROR(CheckNameIsFree(catalog.store(), to, from));
     ASSIGN_OR_RETURN(CatalogMeta meta, catalog.Meta());
     WriteBatch batch;
-    batch.Delete(Family::kModels, from);
-    meta.model_digest ^= ModelDigest(model);
-    model.name = to;
-    meta.model_digest ^= ModelDigest(model);
-    batch.Put(Family::kModels, to, Serialize(model));
-    batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
-    RETURN_IF_ERROR(catalog.store().Write(batch, Durability::kSync));
+    ModelRecord renamed = model;
+    renamed.name = to;
+    Catalog::AddChange(&model, &renamed, &meta, &batch);
+    RETURN_IF_ERROR(catalog.WriteChange(&model, &renamed, batch));
     LeaveTheLog(catalog.store(), "'" + from + "' is renamed to '" + to + "'", job);
   }
   std::vector<std::string> changed = {TopLevelName(from)};

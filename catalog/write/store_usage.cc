@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <bit>
-#include <mutex>
+#include <set>
 #include <tuple>
 #include <unordered_map>
 
@@ -270,7 +270,29 @@ bool IsDamage(const Status& status) {
          status.code() == StatusCode::kIo;
 }
 
-Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch) {
+namespace {
+
+// The stored files that need one of `tensors`, by their usage records.
+Result<std::vector<Sha256Digest>> FilesThatNeed(const KvReader& store, std::span<const TensorId> tensors) {
+  std::vector<Sha256Digest> files;
+  if (tensors.empty()) return files;
+  std::set<uint64_t> wanted;
+  for (const TensorId& id : tensors) wanted.insert(ShortTensorId(id));
+  RETURN_IF_ERROR(store.Scan(Family::kMeta, kUsagePrefix, [&](std::string_view key, ByteSpan value) -> Status {
+    const Result<Sha256Digest> sha256 = DigestOf(key.substr(kUsagePrefix.size()));
+    const Result<UsageRecord> usage = ParseUsageRecord(value);
+    if (!sha256.ok() || !usage.ok()) return OkStatus();  // as good as none
+    const auto is_wanted = [&](const auto& tensor) { return wanted.contains(tensor.id); };
+    if (std::ranges::any_of(usage->tensors, is_wanted) || std::ranges::any_of(usage->bases, is_wanted))
+      files.push_back(*sha256);
+    return OkStatus();
+  }));
+  return files;
+}
+
+}  // namespace
+
+Status AddUsage(KvStore& store, const CatalogMeta& meta, std::span<const TensorId> replaced, WriteBatch* batch) {
   ASSIGN_OR_RETURN(const CatalogMeta before, ReadCatalogMeta(store));
   ASSIGN_OR_RETURN(std::optional<UsageTotals> totals, ReadTotals(store, before.next_model));
   if (!totals) {
@@ -279,7 +301,7 @@ Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch) {
     if (!totals) return Corruption("the store lost the usage totals that were just written");
   }
   TensorFacts tensors(store);
-  WriteBatch usages;
+  WriteBatch usages, renewed;
   for (const WriteBatch::Op& op : batch->ops()) {
     if (op.kind != WriteBatch::Op::Kind::kPut || op.family != Family::kTensors) continue;
     ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(op.key));
@@ -302,6 +324,23 @@ Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch) {
       return old.status();
     }
   }
+  // Files that others published with what has another cost now.
+  for (const TensorId& id : replaced) {
+    ASSIGN_OR_RETURN(const StoredValue old, store.Get(Family::kTensors, TensorKey(id)));
+    ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(old.bytes()));
+    totals->cost_bytes -= TensorCost(record, old.bytes().size());
+  }
+  ASSIGN_OR_RETURN(const std::vector<Sha256Digest> others, FilesThatNeed(store, replaced));
+  for (const Sha256Digest& sha256 : others) {
+    const Result<StoredValue> value = store.Get(Family::kFiles, FileKey(sha256));
+    if (value.status().code() == StatusCode::kNotFound) continue;
+    RETURN_IF_ERROR(value.status());
+    ASSIGN_OR_RETURN(const FileRecord file, ParseFileRecord(value->bytes()));
+    ASSIGN_OR_RETURN(const UsageRecord usage, MakeUsage(file, value->bytes().size(), tensors));
+    renewed.Put(Family::kMeta, UsageKey(sha256), Serialize(usage));
+  }
+  for (const WriteBatch::Op& op : renewed.ops()) batch->Put(op.family, op.key, AsBytes(op.value));
+  // Behind those: a file whose record this batch replaces has its usage made from the new one.
   for (const WriteBatch::Op& op : usages.ops()) batch->Put(op.family, op.key, AsBytes(op.value));
   totals->next_model = meta.next_model;
   batch->Put(Family::kMeta, kUsageTotalsKey, Serialize(*totals));

@@ -112,10 +112,11 @@ class StoreUsage {
 bool IsDamage(const Status& status);
 
 // Adds the usage records of the files that `batch` publishes, and the totals, to it. Call when all records of tensors
-// and files are in the batch, with publish_mutex() held; `meta`: the catalog record as the batch writes it. A store
-// that an older build wrote gets the records of all its files first, in a batch of their own. A failure leaves `batch`
-// as it was. Errors: Corruption, Unsupported, NoSpace, Io.
-Status AddUsage(KvStore& store, const CatalogMeta& meta, WriteBatch* batch);
+// and files are in the batch, with publish_mutex() held; `meta`: the catalog record as the batch writes it. `replaced`:
+// those of the tensors in the batch that are stored already and get another record; files that need them get their
+// usage records anew. A store that an older build wrote gets the records of all its files first, in a batch of their
+// own. A failure leaves `batch` as it was. Errors: Corruption, Unsupported, NoSpace, Io.
+Status AddUsage(KvStore& store, const CatalogMeta& meta, std::span<const TensorId> replaced, WriteBatch* batch);
 
 // The usage record of a stored file: the one that is kept, else made from the file's record. Errors: NotFound,
 // Corruption, Unsupported, Io.

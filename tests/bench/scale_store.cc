@@ -164,7 +164,7 @@ class Copier {
     batch.Put(Family::kModels, model.name, Serialize(model));
     meta.model_count += 1;
     meta.model_digest ^= ModelDigest(model);
-    RETURN_IF_ERROR(AddUsage(catalog_.store(), meta, &batch));
+    RETURN_IF_ERROR(AddUsage(catalog_.store(), meta, {}, &batch));
     batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
     batch.Put(Family::kBlocks, BlockKey(push_, 0), SealBlock(Bytes(4096)));
     RETURN_IF_ERROR(catalog_.store().Write(batch, Durability::kNone));

@@ -176,7 +176,7 @@ class CompactStoreTest : public ModelTest {
     batch.Put(Family::kFiles, FileKey(model->files[0].sha256), Serialize(file));
     batch.Put(Family::kModels, model->name, Serialize(*model));
     batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(*meta));
-    ASSERT_OK(AddUsage(store, *meta, &batch));
+    ASSERT_OK(AddUsage(store, *meta, {}, &batch));
     ASSERT_OK(store.Write(batch, Durability::kSync));
   }
 
