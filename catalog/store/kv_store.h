@@ -122,8 +122,9 @@ class KvStore : public KvReader {
                                const std::function<bool()>& cancelled) = 0;
   // Bytes that the store's folder takes on disk (st_blocks), everything counted.
   virtual Result<uint64_t> DiskBytes() const = 0;
-  // Checks every checksum of the store's own files. Errors: Corruption naming the file.
-  virtual Status VerifyChecksums() = 0;
+  // Reads the store's own files and checks their checksums. `cancelled` is polled. Errors: Corruption naming the file,
+  // Cancelled.
+  virtual Status VerifyChecksums(const std::function<bool()>& cancelled = nullptr) = 0;
 };
 
 struct StoreOptions {

@@ -29,7 +29,9 @@ class Verification {
     RETURN_IF_ERROR(ReadFiles());
     RETURN_IF_ERROR(ReadOthers());
     if (whole_store) {
-      if (const Status status = store_.VerifyChecksums(); !status.ok()) Fail("", "", status);
+      const Status status = store_.VerifyChecksums([this] { return job_.cancelled(); });
+      RETURN_IF_ERROR(job_.Check());
+      if (!status.ok()) Fail("", "", status);
       RETURN_IF_ERROR(CheckUsage());
     }
     return std::move(report_);

@@ -47,7 +47,7 @@ class InterruptedStore final : public KvStore {
     return store_->CollectBlocks(begin, end, cancelled);
   }
   Result<uint64_t> DiskBytes() const override { return store_->DiskBytes(); }
-  Status VerifyChecksums() override { return store_->VerifyChecksums(); }
+  Status VerifyChecksums(const std::function<bool()>& cancelled) override { return store_->VerifyChecksums(cancelled); }
 
  private:
   class Interrupted final : public KvReader {

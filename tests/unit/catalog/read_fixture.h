@@ -55,7 +55,7 @@ class HookedStore final : public KvStore {
     return store_->CollectBlocks(begin, end, cancelled);
   }
   Result<uint64_t> DiskBytes() const override { return store_->DiskBytes(); }
-  Status VerifyChecksums() override { return store_->VerifyChecksums(); }
+  Status VerifyChecksums(const std::function<bool()>& cancelled) override { return store_->VerifyChecksums(cancelled); }
 
  private:
   std::unique_ptr<KvStore> store_ = NewMemoryStore();
