@@ -1,6 +1,10 @@
 // Makes a store of many models to measure ls, report and push with:
 //
 //   bench_scale_store --template STORE --store NEW [--models 1000] [--shapes same|other]
+//   bench_scale_store --store NEW --update FILE...
+//
+// The second form pushes the files one after the other as the model "measured", each as an update of the one before,
+// and prints how long that took and how long at most it kept others from publishing.
 //
 // STORE holds a base and a finetune of it, pushed for real. NEW gets copies of their records: of every ten models, two
 // are bases, six finetunes of the first one, one shares half of its tensors with it and one is the same files again.
@@ -9,11 +13,15 @@
 // the store is of a shape that a push looks for.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <map>
 #include <random>
+#include <thread>
 
 #include "catalog/read/catalog.h"
+#include "catalog/write/push.h"
 #include "catalog/write/store_usage.h"
 
 namespace modelstore {
@@ -186,6 +194,46 @@ Status Run(const std::string& from, const std::string& to, uint64_t models, bool
   return Copier(original, *catalog, same_shapes).Run(models);
 }
 
+double Seconds(std::chrono::steady_clock::time_point since) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+}
+
+// The longest that somebody had to wait for publishing while `work` ran.
+template <typename Work>
+double LongestWait(Catalog& catalog, const Work& work) {
+  std::atomic<bool> done{false};
+  double longest = 0;
+  std::thread waiter([&] {
+    while (!done) {
+      const auto start = std::chrono::steady_clock::now();
+      { const std::lock_guard lock(catalog.publish_mutex()); }
+      longest = std::max(longest, Seconds(start));
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  });
+  work();
+  done = true;
+  waiter.join();
+  return longest;
+}
+
+Status Update(const std::string& dir, const std::vector<std::string>& files) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Catalog> catalog, Catalog::Open(dir, {}));
+  for (const std::string& file : files) {
+    ASSIGN_OR_RETURN(const SourceTree source, SourceTree::Scan(file));
+    PushOptions options;
+    options.name = "measured";
+    options.update = true;
+    JobControl job;
+    Status status;
+    const auto start = std::chrono::steady_clock::now();
+    const double wait = LongestWait(*catalog, [&] { status = Push(*catalog, source, options, job).status(); });
+    RETURN_IF_ERROR(status);
+    std::printf("%s: pushed in %.3f s, publishing waits %.1f ms\n", file.c_str(), Seconds(start), wait * 1e3);
+  }
+  return OkStatus();
+}
+
 }  // namespace
 }  // namespace modelstore
 
@@ -193,12 +241,15 @@ int main(int argc, char** argv) {
   CLI::App app("Makes a store of many models to measure with");
   std::string from, to, shapes = "same";
   uint64_t models = 1000;
-  app.add_option("--template", from, "a store with a base and a finetune of it")->required();
-  app.add_option("--store", to, "the store to make")->required();
+  std::vector<std::string> updates;
+  auto* make = app.add_option("--template", from, "a store with a base and a finetune of it");
+  app.add_option("--store", to, "the store to make or to measure")->required();
+  app.add_option("--update", updates, "files to push one after the other as one model")->excludes(make);
   app.add_option("--models", models);
   app.add_option("--shapes", shapes)->check(CLI::IsMember({"same", "other"}));
   CLI11_PARSE(app, argc, argv);
-  const modelstore::Status status = modelstore::Run(from, to, models, shapes == "same");
+  const modelstore::Status status =
+      updates.empty() ? modelstore::Run(from, to, models, shapes == "same") : modelstore::Update(to, updates);
   if (!status.ok()) std::fprintf(stderr, "bench_scale_store: %s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }
