@@ -1,7 +1,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "catalog/write/export.h"
+#include "catalog/write/folder_sink.h"
 #include "cli/commands.h"
 #include "cli/session.h"
 

@@ -15,22 +15,16 @@
 
 namespace modelstore {
 
-MountedFile::MountedFile(MountedFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-
-MountedFile::~MountedFile() {
-  if (fd_ >= 0) close(fd_);
-}
-
 Result<uint64_t> MountedFile::Bytes() const {
   struct stat st;
-  if (fstat(fd_, &st) != 0) return StatusFromErrno(errno, "reading the attributes of a mounted file");
+  if (fstat(fd_.get(), &st) != 0) return StatusFromErrno(errno, "reading the attributes of a mounted file");
   if (!S_ISREG(st.st_mode)) return Unsupported("what the mount shows is not a regular file");
   return static_cast<uint64_t>(st.st_size);
 }
 
 Result<std::string> MountedFile::Sha256() const {
   char text[65];
-  const ssize_t n = fgetxattr(fd_, "user.modelstore.sha256", text, sizeof text);
+  const ssize_t n = fgetxattr(fd_.get(), "user.modelstore.sha256", text, sizeof text);
   if (n < 0) return StatusFromErrno(errno, "reading user.modelstore.sha256 of a mounted file");
   return std::string(text, static_cast<size_t>(n));
 }
@@ -49,33 +43,17 @@ Result<MountView> MountView::At(const std::string& path) {
     return Unavailable("the daemon's mount " + path + " cannot be seen from here (" + found +
                        "): is this another container or mount namespace? Bind " + path + " into it");
   };
-  const int root = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (root < 0) {
+  UniqueFd root(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!root.ok()) {
     if (errno == ENOENT || errno == ENOTDIR) return invisible("there is no such folder");
     return StatusFromErrno(errno, "opening the daemon's mount " + path);
   }
-  MountView view(path, root, 0);
   struct statfs system;
   struct stat st;
-  if (fstatfs(root, &system) != 0 || fstat(root, &st) != 0)
+  if (fstatfs(root.get(), &system) != 0 || fstat(root.get(), &st) != 0)
     return StatusFromErrno(errno, "looking at the daemon's mount " + path);
   if (system.f_type != FUSE_SUPER_MAGIC) return invisible("the folder is not a mount");
-  view.device_ = st.st_dev;
-  return view;
-}
-
-MountView::MountView(MountView&& other) noexcept
-    : path_(std::move(other.path_)), root_(std::exchange(other.root_, -1)), device_(other.device_) {}
-
-MountView& MountView::operator=(MountView&& other) noexcept {
-  std::swap(path_, other.path_);
-  std::swap(root_, other.root_);
-  std::swap(device_, other.device_);
-  return *this;
-}
-
-MountView::~MountView() {
-  if (root_ >= 0) close(root_);
+  return MountView(path, std::move(root), st.st_dev);
 }
 
 Result<MountedFile> MountView::Open(const std::string& model, const std::string& file) const {
@@ -83,9 +61,9 @@ Result<MountedFile> MountView::Open(const std::string& model, const std::string&
   RETURN_IF_ERROR(CheckModelName(model));
   RETURN_IF_ERROR(CheckFilePath(file));
   const std::string path = model + "/" + file;
-  const int fd = openat(root_, path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-  if (fd < 0) return StatusFromErrno(errno, "opening " + path_ + "/" + path);
-  return MountedFile(fd);
+  UniqueFd fd(openat(root_.get(), path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd.ok()) return StatusFromErrno(errno, "opening " + path_ + "/" + path);
+  return MountedFile(std::move(fd));
 }
 
 }  // namespace modelstore

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "codec/support/status.h"
+#include "codec/support/unique_fd.h"
 
 namespace modelstore {
 
@@ -14,18 +15,15 @@ class Session;
 // A file of the mount, open for reading. Closes it.
 class MountedFile {
  public:
-  explicit MountedFile(int fd) : fd_(fd) {}
-  MountedFile(MountedFile&& other) noexcept;
-  MountedFile& operator=(MountedFile&&) = delete;
-  ~MountedFile();
+  explicit MountedFile(UniqueFd fd) : fd_(std::move(fd)) {}
 
-  int descriptor() const { return fd_; }
+  int descriptor() const { return fd_.get(); }
   // Errors: Io; Unsupported (not a file of modelstore's).
   Result<uint64_t> Bytes() const;
   Result<std::string> Sha256() const;  // of its content, in hex, as the daemon says
 
  private:
-  int fd_;
+  UniqueFd fd_;
 };
 
 class MountView {
@@ -34,9 +32,6 @@ class MountView {
   static Result<MountView> Find(Session& session);
   // Errors: Unavailable (no mount can be seen there from here), PermissionDenied.
   static Result<MountView> At(const std::string& path);
-  MountView(MountView&& other) noexcept;
-  MountView& operator=(MountView&& other) noexcept;
-  ~MountView();
 
   const std::string& path() const { return path_; }
   uint64_t device() const { return device_; }
@@ -44,10 +39,11 @@ class MountView {
   Result<MountedFile> Open(const std::string& model, const std::string& file) const;
 
  private:
-  MountView(std::string path, int root, uint64_t device) : path_(std::move(path)), root_(root), device_(device) {}
+  MountView(std::string path, UniqueFd root, uint64_t device)
+      : path_(std::move(path)), root_(std::move(root)), device_(device) {}
 
   std::string path_;
-  int root_;
+  UniqueFd root_;
   uint64_t device_;
 };
 

@@ -2,12 +2,10 @@
 
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -18,29 +16,14 @@
 #include "catalog/write/source_reader.h"
 #include "catalog/write/source_stat.h"
 #include "codec/support/bytes.h"
+#include "codec/support/files.h"
 #include "codec/support/hash.h"
+#include "codec/support/unique_fd.h"
 
 namespace modelstore {
 namespace {
 
 constexpr size_t kReadBytes = 1u << 20;
-
-class Folder {
- public:
-  explicit Folder(int fd) : fd_(fd) {}
-  Folder(Folder&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Folder& operator=(Folder&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Folder() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int fd() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 // While it is held, nobody has the file open for writing: who wants to has to wait until it is released, or is noticed.
 class ReadLease {
@@ -71,16 +54,16 @@ class ReadLease {
 };
 
 // Walks from the root without following a link: `path` has none, unless somebody puts one there now.
-Result<Folder> OpenFolder(const std::string& path) {
-  Folder at(open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (at.fd() < 0) return StatusFromErrno(errno, "opening /");
+Result<UniqueFd> OpenFolder(const std::string& path) {
+  UniqueFd at(open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!at.ok()) return StatusFromErrno(errno, "opening /");
   for (size_t begin = 1; begin < path.size();) {
     const size_t end = std::min(path.find('/', begin), path.size());
     const std::string part = path.substr(begin, end - begin);
     // O_PATH: only the last folder has to be readable, to be synced.
     const int flags = end == path.size() ? O_RDONLY : O_PATH;
-    Folder next(openat(at.fd(), part.c_str(), flags | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (next.fd() < 0) return StatusFromErrno(errno, "opening " + path.substr(0, end));
+    UniqueFd next(openat(at.get(), part.c_str(), flags | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!next.ok()) return StatusFromErrno(errno, "opening " + path.substr(0, end));
     at = std::move(next);
     begin = end + 1;
   }
@@ -125,13 +108,6 @@ Status CompareWithMount(const SourceReader& reader, const ReadLease& lease, cons
   return OkStatus();
 }
 
-Result<std::string> TemporaryName() {
-  std::array<std::byte, 8> random;
-  if (getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
-    return StatusFromErrno(errno, "choosing a name for the link");
-  return ".modelstore-replace-" + ToHex(random);
-}
-
 // Whether the link may take the file's place: what the file lets others do, its copy on the mount has to let them.
 Status CheckReplaceable(const struct stat& st, const SourceFile& file) {
   if (!S_ISREG(st.st_mode) || st.st_dev != file.device || st.st_ino != file.inode) return Changed();
@@ -145,43 +121,46 @@ Status CheckReplaceable(const struct stat& st, const SourceFile& file) {
 
 // Puts the link `temporary` in the place of `name`, and removes what stood there when that is the scanned file.
 // Anything else is a newer version that somebody renamed into place just now: it comes back.
-Status ExchangeAndRemove(const Folder& folder, const std::string& name, const std::string& temporary,
+Status ExchangeAndRemove(const UniqueFd& folder, const std::string& name, const std::string& temporary,
                          const SourceFile& file, const ReadLease& lease) {
   const auto exchange = [&] {
-    if (renameat2(folder.fd(), temporary.c_str(), folder.fd(), name.c_str(), RENAME_EXCHANGE) == 0) return OkStatus();
-    if (errno == EINVAL || errno == ENOSYS) return Unsupported("its file system cannot exchange two names at once");
+    if (renameat2(folder.get(), temporary.c_str(), folder.get(), name.c_str(), RENAME_EXCHANGE) == 0) return OkStatus();
+    if (IsUnsupportedErrno(errno)) return Unsupported("its file system cannot exchange two names at once");
     return StatusFromErrno(errno, "exchanging it with a link");
   };
   const auto look = [&](struct stat* out) {
-    return fstatat(folder.fd(), temporary.c_str(), out, AT_SYMLINK_NOFOLLOW) == 0
+    return fstatat(folder.get(), temporary.c_str(), out, AT_SYMLINK_NOFOLLOW) == 0
                ? OkStatus()
                : StatusFromErrno(errno, "looking at " + temporary + " beside it");
   };
   struct stat link, out;
-  RETURN_IF_ERROR(look(&link));
   const auto is_link = [&] { return out.st_dev == link.st_dev && out.st_ino == link.st_ino; };
-  if (const Status exchanged = exchange(); !exchanged.ok()) {
-    unlinkat(folder.fd(), temporary.c_str(), 0);
-    return exchanged;
+  const Status seen = look(&link);
+  if (const Status ready = seen.ok() ? exchange() : seen; !ready.ok()) {
+    unlinkat(folder.get(), temporary.c_str(), 0);
+    return ready;
   }
-  RETURN_IF_ERROR(look(&out));
+  const std::string where = "it is named " + temporary + " now";
+  // The answer is `why`, once everything is as it was.
+  const auto put_back = [&](const Status& why) -> Status {
+    RETURN_IF_ERROR(exchange().WithContext(where));
+    RETURN_IF_ERROR(look(&out).WithContext("the link is left beside it"));
+    if (!is_link()) {  // yet another version has replaced the link meanwhile: the newest is the one to stay
+      RETURN_IF_ERROR(exchange().WithContext(where));
+      return IoError("it changed twice meanwhile; an older version is named " + temporary + " now");
+    }
+    unlinkat(folder.get(), temporary.c_str(), 0);
+    return why;
+  };
+  if (const Status looked = look(&out); !looked.ok()) return put_back(looked);
   // The exchange itself changes ctime.
   const bool as_scanned = out.st_dev == file.device && out.st_ino == file.inode && out.st_nlink == 1 &&
                           static_cast<uint64_t>(out.st_size) == file.bytes && ModificationTime(out) == file.mtime_ns;
   const Status writer = lease.Check();
-  if (as_scanned && writer.ok()) {
-    if (unlinkat(folder.fd(), temporary.c_str(), 0) == 0) return OkStatus();
-    return StatusFromErrno(errno, "removing what the link replaced, now named " + temporary);
-  }
-  const std::string where = "it is named " + temporary + " now";
-  RETURN_IF_ERROR(exchange().WithContext(where));
-  RETURN_IF_ERROR(look(&out));
-  if (!is_link()) {  // yet another version has replaced the link meanwhile: the newest is the one to stay
-    RETURN_IF_ERROR(exchange().WithContext(where));
-    return IoError("it changed twice meanwhile; an older version is named " + temporary + " now");
-  }
-  unlinkat(folder.fd(), temporary.c_str(), 0);
-  return as_scanned ? writer : Changed();
+  if (!as_scanned) return put_back(Changed());
+  if (!writer.ok()) return put_back(writer);
+  if (unlinkat(folder.get(), temporary.c_str(), 0) == 0) return OkStatus();
+  return StatusFromErrno(errno, "removing what the link replaced, now named " + temporary);
 }
 
 Status ReplaceOne(const SourceFile& file, const std::string& model, const MountView& mount, JobControl& job) {
@@ -194,21 +173,21 @@ Status ReplaceOne(const SourceFile& file, const std::string& model, const MountV
   ASSIGN_OR_RETURN(const std::string real, RealPath(file.shown_as));
   const size_t slash = real.rfind('/');
   const std::string name = real.substr(slash + 1);
-  ASSIGN_OR_RETURN(const Folder folder, OpenFolder(real.substr(0, slash)));
+  ASSIGN_OR_RETURN(const UniqueFd folder, OpenFolder(real.substr(0, slash)));
   struct stat st;
-  if (fstatat(folder.fd(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0)
+  if (fstatat(folder.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0)
     return StatusFromErrno(errno, "reading the attributes of " + real);
   RETURN_IF_ERROR(CheckReplaceable(st, file));
 
   const std::string target = mount.path() + "/" + model + "/" + file.path;
-  ASSIGN_OR_RETURN(const std::string temporary, TemporaryName());
+  ASSIGN_OR_RETURN(const std::string temporary, RandomName(".modelstore-replace-"));
   if (!reader.CheckUnchanged().ok()) return Changed();
   RETURN_IF_ERROR(lease.Check());
-  if (symlinkat(target.c_str(), folder.fd(), temporary.c_str()) != 0)
+  if (symlinkat(target.c_str(), folder.get(), temporary.c_str()) != 0)
     return StatusFromErrno(errno, "creating a link beside it");
   RETURN_IF_ERROR(ExchangeAndRemove(folder, name, temporary, file, lease));
   // The link is in place either way; only a crash of the machine could bring the file back.
-  if (fsync(folder.fd()) != 0) job.Warn(file.shown_as + " was replaced, but its folder could not be synced");
+  if (fsync(folder.get()) != 0) job.Warn(file.shown_as + " was replaced, but its folder could not be synced");
   return OkStatus();
 }
 

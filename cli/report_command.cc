@@ -9,30 +9,35 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
-#include "cli/terminal.h"
+#include "codec/support/files.h"
+#include "codec/support/unique_fd.h"
 
 namespace modelstore {
 namespace {
 
 using nlohmann::json;
 
-// Written beside its place and renamed, so that a page that is being served is never half there.
+// `path` is absolute. Written beside its place and renamed, so that a page that is being served is never half there.
 Status WritePage(const std::string& path, const std::string& page) {
-  const std::string partial = path + ".partial";
-  const int fd = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) return StatusFromErrno(errno, "creating " + partial);
-  int error = WriteAll(fd, page);
-  if (close(fd) != 0 && error == 0) error = errno;
-  if (error == 0 && rename(partial.c_str(), path.c_str()) != 0) error = errno;
-  if (error == 0) return OkStatus();
-  unlink(partial.c_str());
-  return StatusFromErrno(error, "writing " + path);
+  const std::string folder = path.substr(0, path.rfind('/') + 1);
+  ASSIGN_OR_RETURN(const std::string name, RandomName(".modelstore-report-"));
+  const std::string partial = folder + name;
+  UniqueFd fd(open(partial.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  if (!fd.ok()) return StatusFromErrno(errno, "creating " + partial);
+  Status status = WriteAll(fd.get(), AsBytes(page), path);
+  // Network file systems say only now that there was no room.
+  if (close(fd.Release()) != 0 && status.ok()) status = StatusFromErrno(errno, "writing " + path);
+  if (status.ok() && rename(partial.c_str(), path.c_str()) != 0) status = StatusFromErrno(errno, "writing " + path);
+  if (!status.ok()) unlink(partial.c_str());
+  return status;
 }
 
 Result<Outcome> RunReport(Session& session, const Arguments& arguments) {
   ASSIGN_OR_RETURN(std::string document, session.Call("report", {}));
-  if (arguments.values.contains("--html"))
-    RETURN_IF_ERROR(WritePage(arguments.Value("--html"), RenderReportHtml(document)));
+  if (arguments.values.contains("--html")) {
+    ASSIGN_OR_RETURN(const std::string page, AbsolutePath(arguments.Value("--html")));
+    RETURN_IF_ERROR(WritePage(page, RenderReportHtml(document)));
+  }
   Outcome out;
   out.text = RenderReport(document, session.style());
   out.document = std::move(document);

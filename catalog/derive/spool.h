@@ -7,6 +7,7 @@
 
 #include "codec/support/bytes.h"
 #include "codec/support/status.h"
+#include "codec/support/unique_fd.h"
 
 namespace modelstore {
 
@@ -14,9 +15,6 @@ class Spool {
  public:
   // In folder `dir`. Errors: NoSpace, Io.
   static Result<std::shared_ptr<Spool>> Create(const std::string& dir);
-  ~Spool();
-  Spool(const Spool&) = delete;
-  Spool& operator=(const Spool&) = delete;
 
   // Returns where they begin. Errors: NoSpace, Io.
   Result<uint64_t> Append(ByteSpan bytes);
@@ -24,9 +22,9 @@ class Spool {
   Status Read(uint64_t offset, MutableByteSpan out) const;
 
  private:
-  explicit Spool(int fd) : fd_(fd) {}
+  explicit Spool(UniqueFd fd) : fd_(std::move(fd)) {}
 
-  const int fd_;
+  const UniqueFd fd_;
   uint64_t bytes_ = 0;
 };
 

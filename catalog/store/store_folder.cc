@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +12,9 @@
 #include <set>
 #include <system_error>
 #include <vector>
+
+#include "codec/support/files.h"
+#include "codec/support/unique_fd.h"
 
 namespace modelstore {
 namespace {
@@ -37,14 +39,8 @@ Result<std::set<std::string>> EntriesOf(const std::string& dir) {
 }
 
 Status SyncDir(const std::string& dir) {
-  const int fd = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return StatusFromErrno(errno, "opening " + dir);
-  const int rc = ::fsync(fd);
-  const int error = errno;
-  ::close(fd);
-  // Some file systems cannot sync a folder; they order its changes themselves.
-  if (rc != 0 && error != EINVAL && error != ENOTSUP) return StatusFromErrno(error, "syncing " + dir);
-  return OkStatus();
+  const UniqueFd fd(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  return fd.ok() ? SyncFolder(fd.get(), dir) : StatusFromErrno(errno, "opening " + dir);
 }
 
 Status NoStore(const std::string& dir, std::string_view why) {
@@ -88,10 +84,9 @@ Status CreateFolder(const std::string& dir) {
 // "pid command" of this process, for whoever finds the lock taken.
 std::string DescribeSelf() {
   std::string command;
-  if (const int fd = ::open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC); fd >= 0) {
+  if (const UniqueFd fd(::open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC)); fd.ok()) {
     std::array<char, kMaxHolderBytes> buffer{};
-    const ssize_t n = ::read(fd, buffer.data(), buffer.size());
-    ::close(fd);
+    const ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
     if (n > 0) command.assign(buffer.data(), static_cast<size_t>(n));
   }
   while (!command.empty() && command.back() == '\0') command.pop_back();
@@ -110,30 +105,22 @@ std::string DescribeHolder(int fd) {
   return "process " + std::string(line.substr(0, space)) + " (" + std::string(line.substr(space + 1)) + ")";
 }
 
-// Returns the locked descriptor, or -1 when the file system is read-only and has no lock file.
-Result<int> TakeLock(const std::string& dir, bool read_only) {
+// The locked descriptor; none when the file system is read-only and has no lock file.
+Result<UniqueFd> TakeLock(const std::string& dir, bool read_only) {
   const std::string path = dir + "/lock";
-  int fd = -1;
-  if (!read_only) {
-    fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) return StatusFromErrno(errno, "opening " + path);
-  } else {
-    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0 && errno == ENOENT) return -1;
-    if (fd < 0) return StatusFromErrno(errno, "opening " + path);
-  }
-  if (::flock(fd, (read_only ? LOCK_SH : LOCK_EX) | LOCK_NB) != 0) {
-    const int error = errno;
-    const std::string holder = error == EWOULDBLOCK ? DescribeHolder(fd) : "";
-    ::close(fd);
-    if (error == EWOULDBLOCK) return Locked("store " + dir + " is in use by " + holder + "; stop it or wait for it");
-    return StatusFromErrno(error, "locking " + path);
+  const int flags = read_only ? O_RDONLY : O_RDWR | O_CREAT;
+  UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC, 0600));
+  if (!fd.ok() && read_only && errno == ENOENT) return UniqueFd();
+  if (!fd.ok()) return StatusFromErrno(errno, "opening " + path);
+  if (::flock(fd.get(), (read_only ? LOCK_SH : LOCK_EX) | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return StatusFromErrno(errno, "locking " + path);
+    return Locked("store " + dir + " is in use by " + DescribeHolder(fd.get()) + "; stop it or wait for it");
   }
   if (!read_only) {
     // Only a description: a full disk must not keep the store from opening.
     const std::string self = DescribeSelf();
-    if (::pwrite(fd, self.data(), self.size(), 0) == static_cast<ssize_t>(self.size()))
-      (void)!::ftruncate(fd, static_cast<off_t>(self.size()));
+    if (::pwrite(fd.get(), self.data(), self.size(), 0) == static_cast<ssize_t>(self.size()))
+      (void)!::ftruncate(fd.get(), static_cast<off_t>(self.size()));
   }
   return fd;
 }
@@ -155,8 +142,8 @@ Result<std::unique_ptr<StoreFolder>> StoreFolder::Open(const std::string& dir, c
   // finished creating.
   bool has_db = false;
   RETURN_IF_ERROR(Recognise(dir, options, &has_db));
-  ASSIGN_OR_RETURN(const int lock_fd, TakeLock(dir, options.read_only));
-  std::unique_ptr<StoreFolder> folder(new StoreFolder(dir, lock_fd));
+  ASSIGN_OR_RETURN(UniqueFd lock, TakeLock(dir, options.read_only));
+  std::unique_ptr<StoreFolder> folder(new StoreFolder(dir, std::move(lock)));
   RETURN_IF_ERROR(Recognise(dir, options, &folder->has_db_));
   if (!folder->has_db_) {
     if (::mkdir(folder->db_dir().c_str(), 0700) != 0 && errno != EEXIST)
@@ -164,10 +151,6 @@ Result<std::unique_ptr<StoreFolder>> StoreFolder::Open(const std::string& dir, c
     RETURN_IF_ERROR(SyncDir(dir));
   }
   return folder;
-}
-
-StoreFolder::~StoreFolder() {
-  if (lock_fd_ >= 0) ::close(lock_fd_);
 }
 
 Result<uint64_t> StoreFolder::DiskBytes() const {
@@ -184,11 +167,7 @@ Result<uint64_t> StoreFolder::DiskBytes() const {
   return bytes;
 }
 
-Result<uint64_t> StoreFolder::FreeBytes() const {
-  struct statvfs vfs {};
-  if (::statvfs(dir_.c_str(), &vfs) != 0) return StatusFromErrno(errno, "asking for the free space of " + dir_);
-  return uint64_t{vfs.f_bavail} * vfs.f_frsize;
-}
+Result<uint64_t> StoreFolder::FreeBytes() const { return modelstore::FreeBytes(dir_); }
 
 void StoreFolder::RefillBallast() {
   const auto disk_bytes = DiskBytes();
@@ -198,14 +177,12 @@ void StoreFolder::RefillBallast() {
   if (*free_bytes / 4 < wanted) return;
   const std::lock_guard lock(ballast_mutex_);
   const std::string path = dir_ + "/ballast";
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-  if (fd < 0) return;
+  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
   struct stat st {};
   // Grows only: shrinking would save nothing worth a write.
-  if (::fstat(fd, &st) == 0 && static_cast<uint64_t>(st.st_blocks) * 512 < wanted &&
-      ::posix_fallocate(fd, 0, static_cast<off_t>(wanted)) != 0)
-    (void)!::ftruncate(fd, 0);
-  ::close(fd);
+  if (fd.ok() && ::fstat(fd.get(), &st) == 0 && static_cast<uint64_t>(st.st_blocks) * 512 < wanted &&
+      ::posix_fallocate(fd.get(), 0, static_cast<off_t>(wanted)) != 0)
+    (void)!::ftruncate(fd.get(), 0);
 }
 
 bool StoreFolder::ReleaseBallast() {

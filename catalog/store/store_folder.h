@@ -14,6 +14,7 @@
 
 #include "catalog/store/kv_store.h"
 #include "codec/support/status.h"
+#include "codec/support/unique_fd.h"
 
 namespace modelstore {
 
@@ -21,7 +22,6 @@ class StoreFolder {
  public:
   // Creates or recognises the folder and takes its lock. Errors: as OpenRocksStore.
   static Result<std::unique_ptr<StoreFolder>> Open(const std::string& dir, const StoreOptions& options);
-  ~StoreFolder();
   StoreFolder(const StoreFolder&) = delete;
   StoreFolder& operator=(const StoreFolder&) = delete;
 
@@ -43,10 +43,10 @@ class StoreFolder {
   bool ReleaseBallast();
 
  private:
-  StoreFolder(std::string dir, int lock_fd) : dir_(std::move(dir)), lock_fd_(lock_fd) {}
+  StoreFolder(std::string dir, UniqueFd lock) : dir_(std::move(dir)), lock_(std::move(lock)) {}
 
   const std::string dir_;
-  const int lock_fd_;  // -1: read-only, and the file system let us take no lock
+  const UniqueFd lock_;  // none: read-only, and the file system let us take no lock
   bool has_db_ = false;
   std::mutex ballast_mutex_;
 };

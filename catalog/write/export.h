@@ -1,13 +1,13 @@
 // Export: a model's files as plain files again (layer: catalog/write).
 //
-// The engine decodes and checks; a sink writes. The sink of the command line (FolderSink) writes below a folder with
+// The engine decodes and checks; a sink writes. The sink of the command line (folder_sink.h) writes below a folder with
 // the rights of its own process, whether the engine runs in that process or behind the daemon's socket.
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "catalog/read/catalog.h"
@@ -27,12 +27,15 @@ class ExportSink {
   virtual Status Write(ByteSpan bytes) = 0;
   // All bytes of the file were written and their SHA-256 agrees: only now may it get its name.
   virtual Status EndFile() = 0;
-};
 
-// Writes below `dir` (absolute; created; a file that exists is refused), with mode and mtime; each file is written
-// under a temporary name, synced and renamed; links are not followed. Paths are checked: they may come from anyone.
-// Errors of its calls: AlreadyExists, InvalidArgument (a path), PermissionDenied, NoSpace, Io.
-std::unique_ptr<ExportSink> NewFolderSink(std::string dir);
+  // For what is no failure; set by whoever makes the calls, for as long as they last.
+  std::function<void(std::string)> on_warning;
+
+ protected:
+  void Warn(std::string message) {
+    if (on_warning) on_warning(std::move(message));
+  }
+};
 
 struct ExportReport {
   uint64_t files = 0, bytes = 0;

@@ -1,12 +1,10 @@
 // Whether what is pushed fits on the disk (push_job.h), asked before anything is written.
-#include <sys/statvfs.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 
 #include "catalog/write/push_job.h"
 #include "codec/decode/block_decoder.h"
+#include "codec/support/files.h"
 
 namespace modelstore {
 namespace {
@@ -16,12 +14,6 @@ constexpr uint64_t kSpaceMarginBytes = 4 << 20;
 // Blocks of plain content that are coded to estimate the rest, evenly spread.
 constexpr uint64_t kSampledBlocks = 32;
 constexpr uint64_t kHashWindowBytes = 1 << 18;
-
-Result<uint64_t> FreeBytes(const std::string& dir) {
-  struct statvfs st;
-  if (statvfs(dir.c_str(), &st) != 0) return StatusFromErrno(errno, "asking for the free space of " + dir);
-  return uint64_t{st.f_bavail} * st.f_frsize;
-}
 
 // What is left of an estimate when it is taken for as wrong as it may be: nothing is refused that may fit.
 constexpr uint64_t AtLeast(uint64_t estimate) { return estimate - estimate / 16; }

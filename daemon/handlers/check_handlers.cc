@@ -1,7 +1,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "catalog/write/export.h"
+#include "catalog/write/folder_sink.h"
 #include "catalog/write/maintain.h"
 #include "daemon/handlers/handler_groups.h"
 #include "daemon/handlers/parameters.h"

@@ -1,16 +1,15 @@
 #include "daemon/service/compact_policy.h"
 
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <exception>
 #include <string>
 
 #include "catalog/write/compact_model.h"
 #include "catalog/write/maintain.h"
+#include "codec/support/files.h"
 #include "codec/support/log.h"
 
 namespace modelstore {
@@ -64,16 +63,9 @@ void CompactPolicy::Run() {
   }
 }
 
-Result<uint64_t> CompactPolicy::FreeBytes() const {
-  struct statvfs st;
-  if (statvfs(config_.store.c_str(), &st) != 0)
-    return StatusFromErrno(errno, "asking for the free space of " + config_.store);
-  return uint64_t{st.f_bavail} * st.f_frsize;
-}
-
 Status CompactPolicy::Relieve() {
   while (true) {
-    ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes());
+    ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes(config_.store));
     if (free_bytes >= config_.compact_below_free_bytes) return OkStatus();
     ASSIGN_OR_RETURN(const std::vector<ModelRecord> models, state_.catalog.ListModels());
     const std::optional<ModelRecord> model = NextToCompact(models, in_vain_);

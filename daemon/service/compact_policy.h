@@ -30,7 +30,6 @@ class CompactPolicy {
   // Until enough is free or no model is left.
   Status Relieve();
   Status MakeCompact(const ModelRecord& model);
-  Result<uint64_t> FreeBytes() const;
 
   const Config& config_;
   ServerState& state_;

@@ -11,25 +11,12 @@
 #include <cstring>
 #include <filesystem>
 
+#include "codec/support/unique_fd.h"
+
 namespace modelstore {
 namespace {
 
 namespace fs = std::filesystem;
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 Result<sockaddr_un> AddressOf(const std::string& path) {
   sockaddr_un address{};
@@ -50,8 +37,8 @@ Status ClearWay(const std::string& path, const sockaddr_un& address) {
     return errno == ENOENT ? OkStatus() : StatusFromErrno(errno, "looking at " + path);
   if (!S_ISSOCK(found.st_mode))
     return AlreadyExists(path + " is there and is not a socket; remove it or choose another path for the socket");
-  const Descriptor probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (probe.get() < 0) return StatusFromErrno(errno, "creating a socket");
+  const UniqueFd probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!probe.ok()) return StatusFromErrno(errno, "creating a socket");
   // EAGAIN: somebody listens and has a full queue.
   if (connect(probe.get(), Pointer(address), sizeof address) == 0 || errno == EAGAIN)
     return Busy("a daemon listens on " + path + " already; stop it or choose another path for the socket");
@@ -93,8 +80,8 @@ Result<std::unique_ptr<SocketListener>> SocketListener::Open(const std::string& 
   const bool root = geteuid() == 0;
   RETURN_IF_ERROR(MakeFolders(fs::path(path).parent_path(), root ? 0755 : 0700));
   RETURN_IF_ERROR(ClearWay(path, address));
-  Descriptor fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (fd.get() < 0) return StatusFromErrno(errno, "creating a socket");
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.ok()) return StatusFromErrno(errno, "creating a socket");
   const mode_t before = umask(root ? 0111 : 0177);
   const int bound = bind(fd.get(), Pointer(address), sizeof address);
   const int error = errno;

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "catalog/read/catalog.h"
-#include "catalog/write/export.h"
+#include "catalog/write/folder_sink.h"
 #include "catalog/write/maintain.h"
 #include "catalog/write/push.h"
 #include "codec/support/hash.h"

@@ -4,8 +4,8 @@
 #include <random>
 
 #include "catalog/read/read_engine.h"
-#include "catalog/write/export.h"
 #include "catalog/write/file_reader.h"
+#include "catalog/write/folder_sink.h"
 #include "catalog/write/store_usage.h"
 #include "codec/decode/compact_frame.h"
 #include "codec/decode/frame.h"

@@ -3,7 +3,7 @@
 
 #include <set>
 
-#include "catalog/write/export.h"
+#include "catalog/write/folder_sink.h"
 #include "catalog/write/store_usage.h"
 #include "tests/integration/write/model_fixture.h"
 

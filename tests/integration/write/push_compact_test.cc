@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "catalog/write/compact_model.h"
-#include "catalog/write/export.h"
+#include "catalog/write/folder_sink.h"
 #include "codec/decode/block_decoder.h"
 #include "tests/integration/write/model_fixture.h"
 

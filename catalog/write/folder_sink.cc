@@ -1,0 +1,183 @@
+#include "catalog/write/folder_sink.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "codec/support/files.h"
+#include "codec/support/unique_fd.h"
+
+namespace modelstore {
+namespace {
+
+// Zeros are looked for in pieces of this size; shorter holes would only cut the file into more extents.
+constexpr uint64_t kHoleBytes = 64 << 10;
+
+bool IsZero(ByteSpan bytes) {
+  // The first bytes decide nearly always; the rest is compared with itself, one byte further.
+  return bytes.front() == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
+}
+
+Status MakeFolders(const std::string& dir) {
+  for (size_t end = dir.find('/', 1);; end = dir.find('/', end + 1)) {
+    const std::string part = dir.substr(0, end);
+    if (mkdir(part.c_str(), 0777) != 0 && errno != EEXIST) {
+      // A folder on a read-only file system that is there needs not be made.
+      const int error = errno;
+      struct stat found;
+      if (stat(part.c_str(), &found) != 0 || !S_ISDIR(found.st_mode))
+        return StatusFromErrno(error, "creating the folder " + part);
+    }
+    if (end == std::string::npos) return OkStatus();
+  }
+}
+
+// Walks from `root` to the folder of `path` without following links; creates what is missing when `create`.
+// NotFound when a part is missing.
+Result<UniqueFd> OpenParent(int root, const std::string& path, const std::string& shown, bool create) {
+  UniqueFd at(openat(root, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!at.ok()) return StatusFromErrno(errno, "opening " + shown);
+  size_t begin = 0;
+  for (size_t end = path.find('/'); end != std::string::npos; begin = end + 1, end = path.find('/', begin)) {
+    const std::string part = path.substr(begin, end - begin);
+    const std::string part_shown = shown + "/" + path.substr(0, end);
+    if (create && mkdirat(at.get(), part.c_str(), 0777) != 0 && errno != EEXIST)
+      return StatusFromErrno(errno, "creating the folder " + part_shown);
+    UniqueFd next(openat(at.get(), part.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!next.ok()) return StatusFromErrno(errno, "opening " + part_shown);
+    at = std::move(next);
+  }
+  return at;
+}
+
+std::string_view FileName(std::string_view path) { return path.substr(path.rfind('/') + 1); }
+
+Status RefuseExisting(int root, const ModelFile& file, const std::string& dir) {
+  const Result<UniqueFd> parent = OpenParent(root, file.path, dir, /*create=*/false);
+  if (!parent.ok()) return parent.status().code() == StatusCode::kNotFound ? OkStatus() : parent.status();
+  struct stat st;
+  const std::string name(FileName(file.path));
+  if (fstatat(parent->get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0)
+    return AlreadyExists(dir + "/" + file.path + " exists and is not overwritten; export to another folder");
+  return errno == ENOENT ? OkStatus() : StatusFromErrno(errno, "reading the attributes of " + dir + "/" + file.path);
+}
+
+class FolderSink final : public ExportSink {
+ public:
+  explicit FolderSink(std::string dir) : dir_(std::move(dir)) {}
+  ~FolderSink() override { Abandon(); }
+
+  Status Begin(const std::vector<ModelFile>& files) override {
+    files_ = files;
+    for (const ModelFile& file : files_) RETURN_IF_ERROR(CheckFilePath(file.path));
+    // Not derived from a file's name, which may be as long as names get.
+    ASSIGN_OR_RETURN(temporary_, RandomName(".modelstore-export-"));
+    RETURN_IF_ERROR(MakeFolders(dir_));
+    root_ = UniqueFd(open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!root_.ok()) return StatusFromErrno(errno, "opening " + dir_);
+    for (const ModelFile& file : files_) RETURN_IF_ERROR(RefuseExisting(root_.get(), file, dir_));
+    return OkStatus();
+  }
+
+  Status BeginFile(size_t index) override {
+    file_ = &files_[index];
+    shown_ = dir_ + "/" + file_->path;
+    position_ = 0;
+    ends_in_hole_ = false;
+    ASSIGN_OR_RETURN(parent_, OpenParent(root_.get(), file_->path, dir_, /*create=*/true));
+    fd_ =
+        UniqueFd(openat(parent_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (!fd_.ok()) return StatusFromErrno(errno, "creating " + dir_ + "/" + temporary_);
+    return OkStatus();
+  }
+
+  Status Write(ByteSpan bytes) override {
+    while (!bytes.empty()) {
+      // Up to the next piece of zeros, and then that.
+      size_t data = 0, zeros = 0;
+      while (data < bytes.size() && zeros == 0) {
+        const size_t piece = std::min<uint64_t>(bytes.size() - data, kHoleBytes - (position_ + data) % kHoleBytes);
+        if (piece == kHoleBytes && IsZero(bytes.subspan(data, piece))) {
+          zeros = piece;
+        } else {
+          data += piece;
+        }
+      }
+      if (data > 0) {
+        RETURN_IF_ERROR(WriteAll(fd_.get(), bytes.first(data), shown_));
+        ends_in_hole_ = false;
+      }
+      if (zeros > 0) {
+        if (lseek(fd_.get(), static_cast<off_t>(zeros), SEEK_CUR) < 0)
+          return StatusFromErrno(errno, "writing " + shown_);
+        ends_in_hole_ = true;
+      }
+      position_ += data + zeros;
+      bytes = bytes.subspan(data + zeros);
+    }
+    return OkStatus();
+  }
+
+  Status EndFile() override {
+    if (ends_in_hole_ && ftruncate(fd_.get(), static_cast<off_t>(position_)) != 0)
+      return StatusFromErrno(errno, "writing " + shown_);
+    RETURN_IF_ERROR(SetAttributes());
+    if (fsync(fd_.get()) != 0) return StatusFromErrno(errno, "syncing " + shown_);
+    RETURN_IF_ERROR(GiveName(parent_.get(), temporary_, std::string(FileName(file_->path)), shown_));
+    fd_.Reset();
+    return SyncFolder(parent_.get(), "the folder of " + shown_);
+  }
+
+ private:
+  // Mode and times of the finished file, still under its temporary name.
+  Status SetAttributes() {
+    // The store keeps who may read; the owner of an export may change it too.
+    if (fchmod(fd_.get(), (file_->mode & 0444) | S_IWUSR) != 0)
+      RETURN_IF_ERROR(Tolerate(errno, "mode", "its options decide who may read what was exported", &modes_refused_));
+    timespec times[2] = {{0, UTIME_OMIT}, {file_->mtime_ns / 1'000'000'000, file_->mtime_ns % 1'000'000'000}};
+    if (times[1].tv_nsec < 0) {
+      times[1].tv_sec -= 1;
+      times[1].tv_nsec += 1'000'000'000;
+    }
+    if (futimens(fd_.get(), times) != 0)
+      RETURN_IF_ERROR(Tolerate(errno, "times", "the files have the time of the export", &times_refused_));
+    return OkStatus();
+  }
+
+  // exFAT, CIFS and FUSE file systems refuse attributes that they cannot keep: no reason to give up what was written.
+  Status Tolerate(int error, const std::string& what, const std::string& consequence, bool* told) {
+    if (error != EPERM && error != EACCES && !IsUnsupportedErrno(error))
+      return StatusFromErrno(error, "setting the " + what + " of " + shown_);
+    if (!*told) Warn("the file system of " + dir_ + " lets no " + what + " be set: " + consequence);
+    *told = true;
+    return OkStatus();
+  }
+
+  void Abandon() {
+    if (fd_.ok()) unlinkat(parent_.get(), temporary_.c_str(), 0);
+  }
+
+  const std::string dir_;
+  std::string temporary_;
+  std::vector<ModelFile> files_;
+  UniqueFd root_;
+  const ModelFile* file_ = nullptr;  // the one being written
+  std::string shown_;
+  UniqueFd parent_;
+  UniqueFd fd_;  // open as long as the temporary file exists
+  uint64_t position_ = 0;
+  bool ends_in_hole_ = false;
+  bool modes_refused_ = false, times_refused_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<ExportSink> NewFolderSink(std::string dir) { return std::make_unique<FolderSink>(std::move(dir)); }
+
+}  // namespace modelstore

@@ -1,0 +1,18 @@
+// FolderSink: an export's files below a folder (layer: catalog/write).
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "catalog/write/export.h"
+
+namespace modelstore {
+
+// Writes below `dir` (absolute; created; a file that exists is refused), with mode and mtime; each file is written
+// under a temporary name, synced and given its own; links are not followed. Paths are checked: they may come from
+// anyone. Runs of zeros become holes where the file system has such. What a file system cannot keep (modes, times) is
+// a warning, once each.
+// Errors of its calls: AlreadyExists, InvalidArgument (a path), PermissionDenied, NoSpace, Io.
+std::unique_ptr<ExportSink> NewFolderSink(std::string dir);
+
+}  // namespace modelstore
