@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <exception>
 
+#include "codec/support/process.h"
 #include "daemon/service/config.h"
 #include "daemon/service/log_setup.h"
 #include "daemon/service/service.h"
@@ -49,6 +50,8 @@ int Main(int argc, char** argv) {
 }  // namespace modelstore
 
 int main(int argc, char** argv) {
+  modelstore::ReserveStandardStreams();
+  modelstore::RaiseDescriptorLimit();
   try {
     return modelstore::Main(argc, argv);
   } catch (const std::exception& e) {

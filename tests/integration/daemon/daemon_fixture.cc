@@ -196,6 +196,7 @@ void DaemonTest::SpawnDaemon(const DaemonOptions& options) {
   }
   if (options.uid != 0 && (setgroups(0, nullptr) != 0 || setgid(options.uid) != 0 || setuid(options.uid) != 0))
     _exit(99);
+  for (int fd = 0; options.without_streams && fd <= STDERR_FILENO; ++fd) close(fd);
   execl(MODELSTORED, MODELSTORED, "--config", config.c_str(), "--store", store_dir.c_str(), "--mount", mount.c_str(),
         "--socket", socket_path.c_str(), nullptr);
   _exit(99);

@@ -21,11 +21,12 @@ namespace modelstore {
 inline constexpr int kPatienceMs = 120'000;  // never waited for unless something is broken
 
 struct DaemonOptions {
-  std::string config{};         // TOML lines beside store, mount and socket
-  uid_t uid = 0;                // of the daemon, when the test runs as root
-  bool activate = false;        // as systemd does: the socket is made here and passed
-  uint64_t watchdog_usec = 0;   // as systemd asks for signs of life; 0: it does not
-  uint64_t max_open_files = 0;  // 0: as the test has
+  std::string config{};          // TOML lines beside store, mount and socket
+  uid_t uid = 0;                 // of the daemon, when the test runs as root
+  bool activate = false;         // as systemd does: the socket is made here and passed
+  uint64_t watchdog_usec = 0;    // as systemd asks for signs of life; 0: it does not
+  uint64_t max_open_files = 0;   // 0: as the test has
+  bool without_streams = false;  // standard input, output and error are closed
 };
 
 // A JSON object that a daemon sent; data frames are {"data": BYTES}, the end of the connection is {"closed": WHY}.

@@ -343,6 +343,17 @@ TEST_F(DaemonTest, ASocketThatIsServedIsNotTakenOver) {
   EXPECT_EQ(Call("status").At("/result/pid"), std::to_string(first));
 }
 
+// Else a file of the store would be standard error, and the log would be written into it.
+TEST_F(DaemonTest, ClosedStreamsBecomeNoFilesOfTheStore) {
+  StartDaemon({.without_streams = true});
+  for (int fd = 0; fd <= STDERR_FILENO; ++fd)
+    EXPECT_EQ(fs::read_symlink("/proc/" + std::to_string(pid()) + "/fd/" + std::to_string(fd)), "/dev/null");
+  ASSERT_EQ(Push("m", WriteFile("a.bin", 1000)).Code(), "");
+  EXPECT_EQ(ReadFile(store() + "/lock").substr(0, std::to_string(pid()).size()), std::to_string(pid()));
+  Signal(SIGTERM);
+  EXPECT_EQ(WaitForDaemon(), 0);
+}
+
 TEST_F(DaemonTest, ServesASocketThatSystemdPassed) {
   StartDaemon({.activate = true});
   EXPECT_EQ(Call("status").At("/result/pid"), std::to_string(pid()));
