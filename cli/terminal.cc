@@ -22,8 +22,8 @@ Style StyleOf(int fd, bool no_color) {
   const char* term = std::getenv("TERM");
   const char* disabled = std::getenv("NO_COLOR");
   Style style;
-  style.color = !no_color && IsTerminal(fd) && !(disabled != nullptr && *disabled != '\0') && term != nullptr &&
-                std::strcmp(term, "dumb") != 0;
+  const bool is_capable = term != nullptr && *term != '\0' && std::strcmp(term, "dumb") != 0;
+  style.color = !no_color && is_capable && IsTerminal(fd) && !(disabled != nullptr && *disabled != '\0');
   std::setlocale(LC_CTYPE, "");
   style.unicode = std::strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
   style.width = TerminalWidth(fd);

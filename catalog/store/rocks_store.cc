@@ -14,6 +14,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <future>
 #include <mutex>
 #include <system_error>
@@ -337,6 +338,9 @@ class RocksStore final : public RocksReads<KvStore> {
 };
 
 Status RocksStore::OpenDb(const StoreOptions& options) {
+  // RocksDB asserts that it is not.
+  if (std::time(nullptr) < 0)
+    return IoError("opening store " + folder_->dir() + ": the system's clock is before 1970; set it");
   const MemoryPlan memory = PlanMemory(options.memory_budget_bytes);
   rocksdb::Env* env = env_ ? env_.get() : rocksdb::Env::Default();
   const rocksdb::DBOptions db_options = MakeDbOptions(memory, env);

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,11 @@ struct Checkpoint {
 
 inline Checkpoint LoadCheckpoint(const char* path) {
   Checkpoint checkpoint;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    std::fprintf(stderr, "%s: is a folder; name one of its .safetensors files\n", path);
+    std::exit(2);
+  }
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   if (!in) {
     std::fprintf(stderr, "%s: cannot open\n", path);

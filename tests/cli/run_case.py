@@ -64,6 +64,8 @@ def missing(requirement):
         return not (os.access("/dev/fuse", os.R_OK | os.W_OK) and shutil.which("fusermount3"))
     if requirement == "ordinary-user":
         return os.geteuid() == 0
+    if requirement == "faketime":
+        return not shutil.which("faketime")
     if requirement == "root":
         return os.geteuid() != 0 or not shutil.which("setpriv")
     raise SystemExit(f"unknown requirement {requirement!r}")
