@@ -20,7 +20,7 @@ namespace {
 // The options that stand before or after the command: every level of the parser has its own copy, so that a model may
 // be called like a command.
 struct GlobalWords {
-  std::string store, socket;
+  std::string store, socket, timeout;
   bool json = false, quiet = false, no_color = false, version = false;
 
   void AddTo(CLI::App& app) {
@@ -30,6 +30,11 @@ struct GlobalWords {
         ->group("Global");
     app.add_option("--socket", socket, "the daemon's socket (else MODELSTORE_SOCKET, the user's, the system's)")
         ->type_name("PATH")
+        ->group("Global");
+    app.add_option("--timeout", timeout,
+                   "how long the daemon may say nothing, 0 for ever (else MODELSTORE_TIMEOUT; 10 for status, ls and "
+                   "show)")
+        ->type_name("SECONDS")
         ->group("Global");
     app.add_flag("--json", json, "one JSON document on stdout, errors too")->group("Global");
     app.add_flag("-q,--quiet", quiet, "no progress and no confirmations; ls prints names only")->group("Global");
@@ -132,13 +137,21 @@ std::string FromEnvironment(const char* name) {
 }
 
 // Flags win over the environment, a store over a socket.
-void ChooseDoor(const std::string& store, const std::string& socket, GlobalOptions& global) {
-  if (!store.empty() || !socket.empty()) {
-    global.store = store;
-  } else {
-    global.store = FromEnvironment("MODELSTORE_STORE");
-  }
-  if (global.store.empty()) global.socket = socket.empty() ? FromEnvironment("MODELSTORE_SOCKET") : socket;
+Status ChooseDoor(const std::string& store, const std::string& socket, GlobalOptions& global) {
+  const bool is_flag = !store.empty() || !socket.empty();
+  ASSIGN_OR_RETURN(global.store, HomeExpanded(is_flag ? store : FromEnvironment("MODELSTORE_STORE")));
+  if (!global.store.empty()) return OkStatus();
+  ASSIGN_OR_RETURN(global.socket, HomeExpanded(socket.empty() ? FromEnvironment("MODELSTORE_SOCKET") : socket));
+  return OkStatus();
+}
+
+Result<std::optional<unsigned>> ChooseTimeout(const std::string& flag) {
+  constexpr uint64_t kMaxSeconds = 1'000'000;
+  const std::string text = flag.empty() ? FromEnvironment("MODELSTORE_TIMEOUT") : flag;
+  if (text.empty()) return std::optional<unsigned>();
+  const Result<uint64_t> seconds = ParseCount(text, 0, kMaxSeconds);
+  if (!seconds.ok()) return seconds.status().WithContext(flag.empty() ? "MODELSTORE_TIMEOUT" : "--timeout");
+  return std::optional(static_cast<unsigned>(*seconds));
 }
 
 // --json and --no-color hold for usage errors too, which are found before the words are understood.
@@ -182,6 +195,7 @@ Result<Invocation> ParseCommandLine(const std::vector<std::string>& words) {
     const GlobalWords& own = commands[i].global;
     if (!own.store.empty()) global.store = own.store;  // the nearer one
     if (!own.socket.empty()) global.socket = own.socket;
+    if (!own.timeout.empty()) global.timeout = own.timeout;
     global.json |= own.json;
     global.quiet |= own.quiet;
     global.no_color |= own.no_color;
@@ -190,7 +204,8 @@ Result<Invocation> ParseCommandLine(const std::vector<std::string>& words) {
   out.global.json = global.json;
   out.global.quiet = global.quiet;
   out.global.no_color = global.no_color;
-  ChooseDoor(global.store, global.socket, out.global);
+  RETURN_IF_ERROR(ChooseDoor(global.store, global.socket, out.global));
+  ASSIGN_OR_RETURN(out.global.timeout_seconds, ChooseTimeout(global.timeout));
   if (global.version) {
     out.command = nullptr;
     out.text = global.json ? Json({{"version", MODELSTORE_VERSION}}) : "modelstore " MODELSTORE_VERSION "\n";

@@ -1,6 +1,7 @@
 // From the words of the command line to a command and its arguments (layer: cli; its .cc is the only user of CLI11).
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,8 @@ struct GlobalOptions {
   // Which door to take, by --store, --socket, MODELSTORE_STORE and MODELSTORE_SOCKET in that order: at most one is set.
   std::string store;   // this process opens the store
   std::string socket;  // a daemon's; "" without a store: looked for where daemons listen
+  // How long a daemon may say nothing, by --timeout and MODELSTORE_TIMEOUT; 0: for ever; none: as each request has it.
+  std::optional<unsigned> timeout_seconds;
   bool json = false;
   bool quiet = false;
   bool no_color = false;

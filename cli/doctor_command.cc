@@ -61,7 +61,8 @@ Result<Outcome> RunDoctor(Session& session, const Arguments& arguments) {
   document["decoder"] = CpuTargetName(CurrentCpuTarget());
   document["threads"] = std::thread::hardware_concurrency();
   document["fuse"] = access("/dev/fuse", R_OK | W_OK) == 0;
-  const std::string path = arguments.Value("--plugin", Plugin::DefaultPath());
+  ASSIGN_OR_RETURN(const std::string given, HomeExpanded(arguments.Value("--plugin")));
+  const std::string path = given.empty() ? Plugin::DefaultPath() : given;
   Json gpu = {{"plugin", path.empty() ? Json(nullptr) : Json(path)}, {"reason", nullptr}, {"devices", Json::array()}};
   bool is_right = true;
   const auto examine = [&]() -> Status {
@@ -89,7 +90,8 @@ Result<Outcome> RunDoctor(Session& session, const Arguments& arguments) {
   Outcome out;
   out.document = document.dump(-1, ' ', false, Json::error_handler_t::replace);
   out.text = RenderDoctor(out.document, session.style());
-  if (!is_right) out.exit_code = StatusCodeExit(StatusCode::kCorruption);
+  // It is the device that is wrong, not a store.
+  if (!is_right) out.exit_code = StatusCodeExit(StatusCode::kIo);
   return out;
 }
 

@@ -6,7 +6,6 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <limits>
 
 namespace modelstore {
 namespace {
@@ -175,39 +174,6 @@ size_t DisplayWidth(std::string_view text) {
     at += std::max<size_t>(c.bytes, 1);
   }
   return columns;
-}
-
-Result<uint64_t> ParseSize(std::string_view text) {
-  struct Unit {
-    std::string_view suffix;
-    uint64_t factor;
-  };
-  constexpr std::array<Unit, 15> kUnits = {{{"", 1},
-                                            {"B", 1},
-                                            {"K", 1ull << 10},
-                                            {"M", 1ull << 20},
-                                            {"G", 1ull << 30},
-                                            {"T", 1ull << 40},
-                                            {"KiB", 1ull << 10},
-                                            {"MiB", 1ull << 20},
-                                            {"GiB", 1ull << 30},
-                                            {"TiB", 1ull << 40},
-                                            {"kB", 1000},
-                                            {"KB", 1000},
-                                            {"MB", 1000'000},
-                                            {"GB", 1000'000'000},
-                                            {"TB", 1000'000'000'000}}};
-  uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  const std::string_view suffix = text.substr(static_cast<size_t>(end - text.data()));
-  if (error == std::errc()) {
-    for (const Unit& unit : kUnits) {
-      if (suffix != unit.suffix) continue;
-      if (value > std::numeric_limits<uint64_t>::max() / unit.factor) break;
-      return value * unit.factor;
-    }
-  }
-  return InvalidArgument(Quoted(text) + " is not a size: give bytes or a number with K, M, G or T (256M)");
 }
 
 Result<uint64_t> ParseCount(std::string_view text, uint64_t low, uint64_t high) {

@@ -37,9 +37,6 @@ std::string Printable(std::string_view text);
 // Columns that UTF-8 text takes on a terminal (wide characters 2, combining marks 0).
 size_t DisplayWidth(std::string_view text);
 
-// A number of bytes: digits and an optional unit. K, M, G, T and KiB … are powers of 1024, kB, MB, GB, TB powers of
-// 1000. Errors: InvalidArgument (also when it exceeds 64 bits).
-Result<uint64_t> ParseSize(std::string_view text);
 // Whole number in [low, high]. Errors: InvalidArgument.
 Result<uint64_t> ParseCount(std::string_view text, uint64_t low, uint64_t high);
 // The name that a path gives a model: its last component as typed; `resolved` (the real path) decides for ".", ".." and

@@ -39,7 +39,7 @@ Result<Outcome> RunMount(Session& session, const Arguments& arguments) {
 
   MountStop stop;
   const InterruptScope interrupt(RequestStop, &stop, /*second_exits=*/false);
-  ASSIGN_OR_RETURN(Catalog* const catalog, session.Open(/*writes=*/true, /*creates=*/false));
+  ASSIGN_OR_RETURN(Catalog* const catalog, session.OpenToServe());
   ASSIGN_OR_RETURN(const std::unique_ptr<Mount> mount, Mount::Start(*catalog, options));
   stop.mount = mount.get();
   if (stop.requested) mount->RequestStop();

@@ -5,17 +5,23 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "cli/progress.h"
 #include "cli/terminal.h"
+#include "codec/support/files.h"
+#include "codec/support/size_text.h"
 #include "daemon/handlers/handlers.h"
 #include "daemon/protocol/client.h"
 
 namespace modelstore {
 namespace {
 
+constexpr unsigned kQuickAnswerSeconds = 10;
 constexpr std::array<int, 3> kSignals = {SIGINT, SIGTERM, SIGHUP};
 
 std::atomic<void (*)(void*)> interrupt_function{nullptr};
@@ -38,6 +44,8 @@ Result<std::string> ParametersText(const ParameterList& parameters) {
   }
 }
 
+Status NoStore() { return Unavailable("no store: pass --store DIR or set MODELSTORE_STORE"); }
+
 }  // namespace
 
 InterruptScope::InterruptScope(void (*on_signal)(void*), void* argument, bool second_exits) {
@@ -58,9 +66,15 @@ InterruptScope::~InterruptScope() {
   interrupt_function = nullptr;
 }
 
+Result<std::string> HomeExpanded(const std::string& path) {
+  const char* const home = std::getenv("HOME");
+  return ExpandHome(path, home == nullptr ? "" : home);
+}
+
 Result<std::string> AbsolutePath(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string expanded, HomeExpanded(path));
   std::error_code error;
-  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  const std::filesystem::path absolute = std::filesystem::absolute(expanded, error);
   if (error) return StatusFromErrno(error.value(), "finding the current folder");
   return absolute.string();
 }
@@ -78,12 +92,25 @@ Status Session::UseMemoryBudget(const Arguments& arguments) {
 
 Result<Catalog*> Session::Open(bool writes, bool creates) {
   if (catalog_) return catalog_.get();
-  if (options_.store.empty()) return Unavailable("no store: pass --store DIR or set MODELSTORE_STORE");
+  if (options_.store.empty()) return NoStore();
   CatalogOptions catalog_options;
   catalog_options.create_if_missing = creates;
   catalog_options.read_only = !writes;
   catalog_options.memory_budget_bytes = memory_budget_bytes_;
-  Result<std::unique_ptr<Catalog>> opened = Catalog::Open(options_.store, catalog_options);
+  return Keep(Catalog::Open(options_.store, catalog_options));
+}
+
+Result<Catalog*> Session::OpenToServe() {
+  if (options_.store.empty()) return NoStore();
+  CatalogOptions catalog_options;
+  catalog_options.memory_budget_bytes = memory_budget_bytes_;
+  Status why_read_only;
+  ASSIGN_OR_RETURN(Catalog* const catalog, Keep(Catalog::OpenToServe(options_.store, catalog_options, &why_read_only)));
+  if (!why_read_only.ok()) Say("modelstore: the store can only be read: " + Printable(why_read_only.message()));
+  return catalog;
+}
+
+Result<Catalog*> Session::Keep(Result<std::unique_ptr<Catalog>> opened) {
   if (!opened.ok()) {
     const std::string message(opened.status().message());
     // What is missing is the store, not something in it.
@@ -97,7 +124,8 @@ Result<Catalog*> Session::Open(bool writes, bool creates) {
   return catalog_.get();
 }
 
-Result<std::string> Session::RunJob(const std::function<Result<std::string>(JobControl&)>& work) const {
+Result<std::string> Session::RunJob(const std::function<Result<std::string>(JobControl&)>& work,
+                                    Signals signals) const {
   const Style error_style = StyleOf(STDERR_FILENO, options_.no_color);
   auto mode = ProgressReporter::Mode::kNone;
   if (!options_.quiet && !options_.json)
@@ -107,25 +135,29 @@ Result<std::string> Session::RunJob(const std::function<Result<std::string>(JobC
   job.on_warning = [&](const std::string& message) {
     reporter.Message(Painted("warning: ", Tone::kWarn, error_style) + Printable(message));
   };
-  const InterruptScope interrupt([](void* j) { static_cast<JobControl*>(j)->Cancel(); }, &job, /*second_exits=*/true);
+  std::optional<InterruptScope> interrupt;
+  if (signals == Signals::kCancel)
+    interrupt.emplace([](void* j) { static_cast<JobControl*>(j)->Cancel(); }, &job, /*second_exits=*/true);
   return work(job);
 }
 
 Result<std::string> Session::Call(std::string_view request, const ParameterList& parameters, const Attachments& with) {
   ASSIGN_OR_RETURN(const std::string parameters_text, ParametersText(parameters));
+  const Handler* handler = FindHandler(request);
+  if (handler == nullptr) return Internal("no handler for request '" + std::string(request) + "'");
   if (through_daemon()) {
     const std::string socket = options_.socket.empty() ? FindDaemonSocket() : options_.socket;
+    const unsigned patience = options_.timeout_seconds.value_or(handler->is_quick ? kQuickAnswerSeconds : 0);
     return RunJob([&](JobControl& job) {
       return CallDaemon(socket, {.request = request,
                                  .parameters = parameters_text,
                                  .source = with.source,
                                  .moments = with.moments,
                                  .sink = with.sink,
-                                 .job = &job});
+                                 .job = &job,
+                                 .patience = std::chrono::seconds(patience)});
     });
   }
-  const Handler* handler = FindHandler(request);
-  if (handler == nullptr) return Internal("no handler for request '" + std::string(request) + "'");
   return RunJob([&](JobControl& job) -> Result<std::string> {
     ASSIGN_OR_RETURN(Catalog* const catalog, Open(handler->writes, handler->creates_store));
     const Caller caller = Caller::InProcess();

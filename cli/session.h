@@ -48,16 +48,23 @@ class Session {
   bool through_daemon() const { return options_.store.empty(); }
   // Opens the store once. Errors: Unavailable (no store named or none there), Locked, …
   Result<Catalog*> Open(bool writes, bool creates);
+  // Opens it for a mount: locked, unless the folder may only be read, which is said. Errors: as Open's.
+  Result<Catalog*> OpenToServe();
   // Has a request answered: in process by its handler, on the store opened as the handler demands, or by the daemon.
   // SIGINT and SIGTERM cancel it while it runs. Errors: the handler's; Unavailable (no daemon); InvalidArgument for a
   // parameter that is not UTF-8.
   Result<std::string> Call(std::string_view request, const ParameterList& parameters, const Attachments& with = {});
-  // Runs work of this process's own with progress on stderr; SIGINT and SIGTERM cancel it.
-  Result<std::string> RunJob(const std::function<Result<std::string>(JobControl&)>& work) const;
+  // Runs work of this process's own with progress on stderr. SIGINT and SIGTERM cancel it; or they end the process at
+  // once, for work that leaves nothing to clean up and may wait for a mount whose daemon does not answer.
+  enum class Signals { kCancel, kEnd };
+  Result<std::string> RunJob(const std::function<Result<std::string>(JobControl&)>& work,
+                             Signals signals = Signals::kCancel) const;
   // A message for people on stderr; nothing with -q or --json.
   void Say(std::string_view line) const;
 
  private:
+  Result<Catalog*> Keep(Result<std::unique_ptr<Catalog>> opened);
+
   GlobalOptions options_;
   Style style_;
   uint64_t memory_budget_bytes_ = kDefaultMemoryBudgetBytes;
@@ -79,7 +86,9 @@ class InterruptScope {
   InterruptScope& operator=(const InterruptScope&) = delete;
 };
 
-// `path` as an absolute one, links kept. Errors: Io.
+// `path` with a leading ~ as HOME, as a shell does where it sees a path begin. Errors: InvalidArgument.
+Result<std::string> HomeExpanded(const std::string& path);
+// That as an absolute one, links kept. Errors: InvalidArgument, Io.
 Result<std::string> AbsolutePath(const std::string& path);
 
 }  // namespace modelstore

@@ -104,7 +104,7 @@ Result<Outcome> RunWarm(Session& session, const Arguments& arguments) {
   }
   const auto start = std::chrono::steady_clock::now();
   Outcome out;
-  ASSIGN_OR_RETURN(out.document, session.RunJob([&](JobControl& job) -> Result<std::string> {
+  const auto warm = [&](JobControl& job) -> Result<std::string> {
     job.Begin("warming", total_bytes);
     RETURN_IF_ERROR(Reading(mount, name, regions, job).Run());
     Json document;
@@ -113,7 +113,9 @@ Result<Outcome> RunWarm(Session& session, const Arguments& arguments) {
     document["bytes"] = total_bytes;
     document["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return document.dump(-1, ' ', false, Json::error_handler_t::replace);
-  }));
+  };
+  // A read of the mount waits for the daemon whatever a handler says: only a signal that ends the process ends it.
+  ASSIGN_OR_RETURN(out.document, session.RunJob(warm, Session::Signals::kEnd));
   if (!session.options().quiet) out.text = RenderWarm(out.document, session.style());
   return out;
 }

@@ -99,6 +99,18 @@ Result<std::unique_ptr<Catalog>> Catalog::Open(const std::string& dir, const Cat
   return OverStore(std::move(store), dir, options);
 }
 
+Result<std::unique_ptr<Catalog>> Catalog::OpenToServe(const std::string& dir, CatalogOptions options,
+                                                      Status* why_read_only) {
+  Result<std::unique_ptr<Catalog>> writable = Open(dir, options);
+  if (writable.ok() || writable.status().code() != StatusCode::kPermissionDenied) return writable;
+  options.create_if_missing = false;
+  options.read_only = true;
+  Result<std::unique_ptr<Catalog>> readable = Open(dir, options);
+  if (!readable.ok()) return writable;
+  *why_read_only = writable.status();
+  return readable;
+}
+
 Result<std::unique_ptr<Catalog>> Catalog::OverStore(std::unique_ptr<KvStore> store, std::string dir,
                                                     const CatalogOptions& options) {
   ASSIGN_OR_RETURN(const BudgetShares shares, SplitBudget(options.memory_budget_bytes));

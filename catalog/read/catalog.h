@@ -48,6 +48,10 @@ class Catalog {
  public:
   // Errors: as OpenRocksStore.
   static Result<std::unique_ptr<Catalog>> Open(const std::string& dir, const CatalogOptions& options);
+  // For reading and writing; where the folder may not be written to, for reading alone: models stay readable there.
+  // `why_read_only` is then the failure. Errors: as OpenRocksStore.
+  static Result<std::unique_ptr<Catalog>> OpenToServe(const std::string& dir, CatalogOptions options,
+                                                      Status* why_read_only);
   // Over a store of the caller's (tests).
   static Result<std::unique_ptr<Catalog>> OverStore(std::unique_ptr<KvStore> store, std::string dir,
                                                     const CatalogOptions& options);

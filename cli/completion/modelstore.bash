@@ -65,7 +65,7 @@ _modelstore_offer_models() {
 
 _modelstore() {
   local commands="push ls show report verify export rename rm prune compact derive status doctor warm mount unmount"
-  local global="--store --socket --json --quiet --no-color --version --help"
+  local global="--store --socket --timeout --json --quiet --no-color --version --help"
   local how="--target-ratio --max-drift --rank --residual-step --bits --sparsity --group --schedule --moments --scale"
   local words quote kept typed previous command="" i positionals=0 options="" door=()
   COMPREPLY=()
@@ -79,7 +79,7 @@ _modelstore() {
     case ${words[i]} in
       --store | --socket) door+=("${words[i]}" "${words[i + 1]}") && i=$((i + 1)) ;;
       --store=* | --socket=*) door+=("${words[i]}") ;;
-      --name | --base | --fidelity | --memory-budget | --read-ahead-kb | --html) i=$((i + 1)) ;;
+      --timeout | --name | --base | --fidelity | --memory-budget | --read-ahead-kb | --html) i=$((i + 1)) ;;
       --target-ratio | --max-drift | --rank | --residual-step | --bits | --sparsity | --group) i=$((i + 1)) ;;
       --schedule | --moments | --scale | --drop-layers | --keep-layers | --layer-names) i=$((i + 1)) ;;
       --slice | --basis | --plugin) i=$((i + 1)) ;;
@@ -103,7 +103,7 @@ _modelstore() {
     --html | --socket | --moments | --plugin) compopt -o default && return ;;
     --base) _modelstore_offer_words auto none && _modelstore_offer_models && return ;;
     --fidelity) _modelstore_offer_words exact compact && return ;;
-    --name | --memory-budget | --read-ahead-kb | --target-ratio | --max-drift | --rank) return ;;
+    --timeout | --name | --memory-budget | --read-ahead-kb | --target-ratio | --max-drift | --rank) return ;;
     --keep-layers | --layer-names | --slice | --residual-step | --bits | --sparsity | --group | --scale) return ;;
   esac
 

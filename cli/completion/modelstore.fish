@@ -20,7 +20,7 @@ end
 
 # The command, then how many words follow it, without flags and what belongs to them.
 function __modelstore_words
-    set -l with_value --store --socket --name --base --fidelity --memory-budget --read-ahead-kb --html --target-ratio \
+    set -l with_value --store --socket --timeout --name --base --fidelity --memory-budget --read-ahead-kb --html --target-ratio \
         --max-drift --rank --residual-step --bits --sparsity --group --schedule --moments --scale --drop-layers \
         --keep-layers --layer-names --slice --basis --plugin
     set -l command
@@ -61,6 +61,7 @@ end
 complete -c modelstore -f
 complete -c modelstore -l store -x -a '(__fish_complete_directories)' -d 'Open this store without a daemon'
 complete -c modelstore -l socket -r -F -d "The daemon's socket"
+complete -c modelstore -l timeout -x -d 'How long the daemon may say nothing, in seconds'
 complete -c modelstore -l json -d 'One JSON document on stdout'
 complete -c modelstore -s q -l quiet -d 'No progress and no confirmations'
 complete -c modelstore -l no-color -d 'No colours'

@@ -32,7 +32,7 @@ Result<std::string> HandlePrune(Catalog& catalog, const Request& request);
 Result<std::string> HandleVerify(Catalog& catalog, const Request& request);
 Result<std::string> HandleExport(Catalog& catalog, const Request& request);
 
-// status_handler.cc. {}; the daemon adds what only it knows (mount, jobs, clients).
+// status_handler.cc. {}; Request::complete_status adds what only the daemon knows (mount, jobs, clients).
 Result<std::string> HandleStatus(Catalog& catalog, const Request& request);
 
 }  // namespace modelstore

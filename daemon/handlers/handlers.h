@@ -28,12 +28,31 @@ struct Request {
   const SourceTree* moments = nullptr;         // push, compact, derive: one file, opened by the caller
   ExportSink* sink = nullptr;                  // export: where the files go; null: `dir` in the parameters
   std::span<const std::string> layer_names{};  // derive: naming schemes of the daemon's configuration
+  // push: told what was stored. Null: nobody counts.
+  std::function<void(const PushReport& report)> on_pushed = nullptr;
+  // status: adds to the document what only the daemon knows. Null: there is no daemon.
+  std::function<std::string(const std::string& document)> complete_status = nullptr;
 };
 
+// How many of a kind of request a daemon works on at once; the others wait their turn.
+enum class RequestLimit {
+  kNone,
+  kPush,         // it takes a share of the memory for pushes
+  kWholeModels,  // it reads models from front to back
+  kDocument,     // it builds a document about all models
+};
+
+// Which opened files may come with a request.
+enum class RequestFiles { kNone, kMoments, kTreeAndMoments };
+
 struct Handler {
-  std::string_view name;                                             // "push", "ls", …
-  bool creates_store;                                                // may create a store that does not exist
-  bool writes;                                                       // needs the store read-write
+  std::string_view name;       // "push", "ls", …
+  bool creates_store = false;  // may create a store that does not exist
+  bool writes = false;         // needs the store read-write
+  RequestLimit limit = RequestLimit::kNone;
+  RequestFiles files = RequestFiles::kNone;
+  // Answered at once by a daemon that is well, even a busy one: a client need not wait long.
+  bool is_quick = false;
   std::function<Result<std::string>(Catalog&, const Request&)> run;  // JSON document
 };
 

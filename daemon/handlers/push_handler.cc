@@ -92,6 +92,7 @@ Result<std::string> HandlePush(Catalog& catalog, const Request& request) {
   const SourceTree& source = request.source == nullptr ? scanned : *request.source;
   options.name = name.empty() ? source.default_name() : name;
   ASSIGN_OR_RETURN(const PushReport report, Push(catalog, source, options, *request.job));
+  if (request.on_pushed) request.on_pushed(report);
   return PushDocument(catalog, caller, report, source.files().size());
 }
 

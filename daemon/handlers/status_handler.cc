@@ -41,7 +41,8 @@ Result<std::string> HandleStatus(Catalog& catalog, const Request& request) {
                   {"decoded_bytes", stats.decoded_bytes},
                   {"prefetched_blocks", stats.prefetched_blocks}};
   out["decode"] = {{"target", CpuTargetName(CurrentCpuTarget())}, {"gpu", nullptr}};
-  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string document = out.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return request.complete_status ? request.complete_status(document) : document;
 }
 
 }  // namespace modelstore

@@ -3,12 +3,12 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "catalog/write/source_reader.h"
+#include "codec/support/unique_fd.h"
 #include "daemon/protocol/wire.h"
 
 namespace modelstore {
@@ -25,27 +26,18 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int kConnectTimeoutSeconds = 10;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kConnectLimit = std::chrono::seconds(10);
+constexpr int kConnectAgainMs = 20;
 constexpr int kFrameTimeoutMs = 60'000;  // for one frame to be taken, or to arrive once it has begun
 constexpr int kCancelPollMs = 100;
+// For the daemon to confirm a cancellation. It needs none to roll back: the end of the connection says the same.
+constexpr auto kConfirmLimit = std::chrono::seconds(1);
 constexpr size_t kFilesFrameBytes = 1u << 20;  // a files frame ends after this much text
 constexpr int kMaxDepth = 64;                  // of a JSON answer: writing it out again is recursive
 
-class Connection {
- public:
-  explicit Connection(int fd) : fd_(fd) {}
-  Connection(Connection&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Connection& operator=(Connection&&) = delete;
-  ~Connection() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int fd() const { return fd_; }
-
- private:
-  int fd_;
-};
-
-// 0 or the errno of the connect.
+// 0 or the errno of the connect: EAGAIN when the daemon's queue of clients that wait is full.
 int TryConnect(int fd, const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -55,22 +47,24 @@ int TryConnect(int fd, const std::string& path) {
   return 0;
 }
 
-Result<Connection> Connect(const std::string& path) {
+// `job` may be null.
+Result<UniqueFd> Connect(const std::string& path, std::chrono::milliseconds limit, const JobControl* job) {
   constexpr size_t kMaxPath = sizeof(sockaddr_un::sun_path) - 1;
   if (path.empty() || path.size() > kMaxPath)
     return InvalidArgument("socket path '" + path + "': expected 1 to " + std::to_string(kMaxPath) + " bytes, found " +
                            std::to_string(path.size()));
-  Connection connection(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (connection.fd() < 0) return StatusFromErrno(errno, "creating a socket");
-  // Bounds the wait for a place in the daemon's queue; frames have timeouts of their own.
-  timeval limit = {.tv_sec = kConnectTimeoutSeconds, .tv_usec = 0};
-  setsockopt(connection.fd(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  const int error = TryConnect(connection.fd(), path);
-  limit = {};
-  setsockopt(connection.fd(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.ok()) return StatusFromErrno(errno, "creating a socket");
+  const auto deadline = Clock::now() + limit;
+  int error = TryConnect(fd.get(), path);
+  while (error == EAGAIN && Clock::now() < deadline) {
+    if (job != nullptr) RETURN_IF_ERROR(job->Check());
+    poll(nullptr, 0, kConnectAgainMs);
+    error = TryConnect(fd.get(), path);
+  }
   switch (error) {
     case 0:
-      return connection;
+      return fd;
     case ENOENT:
     case ENOTDIR:
     case ECONNREFUSED:
@@ -117,10 +111,10 @@ std::optional<Integer> Number(const Json& object, const char* key) {
   return it->get<Integer>();
 }
 
-Status SendJson(int socket, const Json& object, const std::vector<int>& fds = {}) {
+Status SendJson(int socket, const Json& object, const JobControl* job, const std::vector<int>& fds = {}) {
   // Paths may be any bytes; they are for messages only where they are not UTF-8.
   const std::string text = object.dump(-1, ' ', false, Json::error_handler_t::replace);
-  return SendFrame(socket, FrameKind::kJson, AsBytes(text), fds, kFrameTimeoutMs);
+  return SendFrame(socket, FrameKind::kJson, AsBytes(text), fds, kFrameTimeoutMs, job);
 }
 
 // What the daemon says until its answer: nothing of it is believed without a look.
@@ -138,7 +132,7 @@ class Conversation {
     if (!request["parameters"].is_object()) return Internal("a request's parameters are not a JSON object");
     if (call_.source != nullptr) request["files"] = call_.source->files().size();
     if (call_.moments != nullptr) request["moments"] = true;
-    RETURN_IF_ERROR(SendJson(socket_, request));
+    RETURN_IF_ERROR(SendJson(socket_, request, call_.job));
     if (call_.source != nullptr) RETURN_IF_ERROR(SendFiles(call_.source->files()));
     return call_.moments == nullptr ? OkStatus() : SendFiles(call_.moments->files());
   }
@@ -148,19 +142,24 @@ class Conversation {
   Result<std::string> Await(const Status& sent) {
     const FrameLimits limits = {
         .json_bytes = kMaxAnswerBytes, .data_bytes = call_.sink != nullptr ? kMaxDataBytes : 0, .descriptors = 0};
-    bool cancel_sent = false;
+    auto heard = Clock::now();
     while (true) {
-      if (!cancel_sent && call_.job != nullptr && call_.job->cancelled()) {
-        cancel_sent = true;
-        // When it cannot be sent the daemon is gone, which the next read says.
-        static_cast<void>(SendJson(socket_, {{"cancel", true}}).ok());
+      if (!cancelled_at_ && call_.job != nullptr && call_.job->cancelled()) {
+        cancelled_at_ = Clock::now();
+        // When it cannot be sent the daemon is gone or does not listen, which the wait for its answer tells.
+        const std::string cancel = Json({{"cancel", true}}).dump();
+        static_cast<void>(TrySendFrame(socket_, FrameKind::kJson, AsBytes(cancel), kCancelPollMs).ok());
       }
       pollfd readable = {.fd = socket_, .events = POLLIN, .revents = 0};
       const int n = poll(&readable, 1, kCancelPollMs);
       if (n < 0 && errno != EINTR) return StatusFromErrno(errno, "waiting for the daemon at " + path_);
-      if (n == 0 && !sent.ok()) return sent;
-      if (n <= 0) continue;
+      if (n <= 0) {
+        if (n == 0 && !sent.ok()) return sent;
+        RETURN_IF_ERROR(CheckPatience(heard));
+        continue;
+      }
       ASSIGN_OR_RETURN(const WireFrame frame, Receive(limits));
+      heard = Clock::now();
       ASSIGN_OR_RETURN(std::optional<std::string> answer, Take(frame));
       if (answer) return *std::move(answer);
     }
@@ -181,9 +180,20 @@ class Conversation {
         bytes += file.path.size() + file.shown_as.size();
         list.push_back({{"path", file.path}, {"shown_as", file.shown_as}});
       }
-      if (call_.job != nullptr) RETURN_IF_ERROR(call_.job->Check());
-      RETURN_IF_ERROR(SendJson(socket_, {{"files", std::move(list)}}, fds));
+      RETURN_IF_ERROR(SendJson(socket_, {{"files", std::move(list)}}, call_.job, fds));
     }
+    return OkStatus();
+  }
+
+  Status CheckPatience(Clock::time_point heard) const {
+    const auto now = Clock::now();
+    if (cancelled_at_ && now - *cancelled_at_ > kConfirmLimit)
+      return Cancelled("cancelled by the user; the daemon at " + path_ +
+                       " has not confirmed it yet: it rolls back what was begun, unless that is done already");
+    if (call_.patience.count() > 0 && now - heard > call_.patience)
+      return Unavailable("the daemon at " + path_ + " said nothing for " + std::to_string(call_.patience.count()) +
+                         " s: it is stopped, or its disk hangs; --timeout SECONDS (or MODELSTORE_TIMEOUT) waits "
+                         "longer, 0 for ever");
     return OkStatus();
   }
 
@@ -193,7 +203,11 @@ class Conversation {
   }
 
   Result<WireFrame> Receive(const FrameLimits& limits) {
-    Result<WireFrame> frame = ReceiveFrame(socket_, limits, -1, kFrameTimeoutMs, kFrameTimeoutMs);
+    // Once it has been cancelled, the job ends no wait any more.
+    const int limit_ms =
+        cancelled_at_ ? static_cast<int>(kConfirmLimit / std::chrono::milliseconds(1)) : kFrameTimeoutMs;
+    Result<WireFrame> frame =
+        ReceiveFrame(socket_, limits, -1, limit_ms, limit_ms, cancelled_at_ ? nullptr : call_.job);
     if (frame.ok()) return frame;
     if (frame.status().code() == StatusCode::kUnavailable)
       return Unavailable("the daemon at " + path_ +
@@ -270,6 +284,9 @@ class Conversation {
       file.mtime_ns = *mtime_ns;
     }
     listed_ = true;
+    call_.sink->on_warning = [job = call_.job](std::string message) {
+      if (job != nullptr) job->Warn(std::move(message));
+    };
     return call_.sink->Begin(files_);
   }
 
@@ -302,6 +319,7 @@ class Conversation {
   const std::string& path_;
   const int socket_;
 
+  std::optional<Clock::time_point> cancelled_at_;
   std::string phase_;
   uint64_t done_bytes_ = 0;
   uint64_t total_bytes_ = std::numeric_limits<uint64_t>::max();
@@ -317,8 +335,9 @@ class Conversation {
 }  // namespace
 
 Result<std::string> CallDaemon(const std::string& socket_path, const DaemonCall& call) {
-  ASSIGN_OR_RETURN(const Connection connection, Connect(socket_path));
-  Conversation conversation(call, socket_path, connection.fd());
+  const std::chrono::milliseconds limit = call.patience.count() > 0 ? call.patience : kConnectLimit;
+  ASSIGN_OR_RETURN(const UniqueFd connection, Connect(socket_path, limit, call.job));
+  Conversation conversation(call, socket_path, connection.get());
   const Status sent = conversation.SendRequest();
   // A daemon that refuses a request need not read it to its end: then its answer says why.
   if (!sent.ok() && sent.code() != StatusCode::kUnavailable) return sent;
@@ -334,7 +353,11 @@ std::string UserSocketPath() {
 std::string FindDaemonSocket() {
   const std::string user = UserSocketPath();
   // A daemon that was killed leaves its socket: only connecting tells.
-  if (!user.empty() && Connect(user).ok()) return user;
+  const auto listens = [&] {
+    const Status connected = Connect(user, std::chrono::seconds(0), nullptr).status();
+    return connected.ok() || connected.code() == StatusCode::kBusy;
+  };
+  if (!user.empty() && listens()) return user;
   return std::string(kSystemSocketPath);
 }
 

@@ -19,6 +19,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kFirstPiece = 64u << 10;
 constexpr int kTooManyInFlightWaitMs = 10;
+constexpr int kLookAtJobEveryMs = 100;
 constexpr char kClosed[] = "the other end closed the connection";
 
 // A moment that may be never.
@@ -45,15 +46,27 @@ Status SocketError(int error, std::string_view what) {
   return PeerIsGone(error) ? Unavailable(kClosed) : StatusFromErrno(error, what);
 }
 
-// Waits until the socket can be read (POLLIN) or written (POLLOUT), or `wake_fd` can be read.
-Status Await(int socket, short events, int wake_fd, const Deadline& deadline, std::string_view stalled) {
+// What may end a wait early.
+struct Interruption {
+  int wake_fd = -1;
+  const JobControl* job = nullptr;
+};
+
+// Waits until the socket can be read (POLLIN) or written (POLLOUT).
+Status Await(int socket, short events, const Interruption& interruption, const Deadline& deadline,
+             std::string_view stalled) {
   for (;;) {
-    pollfd polled[2] = {{socket, events, 0}, {wake_fd, POLLIN, 0}};
-    const int ready = poll(polled, 2, deadline.LeftMs());
+    int wait_ms = deadline.LeftMs();
+    if (interruption.job != nullptr) {
+      RETURN_IF_ERROR(interruption.job->Check());
+      wait_ms = wait_ms < 0 ? kLookAtJobEveryMs : std::min(wait_ms, kLookAtJobEveryMs);
+    }
+    pollfd polled[2] = {{socket, events, 0}, {interruption.wake_fd, POLLIN, 0}};
+    const int ready = poll(polled, 2, wait_ms);
     if (ready < 0 && errno != EINTR) return StatusFromErrno(errno, "waiting for the socket");
     if (ready > 0 && polled[1].revents != 0) return Cancelled("the wait for the other end was ended");
     if (ready > 0) return OkStatus();
-    if (ready == 0) return Unavailable(std::string(stalled));
+    if (ready == 0 && deadline.LeftMs() == 0) return Unavailable(std::string(stalled));
   }
 }
 
@@ -98,8 +111,8 @@ Result<size_t> SendSome(int socket, std::span<iovec> parts, std::span<const int>
 }
 
 // Sends header and payload; gives up with false when `try_only` and the socket takes no byte now.
-Result<bool> Send(int socket, FrameKind kind, ByteSpan payload, std::span<const int> fds, int timeout_ms,
-                  bool try_only) {
+Result<bool> Send(int socket, FrameKind kind, ByteSpan payload, std::span<const int> fds, int timeout_ms, bool try_only,
+                  const JobControl* job) {
   if (fds.size() > kMaxFrameDescriptors || payload.size() > UINT32_MAX)
     return Internal("a frame with " + std::to_string(payload.size()) + " bytes and " + std::to_string(fds.size()) +
                     " descriptors was to be sent");
@@ -117,7 +130,8 @@ Result<bool> Send(int socket, FrameKind kind, ByteSpan payload, std::span<const 
                      SendSome(socket, std::span(parts.data(), count), done == 0 ? fds : std::span<const int>()));
     if (sent == 0 && done == 0 && try_only) return false;
     done += sent;
-    if (sent == 0) RETURN_IF_ERROR(Await(socket, POLLOUT, -1, deadline, "the other end does not take what it is sent"));
+    if (sent == 0)
+      RETURN_IF_ERROR(Await(socket, POLLOUT, {.job = job}, deadline, "the other end does not take what it is sent"));
   }
   return true;
 }
@@ -157,7 +171,8 @@ Result<Received> ReceiveSome(int socket, void* into, size_t bytes, DescriptorLis
 }
 
 // Fills `into`; the descriptors of its first bytes go to `descriptors` (null: none may come).
-Status ReceiveAll(int socket, char* into, size_t bytes, DescriptorList* descriptors, const Deadline& deadline) {
+Status ReceiveAll(int socket, char* into, size_t bytes, DescriptorList* descriptors, const Deadline& deadline,
+                  const JobControl* job) {
   size_t done = 0;
   while (done < bytes) {
     DescriptorList* const taken = done == 0 ? descriptors : nullptr;
@@ -169,7 +184,7 @@ Status ReceiveAll(int socket, char* into, size_t bytes, DescriptorList* descript
       return ResourceExhausted("more descriptors were sent than this process may have open (RLIMIT_NOFILE)");
     done += got.bytes;
     if (got.bytes == 0)
-      RETURN_IF_ERROR(Await(socket, POLLIN, -1, deadline, "the other end stopped in the middle of a frame"));
+      RETURN_IF_ERROR(Await(socket, POLLIN, {.job = job}, deadline, "the other end stopped in the middle of a frame"));
   }
   return OkStatus();
 }
@@ -210,23 +225,24 @@ DescriptorList::~DescriptorList() {
 
 int DescriptorList::Take(size_t index) { return std::exchange(fds_[index], -1); }
 
-Status SendFrame(int socket, FrameKind kind, ByteSpan payload, std::vector<int> fds, int timeout_ms) {
-  return Send(socket, kind, payload, fds, timeout_ms, /*try_only=*/false).status();
+Status SendFrame(int socket, FrameKind kind, ByteSpan payload, std::vector<int> fds, int timeout_ms,
+                 const JobControl* job) {
+  return Send(socket, kind, payload, fds, timeout_ms, /*try_only=*/false, job).status();
 }
 
 Result<bool> TrySendFrame(int socket, FrameKind kind, ByteSpan payload, int timeout_ms) {
-  return Send(socket, kind, payload, {}, timeout_ms, /*try_only=*/true);
+  return Send(socket, kind, payload, {}, timeout_ms, /*try_only=*/true, nullptr);
 }
 
-Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms,
-                               int body_timeout_ms) {
-  RETURN_IF_ERROR(
-      Await(socket, POLLIN, wake_fd, Deadline(timeout_ms), "the other end sent nothing within the time it has"));
+Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms,
+                               const JobControl* job) {
+  RETURN_IF_ERROR(Await(socket, POLLIN, {.wake_fd = wake_fd, .job = job}, Deadline(timeout_ms),
+                        "the other end sent nothing within the time it has"));
   const Deadline deadline(body_timeout_ms);
   WireFrame frame;
   std::array<char, kFrameHeaderBytes> header{};
   DescriptorList* const taken = limits.descriptors > 0 ? &frame.descriptors : nullptr;
-  RETURN_IF_ERROR(ReceiveAll(socket, header.data(), header.size(), taken, deadline));
+  RETURN_IF_ERROR(ReceiveAll(socket, header.data(), header.size(), taken, deadline, job));
   ASSIGN_OR_RETURN(const uint32_t length, ParseHeader(header, limits, &frame.kind));
   if (frame.descriptors.size() > limits.descriptors)
     return InvalidArgument(std::to_string(frame.descriptors.size()) + " descriptors came where at most " +
@@ -236,7 +252,7 @@ Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_f
     const size_t have = frame.payload.size();
     const size_t piece = std::min<size_t>(length - have, std::max(have, kFirstPiece));
     frame.payload.resize(have + piece);
-    RETURN_IF_ERROR(ReceiveAll(socket, frame.payload.data() + have, piece, nullptr, deadline));
+    RETURN_IF_ERROR(ReceiveAll(socket, frame.payload.data() + have, piece, nullptr, deadline, job));
   }
   return frame;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "codec/support/bytes.h"
+#include "codec/support/job_control.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -58,17 +59,19 @@ struct FrameLimits {
 };
 
 // Sends a whole frame. `fds` are borrowed, at most kMaxFrameDescriptors. `timeout_ms`: for the peer to take it all.
-// Errors: Unavailable (the peer is gone or stalls), Io.
-Status SendFrame(int socket, FrameKind kind, ByteSpan payload, std::vector<int> fds, int timeout_ms);
+// `job` (null: none): its cancellation ends the wait. Errors: Unavailable (the peer is gone or stalls), Cancelled, Io.
+Status SendFrame(int socket, FrameKind kind, ByteSpan payload, std::vector<int> fds, int timeout_ms,
+                 const JobControl* job = nullptr);
 // Sends the frame only if the socket takes its first byte now (progress reports must not wait for a slow reader); then
 // it is sent whole. False when it was not sent.
 Result<bool> TrySendFrame(int socket, FrameKind kind, ByteSpan payload, int timeout_ms);
 
 // Receives a frame. Memory grows as bytes arrive, not by what the header announces. `wake_fd` (-1: none): becoming
 // readable ends the wait for the first byte with Cancelled. `timeout_ms`: for the first byte; once it has come the rest
-// must arrive within `body_timeout_ms`. Errors: Unavailable (the peer closed or stalls), Cancelled, InvalidArgument
-// (not a frame, larger than allowed, descriptors where none belong), ResourceExhausted (more descriptors than this
-// process may have open), Io.
-Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms);
+// must arrive within `body_timeout_ms`. `job` (null: none): its cancellation ends each wait. Errors: Unavailable (the
+// peer closed or stalls), Cancelled, InvalidArgument (not a frame, larger than allowed, descriptors where none belong),
+// ResourceExhausted (more descriptors than this process may have open), Io.
+Result<WireFrame> ReceiveFrame(int socket, const FrameLimits& limits, int wake_fd, int timeout_ms, int body_timeout_ms,
+                               const JobControl* job = nullptr);
 
 }  // namespace modelstore

@@ -12,7 +12,6 @@
 
 #include "codec/support/log.h"
 #include "daemon/protocol/wire.h"
-#include "daemon/service/metrics.h"
 #include "daemon/service/peer.h"
 #include "daemon/service/small_thread.h"
 
@@ -104,7 +103,6 @@ void ClientConnection::Answer() {
   if (sent.code() == StatusCode::kResourceExhausted) sent = answers_.SendError(sent);
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   state_.counters.Served(handler_ ? handler_->name : "other", answer.status().code(), seconds, answers_.sent_bytes());
-  if (answer.ok() && handler_->name == "push") CountPush(*answer, &state_.counters);
   LogRequest(answer.status(), seconds);
 }
 
@@ -130,21 +128,21 @@ Result<std::string> ClientConnection::Serve() {
   if (handler_ == nullptr)
     return Unsupported("this modelstored (" MODELSTORE_VERSION ") knows no request '" + request_.request + "'");
   if (handler_->writes && !state_.why_read_only.ok()) return state_.why_read_only;
-  const bool push = handler_->name == "push";
-  const bool may_have_moments = push || handler_->name == "compact" || handler_->name == "derive";
-  if ((!push && request_.files > 0) || (!may_have_moments && request_.moments))
+  const bool takes_tree = handler_->files == RequestFiles::kTreeAndMoments;
+  const bool takes_moments = handler_->files != RequestFiles::kNone;
+  if ((!takes_tree && request_.files > 0) || (!takes_moments && request_.moments))
     return InvalidArgument("files came with a request that takes none");
 
   // Nobody who may not push makes the daemon hold descriptors.
   DescriptorBudget::Share share;
   SourceTree source, moments;
-  if (may_have_moments) {
+  if (takes_moments) {
     RETURN_IF_ERROR(caller_.CheckMayPush());
     ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files + (request_.moments ? 1 : 0), account_));
     ASSIGN_OR_RETURN(source, ReceiveFiles(request_.files));
     ASSIGN_OR_RETURN(moments, ReceiveFiles(request_.moments ? 1 : 0));
   }
-  return RunHandler(*handler_, push ? &source : nullptr, request_.moments ? &moments : nullptr);
+  return RunHandler(*handler_, takes_tree ? &source : nullptr, request_.moments ? &moments : nullptr);
 }
 
 Result<ClientRequest> ClientConnection::ReceiveRequest() {
@@ -209,21 +207,31 @@ Result<std::string> ClientConnection::RunInTurn(const Handler& handler, const So
     ASSIGN_OR_RETURN(place_, gate->Enter(job_, account_));
   }
   FrameSink sink(&answers_);
-  const Request request{.parameters = request_.parameters,
-                        .job = &job_,
-                        .caller = &caller_,
-                        .source = source,
-                        .moments = moments,
-                        .sink = &sink,
-                        .layer_names = state_.layer_names};
-  ASSIGN_OR_RETURN(std::string document, handler.run(state_.catalog, request));
-  return handler.name == "status" ? state_.complete_status(document, caller_) : document;
+  const Request request{
+      .parameters = request_.parameters,
+      .job = &job_,
+      .caller = &caller_,
+      .source = source,
+      .moments = moments,
+      .sink = &sink,
+      .layer_names = state_.layer_names,
+      .on_pushed =
+          [this](const PushReport& report) { state_.counters.Pushed(report.logical_bytes, report.stored_bytes); },
+      .complete_status = [this](const std::string& document) { return state_.complete_status(document, caller_); }};
+  return handler.run(state_.catalog, request);
 }
 
 Gate* ClientConnection::GateOf(const Handler& handler) const {
-  if (handler.name == "push" || handler.name == "compact" || handler.name == "derive") return &state_.pushes;
-  if (handler.name == "export" || handler.name == "verify") return &state_.exports;
-  if (handler.name == "ls" || handler.name == "show" || handler.name == "report") return &state_.documents;
+  switch (handler.limit) {
+    case RequestLimit::kNone:
+      return nullptr;
+    case RequestLimit::kPush:
+      return &state_.pushes;
+    case RequestLimit::kWholeModels:
+      return &state_.exports;
+    case RequestLimit::kDocument:
+      return &state_.documents;
+  }
   return nullptr;
 }
 

@@ -3,14 +3,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
-#include <limits>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -19,6 +17,8 @@
 #include <toml++/toml.h>
 
 #include "catalog/derive/layer_names.h"
+#include "codec/support/files.h"
+#include "codec/support/size_text.h"
 
 namespace modelstore {
 namespace {
@@ -64,24 +64,12 @@ Status TakeCount(const toml::node& node, uint64_t low, uint64_t high, uint32_t* 
   return OkStatus();
 }
 
-// "512M", "2G": units of 1024.
-std::optional<uint64_t> SizeOf(std::string_view text) {
-  uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc()) return std::nullopt;
-  std::string_view unit = text.substr(static_cast<size_t>(end - text.data()));
-  if (unit.ends_with("iB")) unit.remove_suffix(2);
-  constexpr std::string_view kUnits = "KMGT";
-  const size_t power = unit.empty() ? 0 : kUnits.find(unit) + 1;
-  if (unit.size() > 1 || (!unit.empty() && power == 0)) return std::nullopt;
-  if (value > std::numeric_limits<uint64_t>::max() >> (10 * power)) return std::nullopt;
-  return value << (10 * power);
-}
-
 Status TakeBytes(const toml::node& node, uint64_t low, uint64_t* out) {
   std::optional<uint64_t> bytes;
   if (const auto number = node.value_exact<int64_t>(); number && *number >= 0) bytes = static_cast<uint64_t>(*number);
-  if (const auto text = node.value_exact<std::string>()) bytes = SizeOf(*text);
+  if (const auto text = node.value_exact<std::string>()) {
+    if (const Result<uint64_t> size = ParseSize(*text); size.ok()) bytes = *size;
+  }
   if (!bytes) return Wrong("bytes, or a text like \"512M\" or \"2G\"", node);
   if (*bytes < low)
     return InvalidArgument("expected at least " + std::to_string(low) + " bytes, found " + std::to_string(*bytes));
@@ -222,6 +210,9 @@ Status TakeTable(const toml::table& table, const std::string& path, const std::s
 }
 
 Status ReadFile(const std::string& path, Config* config) {
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored))
+    return InvalidArgument("the configuration " + path + " is a folder; name the file in it");
   std::ifstream file(path, std::ios::binary);
   if (!file) return StatusFromErrno(errno, "reading the configuration " + path);
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
@@ -253,9 +244,13 @@ Defaults DefaultsOf(const Environment& environment) {
           below(environment.xdg_runtime_dir, "/modelstore/modelstore.sock")};
 }
 
-Status MakeAbsolute(std::string* path) {
+// `key`: as the file and the flags call it. "" stays.
+Status MakeAbsolute(std::string_view key, const Environment& environment, std::string* path) {
+  if (path->empty()) return OkStatus();
+  Result<std::string> expanded = ExpandHome(*path, environment.home);
+  if (!expanded.ok()) return expanded.status().WithContext(key);
   std::error_code error;
-  const fs::path absolute = fs::absolute(*path, error);
+  const fs::path absolute = fs::absolute(*expanded, error);
   if (error) return StatusFromErrno(error.value(), "finding the current folder");
   *path = absolute.lexically_normal().string();
   return OkStatus();
@@ -315,7 +310,9 @@ Result<Config> LoadConfig(const DaemonFlags& flags, const Environment& environme
   config.mount = defaults.mount;
   config.socket = defaults.socket;
   if (flags.config) {
-    RETURN_IF_ERROR(ReadFile(*flags.config, &config));
+    std::string path = *flags.config;
+    RETURN_IF_ERROR(MakeAbsolute("--config", environment, &path));
+    RETURN_IF_ERROR(ReadFile(path, &config));
   } else if (std::error_code ignored; !defaults.config.empty() && fs::exists(defaults.config, ignored)) {
     RETURN_IF_ERROR(ReadFile(defaults.config, &config));
   }
@@ -324,9 +321,12 @@ Result<Config> LoadConfig(const DaemonFlags& flags, const Environment& environme
   if (flags.socket) config.socket = *flags.socket;
   if (config.store.empty()) return InvalidArgument("no store folder: HOME is not set; pass --store DIR");
   if (config.socket.empty()) return InvalidArgument("no socket: XDG_RUNTIME_DIR is not set; pass --socket PATH");
-  RETURN_IF_ERROR(MakeAbsolute(&config.store));
-  RETURN_IF_ERROR(MakeAbsolute(&config.socket));
-  if (!config.mount.empty()) RETURN_IF_ERROR(MakeAbsolute(&config.mount));
+  RETURN_IF_ERROR(MakeAbsolute("store", environment, &config.store));
+  RETURN_IF_ERROR(MakeAbsolute("mount", environment, &config.mount));
+  RETURN_IF_ERROR(MakeAbsolute("socket", environment, &config.socket));
+  RETURN_IF_ERROR(MakeAbsolute("gpu.plugin", environment, &config.gpu.plugin));
+  // A loopback address and port is no path; MetricsServer says what else a path must be.
+  if (config.metrics.starts_with('~')) RETURN_IF_ERROR(MakeAbsolute("metrics", environment, &config.metrics));
   return config;
 }
 

@@ -6,7 +6,6 @@
 
 #include <cstdio>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <sstream>
 #include <utility>
 #include <vector>
@@ -112,16 +111,6 @@ void AddGpu(const GpuState& gpu, Families* out) {
 }
 
 }  // namespace
-
-void CountPush(std::string_view answer, ServerCounters* counters) {
-  const nlohmann::json report = nlohmann::json::parse(answer, nullptr, /*allow_exceptions=*/false);
-  if (!report.is_object()) return;
-  const auto bytes = [&](const char* key) {
-    const auto found = report.find(key);
-    return found != report.end() && found->is_number_unsigned() ? found->get<uint64_t>() : 0;
-  };
-  counters->Pushed(bytes("logical_bytes"), bytes("stored_bytes"));
-}
 
 std::string MetricsText(const MetricsSample& sample) {
   Families out;

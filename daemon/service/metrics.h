@@ -23,9 +23,6 @@ struct MetricsSample {
   GpuState gpu;
 };
 
-// Counts a push that was answered with `answer`, the JSON of its handler.
-void CountPush(std::string_view answer, ServerCounters* counters);
-
 // Prometheus' text format, version 0.0.4. Adds what the process itself is: its version, its resident memory.
 std::string MetricsText(const MetricsSample& sample);
 

@@ -187,16 +187,12 @@ class Service {
     // What is pinned for the GPU is of the budget too.
     options.memory_budget_bytes = config_.memory_budget_bytes - PinnedBytes(GpuOptionsOf(config_));
     options.threads = config_.threads;
-    Result<std::unique_ptr<Catalog>> writable = Catalog::Open(config_.store, options);
-    if (writable.ok() || writable.status().code() != StatusCode::kPermissionDenied) return writable;
-    options.create_if_missing = false;
-    options.read_only = true;
-    Result<std::unique_ptr<Catalog>> readable = Catalog::Open(config_.store, options);
-    if (!readable.ok()) return writable;
+    ASSIGN_OR_RETURN(std::unique_ptr<Catalog> catalog, Catalog::OpenToServe(config_.store, options, why_read_only));
+    if (why_read_only->ok()) return catalog;
+    Log(LogLevel::kWarning, "the store is served read-only", {{"error", std::string(why_read_only->message())}});
     *why_read_only =
-        writable.status().WithContext("the daemon can only read its store; make the folder writable and restart it");
-    Log(LogLevel::kWarning, "the store is served read-only", {{"error", std::string(writable.status().message())}});
-    return readable;
+        why_read_only->WithContext("the daemon can only read its store; make the folder writable and restart it");
+    return catalog;
   }
 
   // Until a signal says to stop.

@@ -15,6 +15,7 @@ class CommandLine : public testing::Test {
   static void ClearEnvironment() {
     unsetenv("MODELSTORE_STORE");
     unsetenv("MODELSTORE_SOCKET");
+    unsetenv("MODELSTORE_TIMEOUT");
   }
 
   static Invocation Parsed(const std::vector<std::string>& words) {
@@ -52,6 +53,31 @@ TEST_F(CommandLine, TheFlagWinsOverTheEnvironment) {
   EXPECT_EQ(Parsed({"ls", "--store", "flag"}).global.store, "flag");
   unsetenv("MODELSTORE_STORE");
   EXPECT_EQ(Parsed({"ls"}).global.store, "");
+}
+
+TEST_F(CommandLine, ATildeThatNoShellExpandedIsTheHomeFolder) {
+  const char* const home = getenv("HOME");
+  const std::string before = home == nullptr ? "" : home;
+  setenv("HOME", "/home/ann", 1);
+  EXPECT_EQ(Parsed({"ls", "--store=~/st"}).global.store, "/home/ann/st");
+  EXPECT_EQ(Parsed({"ls", "--socket=~/x"}).global.socket, "/home/ann/x");
+  setenv("MODELSTORE_STORE", "~/st", 1);
+  EXPECT_EQ(Parsed({"ls"}).global.store, "/home/ann/st");
+  ExpectUsageError({"ls", "--store=~bob/st"}, "~bob/st");
+  unsetenv("HOME");
+  ExpectUsageError({"ls", "--store=~/st"}, "HOME");
+  if (home != nullptr) setenv("HOME", before.c_str(), 1);
+}
+
+TEST_F(CommandLine, HowLongTheDaemonMaySayNothing) {
+  EXPECT_EQ(Parsed({"status"}).global.timeout_seconds, std::nullopt);
+  EXPECT_EQ(Parsed({"status", "--timeout", "3"}).global.timeout_seconds, 3u);
+  setenv("MODELSTORE_TIMEOUT", "0", 1);
+  EXPECT_EQ(Parsed({"status"}).global.timeout_seconds, 0u);
+  EXPECT_EQ(Parsed({"--timeout=7", "status"}).global.timeout_seconds, 7u);
+  ExpectUsageError({"status", "--timeout=soon"}, "--timeout");
+  setenv("MODELSTORE_TIMEOUT", "soon", 1);
+  ExpectUsageError({"status"}, "MODELSTORE_TIMEOUT");
 }
 
 TEST_F(CommandLine, FlagsWinOverTheEnvironmentAndAStoreOverASocket) {

@@ -12,6 +12,7 @@
 #include <map>
 #include <thread>
 
+#include "codec/support/unique_fd.h"
 #include "daemon/protocol/wire.h"
 
 namespace modelstore {
@@ -231,6 +232,56 @@ TEST_F(ClientTest, SendsCancellationOnAndWaitsForTheAnswer) {
   EXPECT_EQ(cancel, R"({"cancel":true})");
   EXPECT_EQ(cancelled.code(), StatusCode::kCancelled);
   EXPECT_EQ(cancelled.message(), "rolled back");
+}
+
+// As a stopped one, or one whose disk hangs: it is connected to, and never answers.
+TEST_F(ClientTest, ADaemonThatSaysNothingIsNotWaitedForForEver) {
+  Listen(path_);
+  const Status silent =
+      CallDaemon(path_, {.request = "status", .parameters = "{}", .patience = std::chrono::seconds(1)}).status();
+  EXPECT_EQ(silent.code(), StatusCode::kUnavailable);
+  EXPECT_NE(silent.message().find("said nothing for 1 s"), std::string::npos) << silent.message();
+}
+
+TEST_F(ClientTest, ACancellationThatNobodyConfirmsEndsTheWait) {
+  Listen(path_);
+  JobControl job;
+  std::thread user([&] {
+    const int connection = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+    Take(connection);
+    job.Cancel();
+    Take(connection);  // the cancellation
+    char byte;
+    EXPECT_EQ(recv(connection, &byte, 1, 0), 0);  // the client has gone
+    close(connection);
+  });
+  const Status cancelled = CallDaemon(path_, {.request = "push", .parameters = "{}", .job = &job}).status();
+  EXPECT_EQ(cancelled.code(), StatusCode::kCancelled);
+  EXPECT_NE(cancelled.message().find("has not confirmed it yet"), std::string::npos) << cancelled.message();
+  user.join();
+}
+
+TEST_F(ClientTest, ACancellationEndsTheWaitForAFullQueue) {
+  Listen(path_);
+  ASSERT_EQ(listen(listener_, 0), 0);
+  std::vector<UniqueFd> waiting;  // nobody accepts them
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path_.data(), path_.size());
+  int connected = 0;
+  while (connected == 0) {
+    waiting.emplace_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    connected = connect(waiting.back().get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  }
+  ASSERT_EQ(errno, EAGAIN);
+  JobControl job;
+  job.Cancel();
+  const auto call = [&](JobControl* control) {
+    return CallDaemon(path_, {.request = "ls", .parameters = "{}", .job = control, .patience = std::chrono::seconds(1)})
+        .status();
+  };
+  EXPECT_EQ(call(&job).code(), StatusCode::kCancelled);
+  EXPECT_EQ(call(nullptr).code(), StatusCode::kBusy);
 }
 
 TEST_F(ClientTest, ReportsProgressAndWarnings) {

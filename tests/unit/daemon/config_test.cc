@@ -103,6 +103,39 @@ TEST_F(ConfigTest, FlagsWinOverTheFileAndPathsAreAbsolute) {
   EXPECT_EQ(config->socket, "/y");
 }
 
+TEST_F(ConfigTest, ATildeIsTheHomeFolder) {
+  const Result<Config> config = Load(
+      "store = \"~/st\"\nmount = \"~/m\"\nsocket = \"~/x\"\nmetrics = \"~/metrics\"\n[gpu]\nplugin = \"~/p.so\"\n");
+  ASSERT_TRUE(config.ok()) << config.status().ToString();
+  EXPECT_EQ(config->store, dir_ + "/home/st");
+  EXPECT_EQ(config->mount, dir_ + "/home/m");
+  EXPECT_EQ(config->socket, dir_ + "/home/x");
+  EXPECT_EQ(config->metrics, dir_ + "/home/metrics");
+  EXPECT_EQ(config->gpu.plugin, dir_ + "/home/p.so");
+  EXPECT_EQ(Load("", {.store = "~/flag"})->store, dir_ + "/home/flag");
+  EXPECT_EQ(Load("metrics = \"127.0.0.1:9\"")->metrics, "127.0.0.1:9");
+}
+
+// As a unit of systemd runs it.
+TEST_F(ConfigTest, ATildeWithoutAHomeIsRefused) {
+  environment_ = {.root = true};
+  const std::string error = ErrorOf("store = \"~/st\"\n");
+  EXPECT_NE(error.find("store: ~/st: the environment has no HOME"), std::string::npos) << error;
+  environment_.home = "/root";
+  EXPECT_NE(ErrorOf("mount = \"~ann/m\"\n").find("mount: ~ann/m: other users"), std::string::npos);
+}
+
+TEST_F(ConfigTest, AFolderIsNoFile) {
+  const Status folder = LoadConfig({.config = dir_}, environment_).status();
+  EXPECT_EQ(folder.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(folder.message(), "the configuration " + dir_ + " is a folder; name the file in it");
+}
+
+TEST_F(ConfigTest, SizesAreWrittenAsOnTheCommandLine) {
+  EXPECT_EQ(Load("memory_budget_bytes = \"2GB\"")->memory_budget_bytes, 2'000'000'000u);
+  EXPECT_EQ(Load("memory_budget_bytes = \"512MiB\"")->memory_budget_bytes, 512u << 20);
+}
+
 TEST_F(ConfigTest, AnUnknownKeyIsNamedWithItsLineAndTheNearestKnownOne) {
   const std::string error = ErrorOf("store = \"/s\"\nmemory_budget = 5\n");
   EXPECT_NE(error.find("given.toml:2"), std::string::npos) << error;
