@@ -127,6 +127,9 @@ class KvStore : public KvReader {
   virtual Status VerifyChecksums(const std::function<bool()>& cancelled = nullptr) = 0;
 };
 
+// How many files a store of RocksDB's keeps open at most: a quarter of the limit of descriptors, up to 512.
+size_t StoreDescriptors();
+
 struct StoreOptions {
   bool create_if_missing = false;
   bool read_only = false;

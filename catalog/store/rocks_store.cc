@@ -9,6 +9,7 @@
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 #include <rocksdb/write_buffer_manager.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
@@ -110,7 +111,7 @@ rocksdb::DBOptions MakeDbOptions(const MemoryPlan& memory, rocksdb::Env* env) {
   db.create_missing_column_families = true;
   db.paranoid_checks = true;
   db.info_log = std::make_shared<NullLogger>();
-  db.max_open_files = 512;
+  db.max_open_files = static_cast<int>(StoreDescriptors());
   db.max_background_jobs = 2;
   db.max_total_wal_size = 8 * kMiB;
   db.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(memory.write_buffers);
@@ -152,9 +153,11 @@ rocksdb::ColumnFamilyOptions MakeFamilyOptions(Family family, const MemoryPlan& 
   }
   // Every push flushes its records, whose keys are hashes: each compaction rewrites all of a family. After 4 pushes,
   // RocksDB's default, that would cost more than the pushes in a store of 1,000 models.
-  cf.level0_file_num_compaction_trigger = 32;
-  cf.level0_slowdown_writes_trigger = 64;
-  cf.level0_stop_writes_trigger = 96;
+  // With few descriptors earlier: reading a family, and compacting it, opens all of these files at once.
+  const int files = std::clamp(static_cast<int>(StoreDescriptors() / 4), 4, 32);
+  cf.level0_file_num_compaction_trigger = files;
+  cf.level0_slowdown_writes_trigger = 2 * files;
+  cf.level0_stop_writes_trigger = 3 * files;
   if (family == Family::kBlocks) {
     cf.write_buffer_size = memory.blocks_memtable;
     cf.enable_blob_files = true;
@@ -565,6 +568,13 @@ Status RocksStore::CollectGarbage(const std::function<bool()>& cancelled) {
 }
 
 }  // namespace
+
+size_t StoreDescriptors() {
+  constexpr size_t kMost = 512, kLeast = 20;  // below that RocksDB takes 20
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return kLeast;
+  return std::clamp(static_cast<size_t>(limit.rlim_cur / 4), kLeast, kMost);
+}
 
 Result<std::unique_ptr<KvStore>> OpenRocksStore(const std::string& dir, const StoreOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<StoreFolder> folder, StoreFolder::Open(dir, options));

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "catalog/read/catalog.h"
+#include "catalog/write/source_window.h"
 #include "codec/encode/compact_budget.h"
 #include "codec/support/bytes.h"
 #include "codec/support/job_control.h"
@@ -52,9 +53,11 @@ class SourceContent {
 
 // One file to store. Opened by the caller with its own rights (the daemon's clients pass descriptors).
 struct SourceFile {
-  std::string path;      // within the model
-  std::string shown_as;  // for messages: the path as the user knows it
-  int fd = -1;           // read-only, regular; owned by SourceTree; -1: opened when its turn comes
+  std::string path;                      // within the model
+  std::string shown_as;                  // for messages: the path as the user knows it
+  int fd = -1;                           // read-only, regular; owned by SourceTree; -1: opened when its turn comes
+  size_t ordinal = 0;                    // tells the files of a tree apart; of passed ones the order in which they came
+  std::shared_ptr<SourceWindow> window;  // opens it then; null: it is opened by `shown_as`
   uint64_t bytes = 0;
   uint32_t mode = 0;
   uint32_t gid = 0;  // the group that `mode` speaks of
@@ -72,7 +75,7 @@ struct OpenedFile {
   int fd = -1;           // owned by whoever holds the struct
 };
 
-// The files below a path, opened. Closes them when destroyed.
+// The files below a path, or passed by a client; as many as descriptors allow are open. Closes them when destroyed.
 class SourceTree {
  public:
   SourceTree() = default;
@@ -91,6 +94,11 @@ class SourceTree {
   // own mount), Io.
   static Result<SourceTree> FromDescriptors(std::string default_name, std::vector<OpenedFile> files,
                                             uint64_t refused_device);
+  // The same, file by file as they come. With a `window` the descriptor is closed at once, and the file opened by that
+  // when its turn comes. Errors: of FromDescriptors but for two of one path.
+  Status AddDescriptor(OpenedFile file, uint64_t refused_device, std::shared_ptr<SourceWindow> window);
+  // Ends that: puts the files in order. Errors: InvalidArgument (two of one path).
+  Status FinishDescriptors();
 
   // The files of a stored model, read as they were when this was called, whatever becomes of the name. `catalog`
   // outlives the tree. Errors: Corruption, Io.

@@ -16,30 +16,32 @@ Status SourceChanged(const SourceFile& file, const std::string& how) {
 }
 
 Result<SourceReader> SourceReader::Open(const SourceFile& file) {
-  if (file.fd >= 0 || file.content != nullptr) return SourceReader(&file, file.fd, false);
-  // O_NONBLOCK: a FIFO that took the file's place must not hang the push.
-  const int fd = open(file.shown_as.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) {
-    if (errno == ENOENT) return IoError(file.shown_as + " vanished while it was pushed; nothing was stored");
-    return StatusFromErrno(errno, "opening " + file.shown_as);
+  if (file.fd >= 0 || file.content != nullptr) return SourceReader(&file, nullptr);
+  SourceWindow::Descriptor opened;
+  if (file.window != nullptr) {
+    ASSIGN_OR_RETURN(opened, file.window->Open(file));
+  } else {
+    ASSIGN_OR_RETURN(UniqueFd fd, OpenShown(file));
+    opened = std::make_shared<const UniqueFd>(std::move(fd));
   }
-  SourceReader reader(&file, fd, true);
+  SourceReader reader(&file, std::move(opened));
   RETURN_IF_ERROR(reader.CheckUnchanged());
   return reader;
 }
 
-SourceReader::SourceReader(SourceReader&& other) noexcept
-    : file_(other.file_), fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)) {}
-
-SourceReader::~SourceReader() {
-  if (owned_) close(fd_);
+Result<UniqueFd> OpenShown(const SourceFile& file) {
+  // O_NONBLOCK: a FIFO that took the file's place must not hang the push.
+  UniqueFd fd(open(file.shown_as.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (fd.ok()) return fd;
+  if (errno == ENOENT) return IoError(file.shown_as + " vanished while it was pushed; nothing was stored");
+  return StatusFromErrno(errno, "opening " + file.shown_as);
 }
 
 Status SourceReader::ReadAt(uint64_t offset, MutableByteSpan out) const {
   if (file_->content != nullptr) return file_->content->ReadAt(offset, out).WithContext(file_->shown_as);
   size_t done = 0;
   while (done < out.size()) {
-    const ssize_t n = pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    const ssize_t n = pread(descriptor(), out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
     if (n < 0) {
       if (errno == EINTR) continue;
       return StatusFromErrno(errno, "reading " + file_->shown_as);
@@ -55,7 +57,7 @@ Status SourceReader::ReadAt(uint64_t offset, MutableByteSpan out) const {
 Status SourceReader::CheckUnchanged() const {
   if (file_->content != nullptr) return OkStatus();
   struct stat now;
-  if (fstat(fd_, &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
+  if (fstat(descriptor(), &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
   if (!S_ISREG(now.st_mode)) return SourceChanged(*file_, "it is no longer a regular file");
   if (static_cast<uint64_t>(now.st_size) != file_->bytes)
     return SourceChanged(*file_,
@@ -74,7 +76,7 @@ Status SourceReader::CheckEnd() const {
   char beyond;
   ssize_t n = 0;
   do {
-    n = pread(fd_, &beyond, 1, static_cast<off_t>(file_->bytes));
+    n = pread(descriptor(), &beyond, 1, static_cast<off_t>(file_->bytes));
   } while (n < 0 && errno == EINTR);
   if (n < 0) return StatusFromErrno(errno, "reading " + file_->shown_as);
   if (n == 0) return OkStatus();

@@ -1,6 +1,6 @@
 // SourceReader: positioned reads of one source file of a push, and the check that it did not change
-// (layer: catalog/write). Safe for concurrent reads; borrows the descriptor or content of the SourceFile, or owns a
-// descriptor that it opened because the SourceTree had more files than descriptors.
+// (layer: catalog/write). Safe for concurrent reads; borrows the descriptor or content of the SourceFile, or shares one
+// that was opened because the SourceTree had more files than descriptors.
 #pragma once
 
 #include <sys/types.h>
@@ -15,12 +15,9 @@ class SourceReader {
  public:
   // Errors: Io (changed or vanished since it was listed), NotFound, PermissionDenied.
   static Result<SourceReader> Open(const SourceFile& file);
-  SourceReader(SourceReader&& other) noexcept;
-  SourceReader& operator=(SourceReader&&) = delete;
-  ~SourceReader();
 
   const SourceFile& file() const { return *file_; }
-  int descriptor() const { return fd_; }
+  int descriptor() const { return own_ != nullptr ? own_->get() : file_->fd; }
   // Fills `out` from `offset`. Errors: Io ("… changed while it was pushed" when the file became shorter).
   Status ReadAt(uint64_t offset, MutableByteSpan out) const;
   // Errors: Io when the attributes say that the file changed or was removed since it was listed, or when it has more
@@ -29,11 +26,14 @@ class SourceReader {
 
  private:
   Status CheckEnd() const;
-  SourceReader(const SourceFile* file, int fd, bool owned) : file_(file), fd_(fd), owned_(owned) {}
+  SourceReader(const SourceFile* file, SourceWindow::Descriptor own) : file_(file), own_(std::move(own)) {}
   const SourceFile* file_;
-  int fd_;
-  bool owned_;
+  SourceWindow::Descriptor own_;  // null: the tree holds it, or it has content
 };
+
+// Opens the file by the path that the user knows, with this process's rights. Errors: Io (it vanished), what the system
+// answers.
+Result<UniqueFd> OpenShown(const SourceFile& file);
 
 // "… changed while it was pushed; push it again": the error for every sign of a changed source.
 Status SourceChanged(const SourceFile& file, const std::string& how);

@@ -11,19 +11,24 @@
 
 #include "catalog/schema/records.h"
 #include "catalog/write/push.h"
+#include "catalog/write/source_reader.h"
 #include "catalog/write/source_stat.h"
 
 namespace modelstore {
 namespace {
 
-// Descriptors left to the store, the mount and the sockets of this process.
+// Descriptors left to the store, the mount and the sockets of this process; of few, three quarters.
 constexpr size_t kReservedDescriptors = 256;
 
 size_t MaxHeldDescriptors() {
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= 2 * kReservedDescriptors) return 64;
-  return static_cast<size_t>(limit.rlim_cur) - kReservedDescriptors;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 16;
+  const auto all = static_cast<size_t>(limit.rlim_cur);
+  return all > 2 * kReservedDescriptors ? all - kReservedDescriptors : all / 4;
 }
+
+// Of those that are not held.
+constexpr size_t kWindowFiles = 8;
 
 std::string_view KindOf(mode_t mode) {
   if (S_ISFIFO(mode)) return "a FIFO";
@@ -53,6 +58,14 @@ Status Describe(SourceFile& file) {
   return OkStatus();
 }
 
+Status CheckReadOnly(int fd, const std::string& shown) {
+  // O_PATH descriptors cannot be read and say O_RDONLY too.
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return StatusFromErrno(errno, "looking at the descriptor of " + shown);
+  if ((flags & O_ACCMODE) == O_RDONLY && (flags & O_PATH) == 0) return OkStatus();
+  return InvalidArgument(shown + ": its descriptor is not open for reading only");
+}
+
 bool ByPath(const SourceFile& a, const SourceFile& b) { return a.path < b.path; }
 
 struct DirCloser {
@@ -62,7 +75,10 @@ struct DirCloser {
 
 class Scanner {
  public:
-  explicit Scanner(std::vector<SourceFile>* files) : files_(files), max_held_(MaxHeldDescriptors()) {}
+  explicit Scanner(std::vector<SourceFile>* files)
+      : files_(files),
+        max_held_(MaxHeldDescriptors()),
+        window_(std::make_shared<SourceWindow>(kWindowFiles, OpenShown)) {}
 
   // `parent`/`entry` is a regular file or a link to one.
   Status AddFile(int parent, const char* entry, const std::string& path, const std::string& shown) {
@@ -82,6 +98,8 @@ class Scanner {
     if (files_->size() > max_held_) {
       close(added.fd);
       added.fd = -1;
+      added.ordinal = files_->size();
+      added.window = window_;
     }
     return OkStatus();
   }
@@ -139,6 +157,7 @@ class Scanner {
  private:
   std::vector<SourceFile>* files_;
   size_t max_held_;
+  std::shared_ptr<SourceWindow> window_;
 };
 
 std::string_view LastComponent(std::string_view path) {
@@ -187,28 +206,42 @@ Result<SourceTree> SourceTree::FromDescriptors(std::string default_name, std::ve
                                                uint64_t refused_device) {
   SourceTree tree;
   tree.default_name_ = std::move(default_name);
+  Status status;
   for (OpenedFile& file : files) {
-    SourceFile& added = tree.files_.emplace_back();
-    added.path = std::move(file.path);
-    added.shown_as = std::move(file.shown_as);
-    added.fd = file.fd;  // closed by the tree from here on
+    if (status.ok())
+      status = tree.AddDescriptor(std::move(file), refused_device, nullptr);
+    else
+      close(file.fd);
   }
-  for (SourceFile& file : tree.files_) {
-    RETURN_IF_ERROR(CheckFilePath(file.path).WithContext(file.shown_as));
-    // O_PATH descriptors cannot be read and say O_RDONLY too.
-    const int flags = fcntl(file.fd, F_GETFL);
-    if (flags < 0) return StatusFromErrno(errno, "looking at the descriptor of " + file.shown_as);
-    if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_PATH) != 0)
-      return InvalidArgument(file.shown_as + ": its descriptor is not open for reading only");
-    RETURN_IF_ERROR(Describe(file));
-    if (refused_device != 0 && file.device == refused_device)
-      return PermissionDenied(file.shown_as + " is a file of the mount of this store: it is stored already");
-  }
-  std::sort(tree.files_.begin(), tree.files_.end(), ByPath);
-  const auto twice = std::adjacent_find(tree.files_.begin(), tree.files_.end(),
-                                        [](const SourceFile& a, const SourceFile& b) { return a.path == b.path; });
-  if (twice != tree.files_.end()) return InvalidArgument("two files of the path '" + twice->path + "'");
+  RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(tree.FinishDescriptors());
   return tree;
+}
+
+Status SourceTree::AddDescriptor(OpenedFile opened, uint64_t refused_device, std::shared_ptr<SourceWindow> window) {
+  SourceFile& file = files_.emplace_back();
+  file.path = std::move(opened.path);
+  file.shown_as = std::move(opened.shown_as);
+  file.fd = opened.fd;  // closed by the tree from here on
+  file.ordinal = files_.size() - 1;
+  RETURN_IF_ERROR(CheckFilePath(file.path).WithContext(file.shown_as));
+  RETURN_IF_ERROR(CheckReadOnly(file.fd, file.shown_as));
+  RETURN_IF_ERROR(Describe(file));
+  if (refused_device != 0 && file.device == refused_device)
+    return PermissionDenied(file.shown_as + " is a file of the mount of this store: it is stored already");
+  if (window != nullptr) {
+    close(std::exchange(file.fd, -1));
+    file.window = std::move(window);
+  }
+  return OkStatus();
+}
+
+Status SourceTree::FinishDescriptors() {
+  std::sort(files_.begin(), files_.end(), ByPath);
+  const auto twice = std::adjacent_find(files_.begin(), files_.end(),
+                                        [](const SourceFile& a, const SourceFile& b) { return a.path == b.path; });
+  if (twice != files_.end()) return InvalidArgument("two files of the path '" + twice->path + "'");
+  return OkStatus();
 }
 
 SourceTree SourceTree::OfContent(std::string default_name, std::vector<SourceFile> files) {

@@ -171,7 +171,7 @@ class Conversation {
       std::deque<SourceReader> readers;  // closes what it had to open
       std::vector<int> fds;
       Json list = Json::array();
-      for (size_t bytes = 0; next < files.size() && fds.size() < kMaxFrameDescriptors && bytes < kFilesFrameBytes;
+      for (size_t bytes = 0; next < files.size() && fds.size() < kFilesFrameDescriptors && bytes < kFilesFrameBytes;
            ++next) {
         const SourceFile& file = files[next];
         Result<SourceReader> reader = SourceReader::Open(file);
@@ -243,6 +243,8 @@ class Conversation {
       taken = TakeProgress(body);
     } else if (kind == "warning" && body.is_string()) {
       if (call_.job != nullptr) call_.job->Warn(body.get<std::string>());
+    } else if (kind == "open" && call_.source != nullptr) {
+      taken = SendAgain(message);
     } else if (kind == "files" && call_.sink != nullptr) {
       taken = TakeFiles(body);
     } else if (kind == "file_done" && call_.sink != nullptr) {
@@ -252,6 +254,19 @@ class Conversation {
     }
     if (!taken.ok()) return taken;
     return std::optional<std::string>();
+  }
+
+  // The daemon could not keep all files open: it reads this one now.
+  Status SendAgain(const Json& message) {
+    const auto ordinal = Number<uint64_t>(message, "open");
+    if (!ordinal || *ordinal >= call_.source->files().size()) return NotUnderstood("a question for no file");
+    const JobControl* const job = cancelled_at_ ? nullptr : call_.job;
+    const Result<SourceReader> reader = SourceReader::Open(call_.source->files()[*ordinal]);
+    if (reader.ok()) return SendJson(socket_, {{"opened", true}}, job, {reader->descriptor()});
+    return SendJson(
+        socket_,
+        {{"not_opened", {{"code", StatusCodeName(reader.status().code())}, {"message", reader.status().message()}}}},
+        job);
   }
 
   Status TakeProgress(const Json& body) {

@@ -19,6 +19,7 @@ inline constexpr uint32_t kProtocolVersion = 1;
 inline constexpr uint32_t kFrameMagic = 0x3146534d;  // "MSF1", little-endian
 inline constexpr size_t kFrameHeaderBytes = 12;
 inline constexpr size_t kMaxFrameDescriptors = 253;       // what one message of a Unix socket carries
+inline constexpr size_t kFilesFrameDescriptors = 16;      // of a frame of a push's files: daemons may have few
 inline constexpr uint32_t kMaxRequestBytes = 256u << 10;  // of a request
 inline constexpr uint32_t kMaxFilesBytes = 4u << 20;      // of a frame of a push's files
 inline constexpr uint32_t kMaxAnswerBytes = 1u << 30;     // of a JSON frame from the daemon

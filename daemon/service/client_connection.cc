@@ -75,6 +75,7 @@ ClientConnection::ClientConnection(int socket, ServerState* state)
     : socket_(socket),
       state_(*state),
       answers_(socket, [this] { Cancel(); }),
+      passed_files_(&answers_),
       job_([this](const JobProgress& progress) {
         if (entry_) entry_->Update(progress);
         answers_.Progress(progress);
@@ -138,9 +139,12 @@ Result<std::string> ClientConnection::Serve() {
   SourceTree source, moments;
   if (takes_moments) {
     RETURN_IF_ERROR(caller_.CheckMayPush());
-    ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files + (request_.moments ? 1 : 0), account_));
-    ASSIGN_OR_RETURN(source, ReceiveFiles(request_.files));
-    ASSIGN_OR_RETURN(moments, ReceiveFiles(request_.moments ? 1 : 0));
+    const size_t moments_files = request_.moments ? 1 : 0;
+    ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files + moments_files, account_));
+    const size_t for_tree = share.count() - std::min(share.count(), moments_files);
+    const size_t held = for_tree >= request_.files ? for_tree : for_tree - std::min(for_tree, kWindowFiles);
+    ASSIGN_OR_RETURN(source, ReceiveFiles(request_.files, held));
+    ASSIGN_OR_RETURN(moments, ReceiveFiles(moments_files, moments_files));
   }
   return RunHandler(*handler_, takes_tree ? &source : nullptr, request_.moments ? &moments : nullptr);
 }
@@ -153,38 +157,39 @@ Result<ClientRequest> ClientConnection::ReceiveRequest() {
   return ParseClientRequest(text);
 }
 
-Result<SourceTree> ClientConnection::ReceiveFiles(uint64_t count) {
-  std::vector<OpenedFile> files;
-  std::vector<DescriptorList> held;  // closes what is not handed over
+Result<SourceTree> ClientConnection::ReceiveFiles(uint64_t count, size_t held) {
+  SourceTree tree;
+  const auto window = std::make_shared<SourceWindow>(
+      kWindowFiles, [this](const SourceFile& file) { return passed_files_.Ask(file.ordinal); });
   size_t name_bytes = 0;
   const auto deadline = Clock::now() + kAllFilesTime + count * kEachFileTime;
-  while (files.size() < count) {
+  while (tree.files().size() < count) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
     if (left <= 0)
-      return Unavailable("of " + std::to_string(count) + " files only " + std::to_string(files.size()) +
+      return Unavailable("of " + std::to_string(count) + " files only " + std::to_string(tree.files().size()) +
                          " came within the time that a push has to send them");
     const int timeout_ms = static_cast<int>(std::min<int64_t>(left, kFilesTimeoutMs));
-    DescriptorList& descriptors = held.emplace_back();
+    DescriptorList descriptors;
     ASSIGN_OR_RETURN(const std::string text,
                      ReceiveJson(socket_, {.json_bytes = kMaxFilesBytes, .descriptors = kMaxFrameDescriptors},
                                  timeout_ms, timeout_ms, &descriptors));
     ASSIGN_OR_RETURN(std::vector<ClientFile> named, ParseClientFiles(text));
-    if (named.empty() || named.size() != descriptors.size() || named.size() > count - files.size())
+    if (named.empty() || named.size() != descriptors.size() || named.size() > count - tree.files().size())
       return InvalidArgument("a frame with " + std::to_string(named.size()) + " files and " +
                              std::to_string(descriptors.size()) + " descriptors, of " + std::to_string(count) +
                              " files announced");
-    for (ClientFile& file : named) {
-      name_bytes += file.path.size() + file.shown_as.size();
-      files.push_back({.path = std::move(file.path), .shown_as = std::move(file.shown_as)});
+    for (size_t i = 0; i < named.size(); ++i) {
+      name_bytes += named[i].path.size() + named[i].shown_as.size();
+      RETURN_IF_ERROR(tree.AddDescriptor(
+          {.path = std::move(named[i].path), .shown_as = std::move(named[i].shown_as), .fd = descriptors.Take(i)},
+          state_.mount_device, tree.files().size() < held ? nullptr : window));
     }
     if (name_bytes > kMaxFileNamesBytes)
       return ResourceExhausted("the names of the push's files have more than " + std::to_string(kMaxFileNamesBytes) +
                                " bytes; push them as several models");
   }
-  size_t next = 0;
-  for (DescriptorList& descriptors : held)
-    for (size_t i = 0; i < descriptors.size(); ++i) files[next++].fd = descriptors.Take(i);
-  return SourceTree::FromDescriptors(/*default_name=*/"", std::move(files), state_.mount_device);
+  RETURN_IF_ERROR(tree.FinishDescriptors());
+  return tree;
 }
 
 Result<std::string> ClientConnection::RunHandler(const Handler& handler, const SourceTree* source,
@@ -237,13 +242,22 @@ Gate* ClientConnection::GateOf(const Handler& handler) const {
 
 void ClientConnection::Listen() {
   said_ = Caught([this]() -> Result<std::string> {
-            ASSIGN_OR_RETURN(const std::string text, ReceiveJson(socket_, {.json_bytes = kMaxLaterBytes}, kNoTimeout,
-                                                                 kRequestTimeoutMs, nullptr));
-            RETURN_IF_ERROR(ParseLaterFrame(text));
-            return text;
+            for (;;) RETURN_IF_ERROR(TakeLaterFrame());
           }).status();
   if (said_.code() == StatusCode::kUnavailable) said_ = Cancelled("the client went away");
+  passed_files_.End(said_);
   Cancel();
+}
+
+Status ClientConnection::TakeLaterFrame() {
+  DescriptorList descriptors;
+  ASSIGN_OR_RETURN(const std::string text, ReceiveJson(socket_, {.json_bytes = kMaxLaterBytes, .descriptors = 1},
+                                                       kNoTimeout, kRequestTimeoutMs, &descriptors));
+  ASSIGN_OR_RETURN(const LaterFrame frame, ParseLaterFrame(text));
+  if (frame.not_opened.ok() && descriptors.empty()) return InvalidArgument("a file that was opened came without it");
+  const bool is_asked_for =
+      frame.not_opened.ok() ? passed_files_.Give(UniqueFd(descriptors.Take(0))) : passed_files_.Give(frame.not_opened);
+  return is_asked_for ? OkStatus() : InvalidArgument("a file came that nobody had asked for");
 }
 
 void ClientConnection::LogRequest(const Status& status, double seconds) const {

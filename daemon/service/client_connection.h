@@ -20,6 +20,7 @@
 #include "daemon/service/counters.h"
 #include "daemon/service/jobs.h"
 #include "daemon/service/limits.h"
+#include "daemon/service/passed_files.h"
 
 namespace modelstore {
 
@@ -75,17 +76,20 @@ class ClientConnection {
   void Answer();
   Result<std::string> Serve();
   Result<ClientRequest> ReceiveRequest();
-  Result<SourceTree> ReceiveFiles(uint64_t count);
+  // Of `count` files `held` are kept open; the others are asked for again when they are read.
+  Result<SourceTree> ReceiveFiles(uint64_t count, size_t held);
   Result<std::string> RunHandler(const Handler& handler, const SourceTree* source, const SourceTree* moments);
   Result<std::string> RunInTurn(const Handler& handler, const SourceTree* source, const SourceTree* moments);
   Gate* GateOf(const Handler& handler) const;
   void Listen();
+  Status TakeLaterFrame();
   void Cancel();
   void LogRequest(const Status& status, double seconds) const;
 
   const int socket_;
   ServerState& state_;
   AnswerStream answers_;
+  PassedFiles passed_files_;
   JobControl job_;
   Caller caller_;
   ClientRequest request_;

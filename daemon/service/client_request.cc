@@ -90,7 +90,10 @@ Result<ClientRequest> ParseClientRequest(std::string_view text) {
 Result<std::vector<ClientFile>> ParseClientFiles(std::string_view text) {
   ASSIGN_OR_RETURN(const Json json, ParseObject(text));
   const auto files = json.find("files");
-  if (files == json.end()) return ParseLaterFrame(text);
+  if (files == json.end()) {
+    RETURN_IF_ERROR(ParseLaterFrame(text).status());
+    return InvalidArgument("an answer that nobody asked for came in place of a push's files");
+  }
   if (!files->is_array()) return InvalidArgument("the request's 'files' is not an array");
   std::vector<ClientFile> out;
   for (const Json& entry : *files) {
@@ -103,10 +106,18 @@ Result<std::vector<ClientFile>> ParseClientFiles(std::string_view text) {
   return out;
 }
 
-Status ParseLaterFrame(std::string_view text) {
+Result<LaterFrame> ParseLaterFrame(std::string_view text) {
   ASSIGN_OR_RETURN(const Json json, ParseObject(text));
   const auto cancel = json.find("cancel");
   if (cancel != json.end() && cancel->is_boolean() && cancel->get<bool>()) return Cancelled("cancelled by the client");
+  if (const auto opened = json.find("opened"); opened != json.end() && opened->is_boolean() && opened->get<bool>())
+    return LaterFrame();
+  if (const auto failure = json.find("not_opened"); failure != json.end() && failure->is_object()) {
+    ASSIGN_OR_RETURN(const std::string code, TextOf(*failure, "code"));
+    ASSIGN_OR_RETURN(std::string message, TextOf(*failure, "message", TooLong::kCut));
+    const StatusCode known = StatusCodeFromName(code);
+    return LaterFrame{Status(known == StatusCode::kOk ? StatusCode::kInternal : known, std::move(message))};
+  }
   return InvalidArgument("what came after the request is not one of protocol " + std::to_string(kProtocolVersion));
 }
 

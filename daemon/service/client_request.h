@@ -29,7 +29,11 @@ struct ClientFile {
 // One frame of a push's files. Errors: Cancelled (the client's `cancel` in its place), InvalidArgument.
 Result<std::vector<ClientFile>> ParseClientFiles(std::string_view json);
 
-// What comes after a request: Cancelled for the client's `cancel`, else InvalidArgument.
-Status ParseLaterFrame(std::string_view json);
+// What comes after a request: an answer to `open`, which is OK when a descriptor goes with it, else why there is none.
+// Errors: Cancelled (the client's `cancel`), InvalidArgument.
+struct LaterFrame {
+  Status not_opened;
+};
+Result<LaterFrame> ParseLaterFrame(std::string_view json);
 
 }  // namespace modelstore

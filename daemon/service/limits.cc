@@ -5,12 +5,16 @@
 #include <algorithm>
 #include <string>
 
+#include "catalog/store/kv_store.h"
+
 namespace modelstore {
 namespace {
 
-// RocksDB keeps up to 512 files open, FUSE a descriptor a thread; logs, sockets and what else opens for a moment.
-constexpr size_t kOwnDescriptors = 768;
+// FUSE's descriptor a thread, logs, sockets and what else opens for a moment.
+constexpr size_t kOwnDescriptors = 256;
 constexpr size_t kMinPassable = 64;
+// A push gets at least these, or all it wants: a window, and some that stay.
+constexpr size_t kLeastFiles = kWindowFiles + 8;
 
 size_t HeldBy(const std::map<uid_t, size_t>& held, Account account) {
   const auto it = account ? held.find(*account) : held.end();
@@ -52,20 +56,16 @@ Gate::Place::~Place() {
   gate_->changed_.NotifyAll();  // not everyone who waits may take it
 }
 
-Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t count, Account account) {
-  const std::string remedy =
-      "; push fewer files at once, or raise the daemon's limit of open files (LimitNOFILE= of its unit)";
-  if (count > total_ / 2)
-    return ResourceExhausted("the push has " + std::to_string(count) + " files; the daemon holds at most " +
-                             std::to_string(total_ / 2) + " open for one client" + remedy);
+Result<DescriptorBudget::Share> DescriptorBudget::Take(size_t wanted, Account account) {
   const MutexLock lock(mutex_);
-  if (count > free_)
-    return ResourceExhausted("the push has " + std::to_string(count) + " files; the daemon can open " +
-                             std::to_string(free_) + " more now; try again when other pushes are done" + remedy);
-  if (account && count > total_ / 2 - HeldBy(held_, account))
-    return ResourceExhausted("the push has " + std::to_string(count) + " files; with those of other pushes of user " +
-                             std::to_string(*account) + " these are more than the " + std::to_string(total_ / 2) +
-                             " that the daemon holds open for one user; try again when they are done" + remedy);
+  const size_t half = total_ / 2;
+  const size_t left = std::min(free_, half - std::min(half, HeldBy(held_, account)));
+  const size_t count = std::min(wanted, left);
+  if (count < std::min(wanted, kLeastFiles))
+    return ResourceExhausted("other pushes" +
+                             (account && free_ >= kLeastFiles ? " of user " + std::to_string(*account) : "") +
+                             " hold all the files open that they may; try again when they are done, or raise the "
+                             "daemon's limit of open files (LimitNOFILE= of its unit)");
   if (account) held_[*account] += count;
   free_ -= count;
   return Share(this, count, account);
@@ -81,10 +81,7 @@ DescriptorBudget::Share::~Share() {
 size_t PassableDescriptors(size_t max_clients) {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return kMinPassable;
-  limit.rlim_cur = limit.rlim_max;
-  (void)setrlimit(RLIMIT_NOFILE, &limit);
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return kMinPassable;
-  const size_t own = kOwnDescriptors + max_clients;
+  const size_t own = StoreDescriptors() + kOwnDescriptors + max_clients;
   return std::max<size_t>(limit.rlim_cur > own ? limit.rlim_cur - own : 0, kMinPassable);
 }
 

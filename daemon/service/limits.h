@@ -54,10 +54,13 @@ class Gate {
   std::map<uid_t, size_t> held_ MS_GUARDED_BY(mutex_);
 };
 
+// Of the files of a push that are not held open, so many are open beside those that are being read.
+inline constexpr size_t kWindowFiles = 8;
+
 // Descriptors that clients passed and the daemon holds open.
 class DescriptorBudget {
  public:
-  // Of all clients together. No request may have more than half of them, nor an account in sum.
+  // Of all clients together. No request gets more than half of them, nor an account in sum.
   explicit DescriptorBudget(size_t total) : total_(total), free_(total) {}
 
   class Share {
@@ -74,6 +77,7 @@ class DescriptorBudget {
       return *this;
     }
     ~Share();
+    size_t count() const { return budget_ == nullptr ? 0 : count_; }
 
    private:
     DescriptorBudget* budget_ = nullptr;
@@ -81,8 +85,8 @@ class DescriptorBudget {
     Account account_;
   };
 
-  // Errors: ResourceExhausted, with the remedy.
-  Result<Share> Take(size_t count, Account account);
+  // At most `wanted`; fewer where there are not so many, but enough for a window of files. Errors: ResourceExhausted.
+  Result<Share> Take(size_t wanted, Account account);
 
  private:
   const size_t total_;
@@ -91,8 +95,7 @@ class DescriptorBudget {
   std::map<uid_t, size_t> held_ MS_GUARDED_BY(mutex_);
 };
 
-// Raises the soft limit of open descriptors to the hard one and returns how many clients may pass, all together: what
-// the store, the mount and `max_clients` connections leave.
+// How many descriptors clients may pass, all together: what the store, the mount and `max_clients` connections leave.
 size_t PassableDescriptors(size_t max_clients);
 
 }  // namespace modelstore

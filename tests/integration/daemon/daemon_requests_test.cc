@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "daemon/protocol/client.h"
 #include "tests/integration/daemon/daemon_fixture.h"
 
 namespace modelstore {
@@ -228,31 +229,43 @@ TEST_F(DaemonTest, OnlyRegularFilesOpenForReadingAreTaken) {
   ExpectWhole({});
 }
 
-TEST_F(DaemonTest, DescriptorsAreCountedForAllClientsTogether) {
-  // 1,200 less what the daemon keeps for itself and for its clients: 416, half of it for one.
-  StartDaemon({.config = "max_clients = 16", .max_open_files = 1200});
-  const RawClient greedy(socket()), first(socket()), second(socket());
-  ASSERT_TRUE(greedy.SendRequest("push", R"({"name": "greedy"})", 300).ok());
-  const Reply refused = greedy.Answer();
-  EXPECT_EQ(refused.Code(), "resource_exhausted");
-  EXPECT_NE(refused.Message().find("LimitNOFILE"), std::string::npos) << refused;
-  // Shares are given in the order of the requests: each is known to have its own when it waits for files.
-  const OpenedFd file(WriteFile("a", 10), O_RDONLY);
-  const auto hold = [&](const RawClient& client, const std::string& name) {
-    ASSERT_TRUE(client.SendRequest("push", "{\"name\": \"" + name + "\"}", 200).ok());
-    ASSERT_TRUE(client.SendJson(R"({"files": [{"path": "a"}]})", {file.fd}).ok());
+// A push of more files than the daemon may open: those that it does not keep are asked for while it works.
+TEST_F(DaemonTest, StoresMoreFilesThanItMayOpen) {
+  constexpr size_t kFiles = 400;
+  StartDaemon({.config = "max_clients = 16", .max_open_files = 256});
+  fs::create_directories(root() + "/files/many");
+  for (size_t i = 0; i < kFiles; ++i) WriteFile("many/f" + std::to_string(i), 2000 + i, i);
+  const Result<SourceTree> tree = SourceTree::Scan(root() + "/files/many");
+  ASSERT_TRUE(tree.ok());
+  const Result<std::string> pushed =
+      CallDaemon(socket(), {.request = "push", .parameters = R"({"name": "many"})", .source = &*tree});
+  ASSERT_TRUE(pushed.ok()) << pushed.status().ToString();
+  EXPECT_EQ(Call("verify").At("/result/failed"), "[]");
+  EXPECT_EQ(Call("show", R"({"name": "many"})").SizeOf("/result/files"), kFiles);
+}
+
+// What is sent when a file is asked for again must be the file that was sent before.
+TEST_F(DaemonTest, AnotherFileInPlaceOfOneThatIsAskedForIsRefused) {
+  constexpr size_t kFiles = 300;
+  StartDaemon({.config = "max_clients = 16", .max_open_files = 256});
+  const OpenedFd file(WriteFile("a", 5000, 1), O_RDONLY), other(WriteFile("b", 5000, 2), O_RDONLY);
+  const auto push = [&](const std::string& answer, const std::vector<int>& fds) {
+    const RawClient client(socket());
+    EXPECT_TRUE(client.SendRequest("push", R"({"name": "m"})", kFiles).ok());
+    for (size_t i = 0; i < kFiles; ++i)
+      EXPECT_TRUE(client.SendJson("{\"files\": [{\"path\": \"f" + std::to_string(i) + "\"}]}", {file.fd}).ok());
+    const Reply asked = client.Until("open");
+    EXPECT_TRUE(asked.Has("open")) << asked;
+    (void)client.SendJson(answer, fds);
+    return client.Answer();
   };
-  hold(first, "first");
-  hold(second, "second");
-  std::string code;
-  do {  // until both have theirs
-    const RawClient other(socket());
-    ASSERT_TRUE(other.SendRequest("push", R"({"name": "other"})", 100).ok());
-    (void)other.SendJson(R"({"cancel": true})");
-    code = other.Answer().Code();
-  } while (code == "cancelled");
-  EXPECT_EQ(code, "resource_exhausted");
-  EXPECT_EQ(Call("ls").Code(), "");
+  const Reply changed = push(R"({"opened": true})", {other.fd});
+  EXPECT_EQ(changed.Code(), "io") << changed;
+  EXPECT_NE(changed.Message().find("changed while it was pushed"), std::string::npos) << changed;
+  EXPECT_EQ(push(R"({"opened": true})", {}).Code(), "invalid_argument");
+  EXPECT_EQ(push(R"({"not_opened": {"code": "permission_denied", "message": "no more"}})", {}).Message(), "no more");
+  EXPECT_EQ(push(R"({"cancel": true})", {}).Code(), "cancelled");
+  ExpectWhole({});
 }
 
 TEST_F(DaemonTest, AFileThatIsTruncatedWhileItIsStored) {
