@@ -24,20 +24,6 @@ bool IsZero(ByteSpan bytes) {
   return bytes.front() == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
 }
 
-Status MakeFolders(const std::string& dir) {
-  for (size_t end = dir.find('/', 1);; end = dir.find('/', end + 1)) {
-    const std::string part = dir.substr(0, end);
-    if (mkdir(part.c_str(), 0777) != 0 && errno != EEXIST) {
-      // A folder on a read-only file system that is there needs not be made.
-      const int error = errno;
-      struct stat found;
-      if (stat(part.c_str(), &found) != 0 || !S_ISDIR(found.st_mode))
-        return StatusFromErrno(error, "creating the folder " + part);
-    }
-    if (end == std::string::npos) return OkStatus();
-  }
-}
-
 // Walks from `root` to the folder of `path` without following links; creates what is missing when `create`.
 // NotFound when a part is missing.
 Result<UniqueFd> OpenParent(int root, const std::string& path, const std::string& shown, bool create) {
@@ -78,7 +64,7 @@ class FolderSink final : public ExportSink {
     for (const ModelFile& file : files_) RETURN_IF_ERROR(CheckFilePath(file.path));
     // Not derived from a file's name, which may be as long as names get.
     ASSIGN_OR_RETURN(temporary_, RandomName(".modelstore-export-"));
-    RETURN_IF_ERROR(MakeFolders(dir_));
+    RETURN_IF_ERROR(MakeFolders(dir_, 0777));
     root_ = UniqueFd(open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!root_.ok()) return StatusFromErrno(errno, "opening " + dir_);
     for (const ModelFile& file : files_) RETURN_IF_ERROR(RefuseExisting(root_.get(), file, dir_));

@@ -49,6 +49,19 @@ Result<std::string> RandomName(std::string_view prefix) {
   return std::string(prefix) + ToHex(random);
 }
 
+Status MakeFolders(const std::string& dir, mode_t mode) {
+  for (size_t end = dir.find('/', 1);; end = dir.find('/', end + 1)) {
+    const std::string part = dir.substr(0, end);
+    struct stat found;
+    // Looked at first: making one that is there may be answered by EROFS, or EACCES.
+    if (stat(part.c_str(), &found) != 0 || !S_ISDIR(found.st_mode)) {
+      if (mkdir(part.c_str(), mode) != 0 && errno != EEXIST)
+        return StatusFromErrno(errno, "creating the folder " + part);
+    }
+    if (end == std::string::npos) return OkStatus();
+  }
+}
+
 Status SyncFolder(int fd, std::string_view shown) {
   if (fsync(fd) == 0 || IsUnsupportedErrno(errno)) return OkStatus();
   return StatusFromErrno(errno, "syncing " + std::string(shown));

@@ -1,6 +1,8 @@
 // What several layers do with files and folders (layer: codec/support). Stateless; thread-safe.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -18,6 +20,9 @@ Result<uint64_t> FreeBytes(const std::string& path);
 
 // `prefix` and 16 random hexadecimal digits: process ids repeat, in containers above all. Errors: Io.
 Result<std::string> RandomName(std::string_view prefix);
+
+// Makes the folder `dir` (absolute) and those above it that are missing. Errors: what the system answers.
+Status MakeFolders(const std::string& dir, mode_t mode);
 
 // Makes the folder's entries durable. Some file systems cannot sync a folder; they order its changes themselves.
 Status SyncFolder(int fd, std::string_view shown);

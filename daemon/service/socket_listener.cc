@@ -11,12 +11,11 @@
 #include <cstring>
 #include <filesystem>
 
+#include "codec/support/files.h"
 #include "codec/support/unique_fd.h"
 
 namespace modelstore {
 namespace {
-
-namespace fs = std::filesystem;
 
 Result<sockaddr_un> AddressOf(const std::string& path) {
   sockaddr_un address{};
@@ -47,15 +46,6 @@ Status ClearWay(const std::string& path, const sockaddr_un& address) {
   return OkStatus();
 }
 
-Status MakeFolders(const fs::path& folder, mode_t mode) {
-  std::error_code ignored;
-  if (folder.empty() || fs::is_directory(folder, ignored)) return OkStatus();
-  RETURN_IF_ERROR(MakeFolders(folder.parent_path(), mode));
-  if (mkdir(folder.c_str(), mode) != 0 && errno != EEXIST)
-    return StatusFromErrno(errno, "creating the folder of the socket " + folder.string());
-  return OkStatus();
-}
-
 // -1: systemd passed none.
 Result<int> FromSystemd() {
   const int passed = sd_listen_fds(/*unset_environment=*/1);
@@ -78,7 +68,8 @@ Result<std::unique_ptr<SocketListener>> SocketListener::Open(const std::string& 
   }
   ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(path));
   const bool root = geteuid() == 0;
-  RETURN_IF_ERROR(MakeFolders(fs::path(path).parent_path(), root ? 0755 : 0700));
+  RETURN_IF_ERROR(MakeFolders(std::filesystem::path(path).parent_path(), root ? 0755 : 0700)
+                      .WithContext("making a place for the socket " + path));
   RETURN_IF_ERROR(ClearWay(path, address));
   UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.ok()) return StatusFromErrno(errno, "creating a socket");

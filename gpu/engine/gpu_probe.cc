@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "codec/support/unique_fd.h"
 #include "gpu/engine/device_check.h"
 
 extern char** environ;
@@ -28,24 +29,15 @@ constexpr size_t kMaxSaidBytes = 4096;
 constexpr const char* kGood = "good";
 constexpr DeviceSlots kProbeSlots = {1, 8 << 20, 8 << 20, 8 << 20};
 
-class Pipe {
- public:
-  Pipe() { open_ = pipe2(fds_, O_CLOEXEC) == 0; }
-  ~Pipe() {
-    CloseWriter();
-    if (open_) close(fds_[0]);
-  }
-  bool ok() const { return open_; }
-  int reader() const { return fds_[0]; }
-  int writer() const { return fds_[1]; }
-  void CloseWriter() {
-    if (open_ && fds_[1] >= 0) close(std::exchange(fds_[1], -1));
-  }
-
- private:
-  int fds_[2] = {-1, -1};
-  bool open_ = false;
+struct Pipe {
+  UniqueFd reader, writer;
 };
+
+Result<Pipe> MakePipe() {
+  int fds[2];
+  if (pipe2(fds, O_CLOEXEC) != 0) return StatusFromErrno(errno, "starting a check of the GPU");
+  return Pipe{UniqueFd(fds[0]), UniqueFd(fds[1])};
+}
 
 // What the child says until it closes its output, until `end`, or until it is to stop.
 std::string Listen(int fd, Clock::time_point end, int stop_fd) {
@@ -84,8 +76,7 @@ bool Wait(pid_t child, Clock::time_point end, int* status) {
 
 Status ProbeInChild(const std::vector<std::string>& command, const std::string& plugin, int device,
                     std::chrono::seconds limit, int stop_fd) {
-  Pipe pipe;
-  if (!pipe.ok()) return StatusFromErrno(errno, "starting a check of the GPU");
+  ASSIGN_OR_RETURN(Pipe pipe, MakePipe());
   std::vector<std::string> arguments = command;
   arguments.push_back(plugin);
   arguments.push_back(std::to_string(device));
@@ -94,7 +85,7 @@ Status ProbeInChild(const std::vector<std::string>& command, const std::string& 
   pointers.push_back(nullptr);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, pipe.writer(), STDOUT_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, pipe.writer.get(), STDOUT_FILENO);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   // The daemon's threads block signals; the child shall take them.
@@ -107,9 +98,9 @@ Status ProbeInChild(const std::vector<std::string>& command, const std::string& 
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) return StatusFromErrno(error, "starting " + arguments[0]);
-  pipe.CloseWriter();
+  pipe.writer.Reset();
   const Clock::time_point end = Clock::now() + limit;
-  std::string said = Listen(pipe.reader(), end, stop_fd);
+  std::string said = Listen(pipe.reader.get(), end, stop_fd);
   pollfd stop = {stop_fd, POLLIN, 0};
   const bool is_stopping = poll(&stop, 1, 0) > 0;
   int status = 0;
