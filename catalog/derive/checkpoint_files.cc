@@ -13,17 +13,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kMetadata = "__metadata__";
-constexpr const char* kLayerCounts[] = {"num_hidden_layers", "n_layer", "num_layers", "n_layers"};
-// Of multimodal models: where the configuration of the text model is.
-constexpr const char* kInnerConfigs[] = {"text_config", "llm_config", "language_config"};
-// Lists of layers' numbers, and counts of first layers that are of a kind.
-constexpr const char* kNumberLists[] = {"mlp_only_layers", "dense_layers", "cross_attention_layers"};
-constexpr const char* kFirstCounts[] = {"max_window_layers", "first_k_dense_replace"};
 
 Result<Json> ParseObject(ByteSpan text, std::string_view what) {
   RETURN_IF_ERROR(CheckNesting(text, what));
   Json parsed = Json::parse(AsChars(text), nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object()) return Corruption(std::string(what) + " is no JSON object");
+  if (!parsed.is_object()) return NoJsonObject(text, what);
   return parsed;
 }
 
@@ -41,100 +35,6 @@ void Append(Json* object, const std::string& key, Json value) {
   object->get_ref<Json::object_t&>().push_back({key, std::move(value)});
 }
 
-// Kinds of layers by their numbers: every so many is of another kind, unless a list says so for each.
-struct Period {
-  const char *key, *list;
-};
-constexpr Period kPeriods[] = {{"sliding_window_pattern", "layer_types"},
-                               {"full_attention_interval", "layer_types"},
-                               {"interleave_moe_layer_step", "moe_layers"},
-                               {"no_rope_layer_interval", "no_rope_layers"},
-                               {"decoder_sparse_step", ""},
-                               {"moe_layer_freq", ""},
-                               {"attn_layer_period", ""},
-                               {"expert_layer_period", ""}};
-// What models of a type have where the configuration does not say.
-const std::map<std::string, uint64_t> kPeriodOfType = {
-    {"gemma2", 2}, {"gemma3_text", 6}, {"gemma3", 6}, {"cohere2", 4}};
-
-bool Keeps(std::span<const uint32_t> kept, uint64_t period) {
-  for (size_t i = 0; i < kept.size(); ++i) {
-    if (period > 1 && kept[i] % period != i % period) return false;
-  }
-  return true;
-}
-
-Status CheckPeriods(const Json& config, std::span<const uint32_t> kept) {
-  const auto has_list = [&](const char* key) {
-    const auto list = config.find(key);
-    return list != config.end() && list->is_array();
-  };
-  const auto refusal = [](const std::string& why) {
-    return Unsupported("layers of this model are of kinds by their numbers (" + why +
-                       "), and would become others; drop whole periods");
-  };
-  for (const Period& period : kPeriods) {
-    const auto value = config.find(period.key);
-    if (value == config.end() || !value->is_number_unsigned() || has_list(period.list)) continue;
-    if (!Keeps(kept, value->get<uint64_t>())) return refusal(period.key);
-  }
-  const auto type = config.find("model_type");
-  if (type == config.end() || !type->is_string() || has_list("layer_types")) return OkStatus();
-  const auto period = kPeriodOfType.find(type->get<std::string>());
-  if (period != kPeriodOfType.end() && !config.contains("sliding_window_pattern") && !Keeps(kept, period->second))
-    return refusal("model type " + period->first);
-  return OkStatus();
-}
-
-// Rewrites what says something of each layer. False when the object is of no model with so many.
-bool RewriteLayers(Json& config, uint32_t layers, std::span<const uint32_t> kept) {
-  bool is_it = false;
-  for (const char* key : kLayerCounts) {
-    if (!config.contains(key) || config[key] != layers) continue;
-    config[key] = kept.size();
-    is_it = true;
-  }
-  if (!is_it) return false;
-  for (auto& [key, value] : config.items()) {
-    const bool of_layers = key.find("layer") != std::string::npos || key.find("block") != std::string::npos;
-    const bool of_numbers = std::ranges::find(kNumberLists, key) != std::end(kNumberLists);
-    if (of_numbers && value.is_array()) {
-      std::set<uint64_t> listed;
-      for (const Json& number : value) {
-        if (number.is_number_unsigned()) listed.insert(number.get<uint64_t>());
-      }
-      Json numbers = Json::array();
-      for (uint32_t i = 0; i < kept.size(); ++i) {
-        if (listed.contains(kept[i])) numbers.push_back(i);
-      }
-      value = std::move(numbers);
-    } else if (of_layers && value.is_array() && value.size() == layers) {
-      Json entries = Json::array();
-      for (const uint32_t layer : kept) entries.push_back(value[layer]);
-      value = std::move(entries);
-    } else if (std::ranges::find(kFirstCounts, key) != std::end(kFirstCounts) && value.is_number_unsigned()) {
-      const auto count = value.get<uint64_t>();
-      value = std::ranges::count_if(kept, [&](uint32_t layer) { return layer < count; });
-    }
-  }
-  // GPT-Neo's [[["global", "local"], 6]]: a pattern and how often it repeats.
-  const auto types = config.find("attention_types");
-  if (types != config.end() && types->is_array() && config.contains("num_layers")) {
-    Json each = Json::array(), kept_types = Json::array();
-    for (const Json& part : *types) {
-      if (!part.is_array() || part.size() != 2 || !part[0].is_array() || !part[1].is_number_unsigned() ||
-          part[0].empty())
-        return false;
-      for (uint64_t i = 0; i < part[1].get<uint64_t>() && each.size() < layers; ++i)
-        for (const Json& type : part[0]) each.push_back(type);
-    }
-    if (each.size() != layers) return false;
-    for (const uint32_t layer : kept) kept_types.push_back(each[layer]);
-    *types = Json::array({Json::array({kept_types, 1})});
-  }
-  return true;
-}
-
 }  // namespace
 
 Status CheckNesting(ByteSpan json, std::string_view what) {
@@ -150,12 +50,27 @@ Status CheckNesting(ByteSpan json, std::string_view what) {
     } else if (c == '"') {
       in_string = true;
     } else if (c == '{' || c == '[') {
-      if (++levels > kMostLevels) return Corruption(std::string(what) + " is nested too deeply");
+      if (++levels > kMostLevels) return Unsupported(std::string(what) + " is nested too deeply");
     } else if (c == '}' || c == ']') {
       --levels;
     }
   }
   return OkStatus();
+}
+
+Status BadSource(const Status& status) {
+  return status.code() == StatusCode::kCorruption ? Unsupported(std::string(status.message())) : status;
+}
+
+Status NoJsonObject(ByteSpan text, std::string_view what) {
+  std::string where;
+  try {
+    const Json parsed = Json::parse(AsChars(text));
+  } catch (const Json::parse_error& error) {
+    where =
+        ": it breaks off or goes wrong at byte " + std::to_string(error.byte) + " of " + std::to_string(text.size());
+  }
+  return Unsupported(std::string(what) + " is no JSON object" + where + "; mend it in the source and push that again");
 }
 
 uint64_t HeaderTensor::elems() const {
@@ -166,13 +81,14 @@ uint64_t HeaderTensor::elems() const {
 
 Result<SafetensorsHeader> ReadSafetensorsHeader(ByteSpan header, uint64_t file_bytes) {
   // Bounds and rules are checked there; this reads what it does not keep.
-  ASSIGN_OR_RETURN(const TensorIndex index, ParseSafetensorsHeader(header, file_bytes));
+  const Result<TensorIndex> index = ParseSafetensorsHeader(header, file_bytes);
+  if (!index.ok()) return BadSource(index.status());
   // Sorted by name: there may be many.
   const auto json = nlohmann::json::parse(AsChars(header.subspan(kSafetensorsLengthBytes)), nullptr, false);
-  if (!json.is_object()) return Corruption("the safetensors header is no JSON object");
+  if (!json.is_object()) return Unsupported("the safetensors header is no JSON object");
   SafetensorsHeader out;
   if (const auto metadata = json.find(kMetadata); metadata != json.end()) out.metadata = metadata->dump();
-  for (const TensorEntry& entry : index.tensors) {
+  for (const TensorEntry& entry : index->tensors) {
     const nlohmann::json& tensor = json.at(entry.name);
     out.tensors.push_back({entry.name, tensor.at("dtype").get<std::string>(),
                            tensor.at("shape").get<std::vector<uint64_t>>(), entry.begin, entry.end - entry.begin});
@@ -199,18 +115,6 @@ Result<Bytes> WriteSafetensorsHeader(const SafetensorsHeader& header) {
   return out.Release();
 }
 
-Result<std::set<std::string>> IndexedFiles(ByteSpan index) {
-  ASSIGN_OR_RETURN(const Json json, ParseObject(index, "the safetensors index"));
-  std::set<std::string> files;
-  const auto map = json.find("weight_map");
-  if (map == json.end() || !map->is_object()) return Corruption("the safetensors index has no weight_map");
-  for (const auto& [name, file] : map->items()) {
-    if (!file.is_string()) return Corruption("the safetensors index: a file's name is no string");
-    files.insert(file.get<std::string>());
-  }
-  return files;
-}
-
 Result<Bytes> RewriteIndex(ByteSpan index, const std::map<std::string, IndexEntry>& tensors) {
   ASSIGN_OR_RETURN(Json json, ParseObject(index, "the safetensors index"));
   Json map = Json::object();
@@ -235,23 +139,6 @@ Result<Bytes> RewriteIndex(ByteSpan index, const std::map<std::string, IndexEntr
   }
   json["weight_map"] = std::move(map);
   return Pretty(json);
-}
-
-Result<Bytes> ConfigWithLayers(ByteSpan config, uint32_t layers, std::span<const uint32_t> kept) {
-  ASSIGN_OR_RETURN(Json json, ParseObject(config, "config.json"));
-  Json* of_layers = &json;
-  bool done = RewriteLayers(json, layers, kept);
-  for (const char* key : kInnerConfigs) {
-    if (done || !json.contains(key) || !json[key].is_object()) continue;
-    of_layers = &json[key];
-    done = RewriteLayers(*of_layers, layers, kept);
-  }
-  if (done) RETURN_IF_ERROR(CheckPeriods(*of_layers, kept));
-  if (done) return Pretty(json);
-  std::string keys;
-  for (const char* key : kLayerCounts) keys += (keys.empty() ? "" : ", ") + std::string(key);
-  return Unsupported("config.json does not say under " + keys + " that the model has " + std::to_string(layers) +
-                     " layers, which its tensors have");
 }
 
 }  // namespace modelstore

@@ -12,6 +12,9 @@
 
 namespace modelstore {
 
+// What an adapter's tensors have before the names of those that they change.
+inline constexpr std::string_view kAdapterPrefix = "base_model.model.";
+
 // A scheme is a prefix with {} for the layer's number: "model.layers.{}.".
 struct LayerScheme {
   std::string before, after;

@@ -79,7 +79,7 @@ std::string BiasOf(const std::string& weight) {
 Result<Json> Parse(ByteSpan config) {
   RETURN_IF_ERROR(CheckNesting(config, "config.json"));
   Json json = Json::parse(AsChars(config), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Corruption("config.json is no JSON object");
+  if (!json.is_object()) return NoJsonObject(config, "config.json");
   return json;
 }
 

@@ -34,12 +34,13 @@ struct SliceLayout {
 };
 
 // Of a checkpoint with this config.json and tensors: Llama, Mistral, Qwen2 and Qwen3, which differ in nothing that
-// slicing touches, and OPT. Errors: Corruption (no JSON object), Unsupported (another architecture, or another form of
+// slicing touches, and OPT. Errors: Unsupported (no JSON object, another architecture, or another form of
 // it; a tensor that it should not have, or lacks: it is named).
 Result<SliceLayout> LayOutSlices(ByteSpan config, std::span<const std::string> tensors);
 
 // The configuration of the sliced model. Of one basis for all: the same architecture with a hidden size of `size`.
-// Else: the stream is `size` wide between blocks, and the folder's modelling file makes the model. Errors: Corruption.
+// Else: the stream is `size` wide between blocks, and the folder's modelling file makes the model. Errors:
+// Unsupported.
 Result<Bytes> ConfigSliced(ByteSpan config, const SliceLayout& layout, uint64_t size, bool one_basis);
 
 // modeling_sliced.py, which a model of a basis a block needs beside it.

@@ -5,6 +5,8 @@
 #include <optional>
 #include <set>
 
+#include "catalog/write/missing_shards.h"
+#include "codec/tensor/checkpoint_index.h"
 #include "codec/tensor/safetensors.h"
 
 namespace modelstore {
@@ -12,6 +14,7 @@ namespace {
 
 constexpr std::string_view kSafetensors = ".safetensors";
 constexpr uint64_t kMaxJsonBytes = 16 << 20;
+constexpr std::string_view kAdapterConfig = "adapter_config.json", kAdapterWeights = "adapter_model.safetensors";
 constexpr std::array<std::string_view, 9> kOtherWeights = {".bin",  ".pt", ".pth",     ".gguf",  ".onnx",
                                                            ".ckpt", ".h5", ".msgpack", ".tflite"};
 
@@ -49,7 +52,17 @@ Status SourceCheckpoint::OpenParts() {
   std::optional<std::set<std::string>> listed;
   if (const Part* index = Find(kIndexFile)) {
     ASSIGN_OR_RETURN(const Bytes text, ReadAll(*index));
-    ASSIGN_OR_RETURN(listed, IndexedFiles(text));
+    const Result<std::set<std::string>> named = IndexedFiles(text);
+    if (!named.ok()) return BadSource(named.status()).WithContext(model_->name + "/" + index->file->path);
+    listed = *named;
+    std::set<std::string> missing;
+    for (const std::string& name : *listed) {
+      if (Find(name) == nullptr) missing.insert(name);
+    }
+    if (!missing.empty())
+      return Unsupported("'" + model_->name + "' is not complete: its " + std::string(kIndexFile) + " names " +
+                         ShortList(missing) +
+                         ", which its folder has not; complete the source and push it again with --update");
   }
   for (Part& part : parts_) {
     const std::string name = NameInFolder(part);
@@ -107,20 +120,25 @@ Result<Bytes> SourceCheckpoint::ReadAll(const Part& part) const {
 }
 
 Result<SafetensorsHeader> SourceCheckpoint::ReadHeader(const Part& part) const {
-  const auto read = [&]() -> Result<SafetensorsHeader> {
-    ASSIGN_OR_RETURN(const Bytes header, LoadSafetensorsHeader(part.file->bytes, [&](MutableByteSpan out) {
-                       return ReadFront(part, out);
-                     }));
-    return ReadSafetensorsHeader(header, part.file->bytes);
-  };
-  Result<SafetensorsHeader> header = read();
-  if (!header.ok()) return header.status().WithContext(model_->name + "/" + part.file->path);
+  const std::string name = model_->name + "/" + part.file->path;
+  Status read;
+  const Result<Bytes> bytes =
+      LoadSafetensorsHeader(part.file->bytes, [&](MutableByteSpan out) { return read = ReadFront(part, out); });
+  RETURN_IF_ERROR(read.WithContext(name));
+  if (!bytes.ok()) return BadSource(bytes.status()).WithContext(name);
+  Result<SafetensorsHeader> header = ReadSafetensorsHeader(*bytes, part.file->bytes);
+  if (!header.ok()) return header.status().WithContext(name);
   return header;
 }
 
 bool SourceCheckpoint::IsOtherWeights(const Part& part) const {
   const std::string& path = part.file->path;
   if (part.is_weights) return false;
+  // An adapter without its weights would be looked for in vain.
+  if (NameInFolder(part) == kAdapterConfig) {
+    const Part* adapter = Find(kAdapterWeights);
+    return adapter == nullptr || !adapter->is_weights;
+  }
   return path.ends_with(kSafetensors) || path.ends_with(".bin.index.json") ||
          std::ranges::any_of(kOtherWeights, [&](std::string_view kind) { return path.ends_with(kind); });
 }

@@ -26,7 +26,7 @@ class SourceCheckpoint {
     bool is_weights = false;
   };
 
-  // Errors: Unsupported (no checkpoint; two tensors of one name), Corruption (its files), Io.
+  // Errors: Unsupported (no checkpoint; one that contradicts itself, or is not complete), Corruption (the store), Io.
   static Result<SourceCheckpoint> Open(Catalog& catalog, const ModelRecord& model);
 
   const ModelRecord& model() const { return *model_; }
@@ -37,9 +37,9 @@ class SourceCheckpoint {
   const Part* Find(std::string_view name) const;
   // The name of a file of the checkpoint's folder; else "".
   std::string NameInFolder(const Part& part) const;
-  // A small file's content. Errors: Unsupported (a large one), Corruption, Io.
+  // A small file's content. Errors: Unsupported (a large one), Corruption (the store), Io.
   Result<Bytes> ReadAll(const Part& part) const;
-  // Weights of the whole model besides `is_weights`: they would contradict a variant.
+  // Weights of the whole model besides `is_weights`, and what is nothing without them: they would contradict a variant.
   bool IsOtherWeights(const Part& part) const;
   // As the part, with other content. `shown_in`: the variant's name.
   static SourceFile FileLike(const Part& part, std::shared_ptr<const DerivedContent> content,

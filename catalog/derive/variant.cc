@@ -1,5 +1,7 @@
 #include "catalog/derive/variant.h"
 
+#include "catalog/derive/layer_config.h"
+
 namespace modelstore {
 
 Result<std::vector<SourceFile>> MakeVariantFiles(Catalog& catalog, const SourceCheckpoint& source,
@@ -25,8 +27,12 @@ Result<std::vector<SourceFile>> MakeVariantFiles(Catalog& catalog, const SourceC
       ASSIGN_OR_RETURN(Bytes rewritten, in_folder == kConfigFile ? changes.config(text) : RewriteIndex(text, index));
       content->Append(std::move(rewritten));
     } else if (source.IsOtherWeights(part)) {
-      job.Warn(part.file->path + ": weights of the whole model, left out of the variant");
+      job.Warn(part.file->path + ": of the whole model's weights, left out of the variant");
       continue;
+    } else if (changes.settings && IsLayerSettings(in_folder)) {
+      ASSIGN_OR_RETURN(const Bytes text, source.ReadAll(part));
+      ASSIGN_OR_RETURN(Bytes rewritten, changes.settings(in_folder, text));
+      content->Append(std::move(rewritten));
     } else {
       content->Append(part.stored, 0, part.file->bytes);
     }

@@ -23,11 +23,13 @@ struct FileChanges {
                        DerivedContent* content)>
       weights;
   std::function<Result<Bytes>(ByteSpan config)> config;
+  // Of files beside it that IsLayerSettings names; null: they stay as they are.
+  std::function<Result<Bytes>(std::string_view file, ByteSpan text)> settings = nullptr;
 };
 
 // The files of variant `name`: changed weights, configuration and index, and the others as they are, but for weights of
 // the whole model in other formats, which are left out with a warning. Errors: what the changes answer; Unsupported,
-// Corruption, Io (the source's files).
+// Corruption, Io (the store).
 Result<std::vector<SourceFile>> MakeVariantFiles(Catalog& catalog, const SourceCheckpoint& source,
                                                  const std::string& name, const FileChanges& changes, JobControl& job);
 

@@ -6,6 +6,7 @@
 
 #include "catalog/write/file_reader.h"
 #include "catalog/write/levels.h"
+#include "catalog/write/missing_shards.h"
 #include "catalog/write/model_loss.h"
 #include "catalog/write/model_names.h"
 #include "catalog/write/push_job.h"
@@ -45,6 +46,7 @@ Result<PushReport> PushJob::Run() {
   // Nothing that this push refers to is collected while it runs.
   ASSIGN_OR_RETURN(CollectGate::Hold keep, catalog_.collect_gate().Share(job_));
   RETURN_IF_ERROR(Plan());
+  RETURN_IF_ERROR(WarnOfMissingShards(source_, job_));
   SplitMemory();
   if (options_.compact) RETURN_IF_ERROR(SelectCompact());
   RETURN_IF_ERROR(CheckSpace());

@@ -303,8 +303,75 @@ TEST_F(LayerChopTest, RefusesWhatItCannotMake) {
   // A file that calls itself safetensors.
   WriteText("model.safetensors", "junk", "junk");
   MustPush(temp() + "/sources/junk");
-  EXPECT_EQ(DeriveDrop("0", "x", "junk").status().code(), StatusCode::kCorruption);
+  EXPECT_EQ(DeriveDrop("0", "x", "junk").status().code(), StatusCode::kUnsupported);
   EXPECT_THAT(ModelNames(), ElementsAre("base", "files", "flat", "junk", "variant", "wrong"));
+}
+
+// The store is sound, whatever a model's own files say.
+TEST_F(LayerChopTest, WhatIsWrongWithTheSourceIsNoCorruption) {
+  const auto refused = [&](const std::string& name) {
+    MustPush(temp() + "/sources/" + name);
+    const Status status = DeriveDrop("0", "x", name).status();
+    EXPECT_EQ(status.code(), StatusCode::kUnsupported) << name << ": " << status.ToString();
+    return std::string(status.message());
+  };
+  WriteModel("config", model_);
+  WriteText("config.json", R"({"num_hidden_layers": 6,})", "config");
+  EXPECT_THAT(refused("config"), HasSubstr("config.json is no JSON object"));
+  WriteModel("index", model_);
+  WriteText("config.json", R"({"num_hidden_layers": 6})", "index");
+  WriteText("model.safetensors.index.json", R"({"weight_map": )", "index");
+  EXPECT_THAT(refused("index"), HasSubstr("index"));
+  WriteModel("names", model_);
+  WriteText("config.json", R"({"num_hidden_layers": 6, "quantization_config": {"ignore": ["decoder.layers.1.x"]}})",
+            "names");
+  EXPECT_THAT(refused("names"), HasSubstr("quantization_config.ignore"));
+  WriteModel("incomplete", model_);
+  WriteText("config.json", R"({"num_hidden_layers": 6})", "incomplete");
+  WriteText("model.safetensors.index.json",
+            R"({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}})",
+            "incomplete");
+  EXPECT_THAT(refused("incomplete"), HasSubstr("model-2.safetensors, model-3.safetensors"));
+}
+
+TEST_F(LayerChopTest, SettingsOfLayersFollow) {
+  std::vector<TestTensor> adapter;
+  for (uint32_t layer = 0; layer < kLayers; ++layer)
+    adapter.push_back(RandomTensor("base_model.model." + Layer(layer) + ".mlp.up.lora_A.weight", {8, 128}, 70 + layer));
+  WriteSource("adapted", "adapter_model.safetensors", SafetensorsFile(adapter));
+  const std::string folder = WriteModel("adapted", model_);
+  WriteText("config.json", R"({"num_hidden_layers": 6, "layer_types": ["a", "b", "c", "d", "e", "f"],
+                              "quantization_config": {"ignore": ["model.layers.4.mlp", "model.layers.5.mlp"]}})",
+            "adapted");
+  WriteText("adapter_config.json", R"({"layers_to_transform": [0, 4, 5]})", "adapted");
+  WriteText("generation_config.json", R"({"top_k":  6})", "adapted");
+  MustPush(folder);
+  MustDerive("1,3-4", "variant", "adapted");
+  std::vector<TestTensor> left;
+  for (const uint32_t layer : {0u, 2u, 5u})
+    left.push_back(Renamed(adapter[layer],
+                           "base_model.model." + Layer(static_cast<uint32_t>(left.size())) + ".mlp.up.lora_A.weight"));
+  ExpectTensors("variant", left, "adapter_model.safetensors");
+  ExpectTensors("variant", Chopped(model_, {0, 2, 5}));
+  const std::string config = StoredText("variant", "config.json");
+  EXPECT_THAT(config, HasSubstr("\"model.layers.2.mlp\"\n"));
+  EXPECT_THAT(config, Not(HasSubstr("model.layers.4")));
+  EXPECT_THAT(StoredText("variant", "adapter_config.json"), HasSubstr("0,\n    2\n"));
+  EXPECT_EQ(StoredText("variant", "generation_config.json"), R"({"top_k":  6})");
+  EXPECT_TRUE(warnings_.empty());
+
+  // With an index the adapter is no part of the checkpoint, and its configuration goes with it.
+  WriteText("model.safetensors.index.json", R"({"weight_map": {"a": "model.safetensors"}})", "adapted");
+  PushOptions options;
+  options.name = "indexed";
+  MustPush(folder, options);
+  MustDerive("1", "without", "indexed");
+  std::vector<std::string> paths;
+  for (const ModelFile& file : Find("without").files) paths.push_back(file.path);
+  EXPECT_THAT(
+      paths, ElementsAre("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"));
+  EXPECT_EQ(warnings_.size(), 2u);
+  ExpectClean();
 }
 
 }  // namespace
