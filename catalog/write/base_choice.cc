@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "catalog/read/tensor_table.h"
@@ -88,9 +89,12 @@ uint64_t CommonElems(const std::vector<uint64_t>& shape, const std::vector<uint6
   return std::min(elems, base_elems);
 }
 
-const ModelRecord* Oldest(const std::vector<const ModelRecord*>& models) {
-  const auto oldest = std::ranges::min_element(models, {}, [](const ModelRecord* model) { return model->id; });
-  return oldest == models.end() ? nullptr : *oldest;
+// Of models that give equally much: a source before its variants, then the one with least besides, then the oldest. A
+// folder that has each file twice, as the hub's cache does, is nobody's first choice.
+const ModelRecord* Plainest(const std::vector<const ModelRecord*>& models) {
+  const auto plainest = std::ranges::min_element(
+      models, {}, [](const ModelRecord* model) { return std::tuple(model->derived, model->logical_bytes, model->id); });
+  return plainest == models.end() ? nullptr : *plainest;
 }
 
 }  // namespace
@@ -404,15 +408,15 @@ Status BaseChooser::Elect(const std::vector<const SourceExtent*>& tensors) {
       if (model.fidelity != Fidelity::kCompact) candidates.push_back(&model);
     }
   }
-  const ModelRecord* oldest = Oldest(candidates);
+  const ModelRecord* plainest = Plainest(candidates);
   ASSIGN_OR_RETURN(const ModelRecord* elected, NamesakeOf(tensors, candidates));
-  if (elected == nullptr && !votes_.empty()) elected = oldest;
+  if (elected == nullptr && !votes_.empty()) elected = plainest;
   return elected == nullptr ? OkStatus() : IndexModel(*elected);
 }
 
 Result<const ModelRecord*> BaseChooser::BaseModel() {
   ASSIGN_OR_RETURN(const std::vector<const ModelRecord*> holders, HoldersOf(base_bytes_));
-  return Oldest(holders);
+  return Plainest(holders);
 }
 
 }  // namespace modelstore

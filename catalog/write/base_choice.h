@@ -69,7 +69,8 @@ class BaseChooser {
   // there are only small tensors, the one most of whose tensors have the name and size of one of `tensors`. None when
   // large tensors were compared with everything stored and nothing was near: names then promise nothing.
   Status Elect(const std::vector<const SourceExtent*>& tensors);
-  // The model that gives most base bytes; nullptr when nothing is a delta. Errors: Corruption, Io.
+  // The model that gives most base bytes, of equals the one with least besides; nullptr when nothing is a delta.
+  // Errors: Corruption, Io.
   Result<const ModelRecord*> BaseModel();
 
   bool may_use_bases() const { return mode_ != PushOptions::Base::kNone && !models_.empty(); }

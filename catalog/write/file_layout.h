@@ -28,9 +28,10 @@ struct FileLayout {
   std::vector<SourceExtent> extents;
 };
 
-// A file whose name ends in .safetensors and that is well formed: its header and larger gaps as opaque content, small
-// gaps as literals, each tensor (also one of 0 elements) an extent of its name. Everything else: one opaque tensor; a
-// file of 0 bytes has no extents. A malformed safetensors file is content, with a warning. Errors: Io.
+// A well-formed safetensors file, whatever it is called: its header and larger gaps as opaque content, small gaps as
+// literals, each tensor (also one of 0 elements) an extent of its name. Everything else: one opaque tensor; a file of 0
+// bytes has no extents. A file that is called .safetensors and is none is content, with a warning that says what it is
+// when that can be seen. Errors: Io.
 Result<FileLayout> LayOutFile(const SourceReader& source, JobControl& job);
 
 }  // namespace modelstore

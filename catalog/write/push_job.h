@@ -88,7 +88,8 @@ class PushJob {
     Sha256Digest sha256{};
     bool known = false;    // a file of this SHA-256 is stored already
     bool repeats = false;  // … or comes earlier in this push
-    bool mends = false;    // the stored one is damaged: this push's record replaces its record
+    // The stored one is damaged, or has as plain content what has tensors: this push's record replaces its record.
+    bool mends = false;
   };
 
   // push_job.cc: reading and coding.
@@ -165,8 +166,9 @@ class PushJob {
   Result<bool> IsAsCompared(const PlannedFile& file);
   Status Verify();
   Status Publish(const ModelRecord* base, PushReport* report);
-  // Which files are published for the first time, and which new tensors they need.
+  // Which files are published for the first time, or better than they are stored, and which new tensors they need.
   Status MarkNeeded();
+  Status FindStored(PlannedFile& file);
   // The source that a derived model is made of is still the one that was read.
   Status CheckDerivation() const;
   // Another push may have published one of this push's tensors meanwhile: that one stays.

@@ -146,15 +146,24 @@ const TensorId& PushJob::IdOf(const PlannedExtent& extent) {
   return origin.stored ? *origin.stored : origin.made->id;
 }
 
+Status PushJob::FindStored(PlannedFile& file) {
+  const Result<StoredValue> stored = catalog_.store().Get(Family::kFiles, FileKey(file.sha256));
+  if (stored.status().code() == StatusCode::kNotFound) return OkStatus();
+  RETURN_IF_ERROR(stored.status());
+  if (file.kind == FileKind::kSafetensors && !file.has_parts) {
+    // Stored before its tensors could be seen, as under another name by an older build: finetunes would find none.
+    const Result<FileRecord> record = ParseFileRecord(stored->bytes());
+    file.mends = record.ok() && record->kind == FileKind::kContent;
+  }
+  file.known = !file.mends;
+  return OkStatus();
+}
+
 Status PushJob::MarkNeeded() {
   for (NewTensor& tensor : new_tensors_) tensor.needed = false;
   std::set<Sha256Digest> seen;
   for (PlannedFile& file : files_) {
-    if (!file.known && !file.mends) {
-      const Result<StoredValue> stored = catalog_.store().Get(Family::kFiles, FileKey(file.sha256));
-      if (!stored.ok() && stored.status().code() != StatusCode::kNotFound) return stored.status();
-      file.known = stored.ok();
-    }
+    if (!file.known && !file.mends) RETURN_IF_ERROR(FindStored(file));
     file.repeats = !seen.insert(file.sha256).second;
     if (file.known || file.repeats) continue;
     for (PlannedExtent& extent : file.extents) {

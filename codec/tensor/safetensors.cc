@@ -1,5 +1,6 @@
 // A streaming (SAX) parse: a hostile header of 100 MB costs its tensors' entries and never a JSON tree, and nesting is
-// bounded by the grammar itself, since an object or array is refused wherever the format has none.
+// bounded by the grammar itself: an object or array is refused wherever the format has none, and counted in a field
+// that it does not know.
 #include "codec/tensor/safetensors.h"
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "codec/support/hash.h"
@@ -20,6 +22,8 @@ constexpr size_t kMaxNameBytes = 65535;
 constexpr size_t kMaxRank = 64;
 constexpr size_t kMaxTokenBytes = 16u << 20;
 constexpr size_t kMaxShownBytes = 96;
+constexpr std::string_view kBlanks = " \t\r\n";
+constexpr size_t kMaxOtherLevels = 125;  // as serde_json, which the reference implementation is made with
 
 // For messages: printable ASCII stays, everything else (terminal escapes, newlines, non-ASCII) becomes \xNN.
 std::string Quoted(std::string_view s) {
@@ -64,27 +68,31 @@ bool TokensAreShort(std::string_view json) {
 // Receives nlohmann's events; the first broken rule ends the parse and stays in status().
 class HeaderSax {
  public:
-  HeaderSax(uint64_t header_bytes, uint64_t file_bytes) : header_bytes_(header_bytes), file_bytes_(file_bytes) {}
+  explicit HeaderSax(uint64_t json_bytes) : json_bytes_(json_bytes) {}
 
   const Status& status() const { return status_; }
+  // In the header's order, with offsets in the data section.
   std::vector<TensorEntry> TakeTensors() { return std::move(tensors_); }
-  // No two keys of __metadata__ alike. Hashes stand for the keys: a header of 14 million keys fits in memory.
-  bool MetadataKeysAreUnique() {
-    std::sort(metadata_keys_.begin(), metadata_keys_.end());
-    return std::adjacent_find(metadata_keys_.begin(), metadata_keys_.end()) == metadata_keys_.end();
-  }
 
-  bool null() { return Unexpected("null"); }
-  bool boolean(bool) { return Unexpected("a boolean"); }
-  bool number_integer(int64_t value) { return Unexpected("the negative number " + std::to_string(value)); }
-  bool number_float(double, const std::string&) { return Unexpected("a fraction or a number beyond 2^64 - 1"); }
+  bool null() { return IsPassedOver() || (place_ == Place::kRoot && key_is_metadata_) || Unexpected("null"); }
+  bool boolean(bool) { return IsPassedOver() || Unexpected("a boolean"); }
+  bool number_integer(int64_t value) {
+    return IsPassedOver() || Unexpected("the negative number " + std::to_string(value));
+  }
+  bool number_float(double, const std::string&) {
+    return IsPassedOver() || Unexpected("a fraction or a number beyond 2^64 - 1");
+  }
   bool binary(std::vector<uint8_t>&) { return Unexpected("binary data"); }
 
   bool number_unsigned(uint64_t value) {
+    if (IsPassedOver()) return true;
     if (place_ == Place::kShape) {
-      if (entry_.shape.size() == kMaxRank) return FailTensor("shape has more than 64 dimensions");
-      entry_.shape.push_back(value);
-      return true;
+      if (entry_.shape.size() < kMaxRank) {
+        entry_.shape.push_back(value);
+        return true;
+      }
+      return Multiply(entry_.shape.back(), value, &entry_.shape.back()) ||
+             FailTensor("the product of the shape overflows 64 bits");
     }
     if (place_ == Place::kOffsets) {
       if (offset_count_ == 2) return FailTensor("data_offsets has more than two numbers");
@@ -95,7 +103,7 @@ class HeaderSax {
   }
 
   bool string(std::string& value) {
-    if (place_ == Place::kMetadata) return true;
+    if (place_ == Place::kMetadata || IsPassedOver()) return true;
     if (place_ == Place::kTensor && field_ == Field::kDType) {
       entry_.dtype = DTypeFromName(value);
       return true;
@@ -104,6 +112,7 @@ class HeaderSax {
   }
 
   bool start_object(size_t) {
+    if (IsPassedOver()) return PassOver();
     if (place_ == Place::kTop) {
       place_ = Place::kRoot;
       return true;
@@ -125,7 +134,7 @@ class HeaderSax {
       case Place::kRoot:
         return RootKey(key);
       case Place::kMetadata:
-        metadata_keys_.push_back(HashBytes(AsBytes(key)));
+      case Place::kOther:
         return true;
       default:
         return TensorKey(key);
@@ -133,6 +142,7 @@ class HeaderSax {
   }
 
   bool end_object() {
+    if (place_ == Place::kOther) return EndOther();
     if (place_ == Place::kRoot) {
       place_ = Place::kTop;
       return true;
@@ -143,6 +153,7 @@ class HeaderSax {
   }
 
   bool start_array(size_t) {
+    if (IsPassedOver()) return PassOver();
     if (place_ == Place::kTensor && field_ == Field::kShape) {
       place_ = Place::kShape;
       return true;
@@ -155,18 +166,19 @@ class HeaderSax {
   }
 
   bool end_array() {
+    if (place_ == Place::kOther) return EndOther();
     place_ = Place::kTensor;
     return true;
   }
 
   bool parse_error(size_t position, const std::string&, const nlohmann::json::exception&) {
-    return Fail(BadHeader("not JSON at byte " + std::to_string(position) + " of " +
-                          std::to_string(header_bytes_ - kSafetensorsLengthBytes)));
+    return Fail(BadHeader("not JSON at byte " + std::to_string(position) + " of " + std::to_string(json_bytes_)));
   }
 
  private:
-  enum class Place { kTop, kRoot, kMetadata, kTensor, kShape, kOffsets };
-  enum class Field : unsigned { kNone = 0, kDType = 1, kShape = 2, kOffsets = 4 };
+  // kOther: inside a field of a tensor that the format does not know, `other_levels_` deep.
+  enum class Place { kTop, kRoot, kMetadata, kTensor, kShape, kOffsets, kOther };
+  enum class Field : unsigned { kNone = 0, kDType = 1, kShape = 2, kOffsets = 4, kOther = 8 };
   static constexpr unsigned kAllFields = 7;
 
   bool Fail(Status status) {
@@ -174,6 +186,17 @@ class HeaderSax {
     return false;
   }
   bool FailTensor(std::string_view detail) { return Fail(BadTensor(entry_.name, detail)); }
+
+  // Whatever a field that the format does not know has is nothing to us, nor to the reference implementation.
+  bool IsPassedOver() const { return place_ == Place::kOther || (place_ == Place::kTensor && field_ == Field::kOther); }
+  bool PassOver() {
+    place_ = Place::kOther;
+    return ++other_levels_ <= kMaxOtherLevels || FailTensor("a field is nested too deeply");
+  }
+  bool EndOther() {
+    if (--other_levels_ == 0) place_ = Place::kTensor;
+    return true;
+  }
 
   bool Unexpected(const std::string& found) {
     switch (place_) {
@@ -192,6 +215,8 @@ class HeaderSax {
         if (field_ == Field::kDType) return FailTensor("dtype must be a string, found " + found);
         if (field_ == Field::kShape) return FailTensor("shape must be an array, found " + found);
         return FailTensor("data_offsets must be an array, found " + found);
+      case Place::kOther:
+        break;
     }
     return false;
   }
@@ -213,8 +238,8 @@ class HeaderSax {
     field_ = key == "dtype"          ? Field::kDType
              : key == "shape"        ? Field::kShape
              : key == "data_offsets" ? Field::kOffsets
-                                     : Field::kNone;
-    if (field_ == Field::kNone) return FailTensor("unknown field " + Quoted(key));
+                                     : Field::kOther;
+    if (field_ == Field::kOther) return true;
     const auto bit = static_cast<unsigned>(field_);
     if (seen_ & bit) return FailTensor(key + " appears twice");
     seen_ |= bit;
@@ -224,33 +249,12 @@ class HeaderSax {
   bool FinishTensor() {
     if (seen_ != kAllFields) return FailTensor("dtype, shape and data_offsets must all be present");
     if (offset_count_ != 2) return FailTensor("data_offsets must be two numbers");
-    const uint64_t data_bytes = file_bytes_ - header_bytes_;
-    const auto [begin, end] = offsets_;
-    if (begin > end || end > data_bytes) {
-      return FailTensor("data_offsets [" + std::to_string(begin) + ", " + std::to_string(end) +
-                        ") lie outside the data section of " + std::to_string(data_bytes) + " bytes");
-    }
-    uint64_t elems = 1;
-    for (const uint64_t dim : entry_.shape)
-      if (!Multiply(elems, dim, &elems)) return FailTensor("the product of the shape overflows 64 bits");
-    if (entry_.dtype == DType::kOpaque) {
-      entry_.shape = {end - begin};
-    } else {
-      uint64_t bytes = 0;
-      if (!Multiply(elems, DTypeBytes(entry_.dtype), &bytes)) return FailTensor("its size overflows 64 bits");
-      if (bytes != end - begin) {
-        return FailTensor("shape and dtype need " + std::to_string(bytes) + " bytes, data_offsets give " +
-                          std::to_string(end - begin));
-      }
-    }
-    entry_.begin = header_bytes_ + begin;
-    entry_.end = header_bytes_ + end;
+    std::tie(entry_.begin, entry_.end) = std::pair(offsets_[0], offsets_[1]);
     tensors_.push_back(std::move(entry_));
     return true;
   }
 
-  const uint64_t header_bytes_;
-  const uint64_t file_bytes_;
+  const uint64_t json_bytes_;
   Place place_ = Place::kTop;
   Field field_ = Field::kNone;
   unsigned seen_ = 0;
@@ -259,18 +263,54 @@ class HeaderSax {
   TensorEntry entry_;
   uint64_t offsets_[2] = {0, 0};
   unsigned offset_count_ = 0;
+  size_t other_levels_ = 0;
   std::vector<TensorEntry> tensors_;
-  std::vector<Hash128> metadata_keys_;
   Status status_;
 };
 
-Status CheckNamesUnique(const std::vector<TensorEntry>& tensors) {
+// Of several tensors of one name the last counts, as it does for the reference implementation.
+void DropRepeatedNames(std::vector<TensorEntry>& tensors) {
   std::vector<uint32_t> order(tensors.size());
   std::iota(order.begin(), order.end(), 0u);
-  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return tensors[a].name < tensors[b].name; });
-  const auto twin = std::adjacent_find(order.begin(), order.end(),
-                                       [&](uint32_t a, uint32_t b) { return tensors[a].name == tensors[b].name; });
-  return twin == order.end() ? OkStatus() : BadTensor(tensors[*twin].name, "the name appears twice");
+  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+    return tensors[a].name != tensors[b].name ? tensors[a].name < tensors[b].name : a < b;
+  });
+  std::vector<bool> is_repeated(tensors.size());
+  for (size_t i = 1; i < order.size(); ++i)
+    is_repeated[order[i - 1]] = tensors[order[i - 1]].name == tensors[order[i]].name;
+  size_t left = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (is_repeated[i]) continue;
+    if (left != i) tensors[left] = std::move(tensors[i]);
+    ++left;
+  }
+  tensors.resize(left);
+}
+
+// A tensor as the header has it becomes one with offsets in the file. Errors: Corruption.
+Status PlaceTensor(TensorEntry& tensor, uint64_t header_bytes, uint64_t file_bytes) {
+  const uint64_t data_bytes = file_bytes - header_bytes;
+  const uint64_t bytes = tensor.end - tensor.begin;
+  if (tensor.begin > tensor.end || tensor.end > data_bytes)
+    return BadTensor(tensor.name, "data_offsets [" + std::to_string(tensor.begin) + ", " + std::to_string(tensor.end) +
+                                      ") lie outside the data section of " + std::to_string(data_bytes) + " bytes");
+  uint64_t elems = 1;
+  for (const uint64_t dim : tensor.shape) {
+    if (!Multiply(elems, dim, &elems)) return BadTensor(tensor.name, "the product of the shape overflows 64 bits");
+  }
+  if (tensor.dtype == DType::kOpaque) {
+    tensor.shape = {bytes};
+  } else {
+    uint64_t needed = 0;
+    if (!Multiply(elems, DTypeBytes(tensor.dtype), &needed))
+      return BadTensor(tensor.name, "its size overflows 64 bits");
+    if (needed != bytes)
+      return BadTensor(tensor.name, "shape and dtype need " + std::to_string(needed) + " bytes, data_offsets give " +
+                                        std::to_string(bytes));
+  }
+  tensor.begin += header_bytes;
+  tensor.end += header_bytes;
+  return OkStatus();
 }
 
 Status SortAndCheckOverlap(std::vector<TensorEntry>& tensors) {
@@ -284,13 +324,13 @@ Status SortAndCheckOverlap(std::vector<TensorEntry>& tensors) {
 }
 
 Result<TensorIndex> Parse(std::string_view json, uint64_t header_bytes, uint64_t file_bytes) {
-  HeaderSax sax(header_bytes, file_bytes);
+  HeaderSax sax(json.size());
   const bool parsed = nlohmann::json::sax_parse(json.begin(), json.end(), &sax);
   RETURN_IF_ERROR(sax.status());
   if (!parsed) return BadHeader("not JSON");
-  if (!sax.MetadataKeysAreUnique()) return BadHeader("a key of __metadata__ appears twice");
   TensorIndex index{header_bytes, sax.TakeTensors()};
-  RETURN_IF_ERROR(CheckNamesUnique(index.tensors));
+  DropRepeatedNames(index.tensors);
+  for (TensorEntry& tensor : index.tensors) RETURN_IF_ERROR(PlaceTensor(tensor, header_bytes, file_bytes));
   RETURN_IF_ERROR(SortAndCheckOverlap(index.tensors));
   return index;
 }
@@ -314,6 +354,13 @@ Result<uint64_t> SafetensorsHeaderBytes(ByteSpan first_bytes, uint64_t file_byte
   return kSafetensorsLengthBytes + json_bytes;
 }
 
+bool MayBeSafetensors(ByteSpan first_bytes, uint64_t file_bytes) {
+  if (first_bytes.size() < kSafetensorsProbeBytes || !SafetensorsHeaderBytes(first_bytes, file_bytes).ok())
+    return false;
+  const char first = AsChars(first_bytes)[kSafetensorsLengthBytes];
+  return first == '{' || kBlanks.find(first) != std::string_view::npos;
+}
+
 Result<Bytes> LoadSafetensorsHeader(uint64_t file_bytes, const std::function<Status(MutableByteSpan)>& read) {
   Bytes header(std::min(file_bytes, kSafetensorsLengthBytes));
   RETURN_IF_ERROR(read(header));
@@ -329,7 +376,8 @@ Result<TensorIndex> ParseSafetensorsHeader(ByteSpan header, uint64_t file_bytes)
     return BadHeader("expected " + std::to_string(header_bytes) + " bytes, got " + std::to_string(header.size()));
   }
   const std::string_view json = AsChars(header.subspan(kSafetensorsLengthBytes));
-  if (json.empty() || json.front() != '{') return BadHeader("does not begin with '{'");
+  const size_t begin = json.find_first_not_of(kBlanks);
+  if (begin == std::string_view::npos || json[begin] != '{') return BadHeader("does not begin with '{'");
   // The JSON lexer takes a NUL for the end of its input; what follows one would go unread.
   if (json.find('\0') != std::string_view::npos) return BadHeader("holds a NUL byte");
   if (!TokensAreShort(json)) return BadHeader("holds a string or number of more than 16 MiB");

@@ -19,8 +19,10 @@ namespace modelstore {
 struct TensorEntry {
   std::string name;  // any UTF-8 without NUL; never used as a path
   DType dtype = DType::kOpaque;
-  std::vector<uint64_t> shape;  // of kOpaque: {end - begin}, so that elements x DTypeBytes is always the length
-  uint64_t begin = 0;           // absolute byte offsets in the file: [begin, end)
+  // At most 64 dimensions, the last one being the product of all further ones; of kOpaque: {end - begin}. So elements x
+  // DTypeBytes is always the length.
+  std::vector<uint64_t> shape;
+  uint64_t begin = 0;  // absolute byte offsets in the file: [begin, end)
   uint64_t end = 0;
 };
 
@@ -38,15 +40,23 @@ inline constexpr uint64_t kSafetensorsLengthBytes = 8;
 // Errors: Corruption when the file is too short, the length exceeds the file or kSafetensorsMaxHeaderBytes.
 Result<uint64_t> SafetensorsHeaderBytes(ByteSpan first_bytes, uint64_t file_bytes);
 
+// Whether a file with these first kSafetensorsProbeBytes bytes (or fewer, when it has fewer) could be a safetensors
+// file, whatever it is called: its length fits, and an object begins behind it.
+inline constexpr uint64_t kSafetensorsProbeBytes = kSafetensorsLengthBytes + 1;
+bool MayBeSafetensors(ByteSpan first_bytes, uint64_t file_bytes);
+
 // The whole header, by `read`, which fills a span with the file's first bytes. Errors: as SafetensorsHeaderBytes; what
 // `read` answers.
 Result<Bytes> LoadSafetensorsHeader(uint64_t file_bytes, const std::function<Status(MutableByteSpan)>& read);
 
 // `header`: the first SafetensorsHeaderBytes() bytes of a file of `file_bytes` bytes.
-// Rules checked: JSON object of at most 4 levels without duplicate keys; dtype a string, shape a list of non-negative
-// integers whose product does not overflow, data_offsets inside the data section, end - begin equal to elements x
-// dtype size for known dtypes (an unknown dtype becomes kOpaque with any length), no overlap, no NUL in names.
-// Errors: Corruption, with the tensor's name escaped for printing.
+// What the reference implementation opens is opened, but for names with NUL or of more than 65,535 bytes; beyond that,
+// gaps between tensors and dtypes of any name are taken. Rules checked: a JSON object, blanks around it allowed;
+// __metadata__ null or an object of strings; of tensors of one name the last counts; dtype a string, shape a list of
+// non-negative integers whose product does not overflow, data_offsets inside the data section, end - begin equal to
+// elements x dtype size for known dtypes (an unknown dtype becomes kOpaque with any length), fields that the format
+// does not know passed over, no overlap, no NUL in names. Errors: Corruption, with the tensor's name escaped for
+// printing.
 Result<TensorIndex> ParseSafetensorsHeader(ByteSpan header, uint64_t file_bytes);
 
 }  // namespace modelstore

@@ -299,6 +299,129 @@ TEST_F(PushTest, MalformedSafetensorsAreContentWithAWarning) {
   ExpectStored("m", folder);
 }
 
+TEST_F(PushTest, WhatLiesInsteadOfASafetensorsFileIsNamed) {
+  for (const auto& [text, expected] : std::initializer_list<std::pair<std::string, const char*>>{
+           {"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4976698672\n", "a git-lfs pointer"},
+           {"<!DOCTYPE html><html><head><title>403</title></head></html>\n", "an HTML page"},
+           {"\n <HTML><body>no</body></HTML>", "an HTML page"},
+           {"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", "an XML document"},
+           {"{\"error\": \"not found\"}", "a JSON document"},
+           {std::string("PK\x03\x04") + std::string(60, 'x'), "a zip archive"},
+           {"GGUF" + std::string(60, 'x'), "a GGUF file"},
+           {std::string(5000, '\0'), "zeros"},
+           {"", "an empty file"},
+           {std::string(100, 'x'), "safetensors header"}}) {
+    const std::string name = "m" + std::to_string(warnings_.size());
+    const std::string folder = WriteSource(name, "model.safetensors", AsBytes(text));
+    const size_t before = warnings_.size();
+    MustPush(folder);
+    ASSERT_EQ(warnings_.size(), before + 1) << expected;
+    EXPECT_NE(warnings_.back().find(expected), std::string::npos) << warnings_.back();
+    ExpectStored(name, folder);
+  }
+}
+
+TEST_F(PushTest, ShardsThatAreMissingAreNamed) {
+  const auto write = [&](const std::string& name, const std::string& index) {
+    WriteSource(name, "part/model-1.safetensors", SafetensorsFile(SmallModel(1)));
+    return WriteSource(name, "part/model.safetensors.index.json", AsBytes(index));
+  };
+  MustPush(write("whole", R"({"weight_map": {"a": "model-1.safetensors"}})"));
+  EXPECT_TRUE(warnings_.empty()) << warnings_[0];
+  const std::string folder = write("cut", R"({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors",
+      "c": "/etc/passwd", "d": "../x", "e": "m4", "f": "m5", "g": "m6"}})");
+  MustPush(folder);
+  ASSERT_EQ(warnings_.size(), 1u);
+  EXPECT_NE(
+      warnings_[0].find("part/model.safetensors.index.json names 6 files that the model has not: ../x, /etc/passwd, "
+                        "m4, m5, m6 and 1 more"),
+      std::string::npos)
+      << warnings_[0];
+  ExpectStored("cut", folder);
+  MustPush(write("broken", R"({"weight_map": )"));
+  ASSERT_EQ(warnings_.size(), 2u);
+  EXPECT_NE(warnings_[1].find("is no JSON"), std::string::npos) << warnings_[1];
+}
+
+// The hub's cache has the files under their hashes, a clone with git-lfs has them twice.
+TEST_F(PushTest, SafetensorsAreKnownByTheirBytes) {
+  const auto push = [&](const std::string& name, const std::vector<TestTensor>& tensors) {
+    const Bytes file = SafetensorsFile(tensors);
+    WriteSource(name, "blobs/0123abcd", file);
+    WriteSource(name, "MODEL.SAFETENSORS", file);
+    return MustPush(WriteSource(name, "snapshots/1/model.safetensors", file));
+  };
+  const std::vector<TestTensor> model = SmallModel(1);
+  EXPECT_EQ(push("base", model).identical_file_bytes, 2 * SafetensorsFile(model).size());
+  const PushReport tuned = push("tuned", FinetunedModel(model, 2));
+  EXPECT_EQ(tuned.base, "base");
+  EXPECT_GT(tuned.delta_bytes, SafetensorsFile(model).size() / 2);
+  EXPECT_TRUE(warnings_.empty());
+  ExpectStored("tuned", temp() + "/sources/tuned");
+  // What only looks like one is content, and nobody called it one.
+  Bytes cut = SafetensorsFile(model);
+  cut.resize(cut.size() - 1000);
+  MustPush(WriteSource("cut", "blob", cut));
+  EXPECT_TRUE(warnings_.empty()) << warnings_[0];
+  ExpectClean();
+}
+
+// As a build that went by names stored it: no reading of its beginning alone shows what it is.
+class ContentOnly : public SourceContent {
+ public:
+  explicit ContentOnly(Bytes bytes) : bytes_(std::move(bytes)) {}
+  Status ReadAt(uint64_t offset, MutableByteSpan out) const override {
+    std::copy_n(bytes_.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
+    if (offset == 0 && out.size() < 4096) std::fill(out.begin(), out.end(), std::byte{0});
+    return OkStatus();
+  }
+
+ private:
+  const Bytes bytes_;
+};
+
+TEST_F(PushTest, ContentBecomesTensorsWhenItIsPushedAgain) {
+  const std::vector<TestTensor> model = SmallModel(1);
+  const Bytes bytes = SafetensorsFile(model);
+  SourceFile file;
+  file.path = file.shown_as = "blobs/0123abcd";
+  file.bytes = bytes.size();
+  file.mode = 0644;
+  file.content = std::make_shared<ContentOnly>(bytes);
+  PushOptions options;
+  options.name = "old";
+  const Result<PushReport> old = Push(catalog(), SourceTree::OfContent("old", {file}), options, job_);
+  ASSERT_OK(old.status());
+  EXPECT_EQ(old->content_bytes, bytes.size());
+  EXPECT_EQ(ReadStored("old", file.path), bytes);
+
+  const std::string folder = WriteModel("base", model);
+  const PushReport base = MustPush(folder);
+  EXPECT_EQ(base.identical_file_bytes, 0u);
+  EXPECT_GT(base.self_bytes, bytes.size() / 2);
+  EXPECT_EQ(ReadStored("old", file.path), bytes);
+  const PushReport tuned = MustPush(WriteModel("tuned", FinetunedModel(model, 2)));
+  EXPECT_GT(tuned.delta_bytes, bytes.size() / 2);
+  EXPECT_EQ(MustPush(folder,
+                     [] {
+                       PushOptions again;
+                       again.name = "again";
+                       return again;
+                     }())
+                .identical_file_bytes,
+            bytes.size());
+  ExpectClean();
+  // The content that it was waits for prune.
+  const Result<PruneReport> pruned = Prune(catalog(), false, job_);
+  ASSERT_OK(pruned.status());
+  ExpectClean();
+  Reopen();
+  EXPECT_EQ(ReadStored("old", file.path), bytes);
+  ExpectStored("base", folder);
+  ExpectStored("tuned", temp() + "/sources/tuned");
+  ExpectClean();
+}
+
 TEST_F(PushTest, UnknownDTypeIsKeptAsBytes) {
   const std::string json = R"({"q":{"dtype":"F4_X","shape":[64],"data_offsets":[0,32]}})";
   ByteWriter file;

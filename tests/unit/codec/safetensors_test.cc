@@ -144,17 +144,87 @@ TEST(Safetensors, MessagesEscapeHostileNames) {
   EXPECT_LT(message.size(), 400u);
 }
 
-TEST(Safetensors, RefusesDuplicates) {
-  const std::string t = Tensor("t", "U8", "[1]", "[0,1]");
-  ExpectCorrupt("{" + t + "," + Tensor("u", "U8", "[1]", "[1,2]") + "," + Tensor("t", "U8", "[1]", "[2,3]") + "}",
-                "\"t\": the name appears twice");
-  ExpectCorrupt("{" + Tensor("t", "U8", "[0]", "[0,0]") + "," + Tensor("\\u0074", "U8", "[0]", "[0,0]") + "}",
-                "appears twice");
+TEST(Safetensors, RefusesDuplicateFields) {
   ExpectCorrupt("{\"__metadata__\":{},\"__metadata__\":{}}", "__metadata__ appears twice");
-  ExpectCorrupt("{\"__metadata__\":{\"a\":\"1\",\"b\":\"\",\"a\":\"2\"}}", "key of __metadata__");
+  ExpectCorrupt("{\"__metadata__\":null,\"__metadata__\":{}}", "__metadata__ appears twice");
   ExpectCorrupt("{\"t\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}",
                 "dtype appears twice");
   ExpectCorrupt("{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"shape\":[1],\"data_offsets\":[0,1]}}", "shape appears twice");
+}
+
+// What follows is opened by the reference implementation (the package safetensors, 0.8.0) as it is here.
+TEST(Safetensors, TheLastTensorOfANameCounts) {
+  const Result<TensorIndex> r =
+      Parse("{" + Tensor("t", "U8", "[99]", "[0,9999]") + "," + Tensor("u", "U8", "[1]", "[1,2]") + "," +
+            Tensor("\\u0074", "I8", "[1]", "[0,1]") + "}");
+  ASSERT_TRUE(r.ok()) << r.status().ToString();
+  ASSERT_EQ(r->tensors.size(), 2u);
+  EXPECT_EQ(r->tensors[0].name, "t");
+  EXPECT_EQ(r->tensors[0].dtype, DType::kI8);
+  EXPECT_EQ(r->tensors[1].name, "u");
+  EXPECT_TRUE(Parse("{\"__metadata__\":{\"a\":\"1\",\"b\":\"\",\"a\":\"2\"}}").ok());
+}
+
+TEST(Safetensors, MetadataMayBeNull) {
+  const Result<TensorIndex> r = Parse("{\"__metadata__\":null," + Tensor("t", "U8", "[1]", "[0,1]") + "}");
+  ASSERT_TRUE(r.ok()) << r.status().ToString();
+  EXPECT_EQ(r->tensors.size(), 1u);
+}
+
+TEST(Safetensors, PassesOverFieldsThatItDoesNotKnow) {
+  const std::string known = "\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]";
+  for (const char* value :
+       {"1", "-1", "1.5e3", "123456789012345678901234567890", "null", "true", "\"y\"", "[]", "{}",
+        "[1,[2,{\"dtype\":\"F32\",\"shape\":[[]]}],-1,\"s\"]", "{\"shape\":[1],\"x\":{\"y\":{}},\"x\":null}"}) {
+    for (const std::string& fields : {known + ",\"x\":" + value, "\"x\":" + std::string(value) + "," + known}) {
+      const Result<TensorIndex> r = Parse("{\"a\":{" + fields + "}," + Tensor("b", "U8", "[1]", "[4,5]") + "}");
+      ASSERT_TRUE(r.ok()) << fields << ": " << r.status().ToString();
+      ASSERT_EQ(r->tensors.size(), 2u) << fields;
+      EXPECT_EQ(r->tensors[0].shape, std::vector<uint64_t>{4}) << fields;
+      EXPECT_EQ(r->tensors[0].dtype, DType::kU8) << fields;
+    }
+  }
+  const auto nested = [&](size_t levels) {
+    return Parse("{\"a\":{\"x\":" + std::string(levels, '[') + std::string(levels, ']') + "," + known + "}}");
+  };
+  EXPECT_TRUE(nested(125).ok());
+  EXPECT_FALSE(nested(126).ok());
+  ExpectCorrupt("{\"a\":{\"x\":1e999," + known + "}}", "not JSON");
+}
+
+TEST(Safetensors, BlanksMayStandBeforeTheObject) {
+  for (const char* blanks : {" ", "\t", "\n", "\r", " \n\t\r  "}) {
+    const Result<TensorIndex> r = Parse(blanks + ("{" + Tensor("t", "U8", "[1]", "[0,1]") + "}"));
+    ASSERT_TRUE(r.ok()) << r.status().ToString();
+    EXPECT_EQ(r->tensors.size(), 1u);
+  }
+}
+
+TEST(Safetensors, MoreDimensionsThan64AreOne) {
+  std::string ones;
+  for (int i = 0; i < 64; ++i) ones += "1,";
+  Result<TensorIndex> r = Parse("{" + Tensor("a", "BF16", "[" + ones + "4,3]", "[0,24]") + "}");
+  ASSERT_TRUE(r.ok()) << r.status().ToString();
+  ASSERT_EQ(r->tensors[0].shape.size(), 64u);
+  EXPECT_EQ(r->tensors[0].shape.back(), 12u);
+  ExpectCorrupt("{" + Tensor("a", "U8", "[" + ones + "4294967296,4294967296]", "[0,1]") + "}", "overflows");
+  std::string many = "[1";
+  for (int i = 0; i < 1'000'000; ++i) many += ",1";
+  r = Parse("{" + Tensor("a", "U8", many + "]", "[0,1]") + "}");
+  ASSERT_TRUE(r.ok()) << r.status().ToString();
+  EXPECT_EQ(r->tensors[0].shape.size(), 64u);
+}
+
+TEST(Safetensors, AnyFileMayBeOne) {
+  const auto may_be = [](ByteSpan begin, uint64_t bytes) { return MayBeSafetensors(begin, bytes); };
+  const Bytes header = Header("{}"), blank = Header(" {}");
+  EXPECT_TRUE(may_be(ByteSpan(header).first(9), header.size()));
+  EXPECT_TRUE(may_be(ByteSpan(blank).first(9), blank.size()));
+  EXPECT_FALSE(may_be(ByteSpan(header).first(9), 9));
+  EXPECT_FALSE(may_be(ByteSpan(header).first(8), 8));
+  EXPECT_FALSE(may_be({}, 0));
+  EXPECT_FALSE(may_be(AsBytes("{\"a\": 1}  "), 1000));
+  EXPECT_FALSE(may_be(ByteSpan(Header("[]")).first(9), 10));
 }
 
 TEST(Safetensors, RefusesOverlap) {
@@ -180,9 +250,6 @@ TEST(Safetensors, RefusesOverflowingShapes) {
   ExpectCorrupt("{" + Tensor("a", "U8", "[4294967296,4294967296]", "[0,0]") + "}", "overflows");
   ExpectCorrupt("{" + Tensor("a", "F4", "[4294967296,4294967297]", "[0,0]") + "}", "overflows");
   ExpectCorrupt("{" + Tensor("a", "F64", "[2305843009213693952]", "[0,0]") + "}", "overflows");
-  std::string many = "[1";
-  for (int i = 0; i < 64; ++i) many += ",1";
-  ExpectCorrupt("{" + Tensor("a", "U8", many + "]", "[0,1]") + "}", "64 dimensions");
 }
 
 TEST(Safetensors, RefusesNumbersThatAreNotNonNegativeIntegers) {
@@ -206,7 +273,6 @@ TEST(Safetensors, RefusesWrongTypesAndFields) {
   ExpectCorrupt("{\"a\":{\"dtype\":3,\"shape\":[1],\"data_offsets\":[0,1]}}", "dtype must be a string");
   ExpectCorrupt("{\"a\":{\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]}}", "shape must be an array");
   ExpectCorrupt("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":{}}}", "data_offsets must be an array");
-  ExpectCorrupt("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":1}}", "unknown field \"x\"");
   ExpectCorrupt("{\"__metadata__\":[]}", "must be an object");
   ExpectCorrupt("{\"__metadata__\":\"x\"}", "must be an object");
   ExpectCorrupt("{\"__metadata__\":{\"a\":1}}", "only strings");
@@ -214,9 +280,26 @@ TEST(Safetensors, RefusesWrongTypesAndFields) {
 }
 
 TEST(Safetensors, RefusesWhatIsNotJson) {
-  for (const char* bad :
-       {"", " {}", "[]", "null", "{", "{}}", "{} x", "{\"a\"", "{\"a\":", "{\"a\":}", "{,}", "{\"a\":{\"dtype\":\"U8\"",
-        "{'a':1}", "{}//", "\xef\xbb\xbf{}", "{\"\xff\":{}}", "{\"\\ud800\":{}}", "{\"a\nb\":{}}"})
+  for (const char* bad : {"",
+                          " ",
+                          " []",
+                          "[]",
+                          "\f{}",
+                          "null",
+                          "{",
+                          "{}}",
+                          "{} x",
+                          "{\"a\"",
+                          "{\"a\":",
+                          "{\"a\":}",
+                          "{,}",
+                          "{\"a\":{\"dtype\":\"U8\"",
+                          "{'a':1}",
+                          "{}//",
+                          "\xef\xbb\xbf{}",
+                          "{\"\xff\":{}}",
+                          "{\"\\ud800\":{}}",
+                          "{\"a\nb\":{}}"})
     ExpectCorrupt(bad, "safetensors header");
 }
 
