@@ -89,7 +89,6 @@ class BatchBuilder {
   void ReturnTo(const Mark& mark);
 
   // Room in one of the spaces; false: none left.
-
   bool Take(DeviceSpace space, uint64_t bytes, DeviceRef* ref);
   bool CopyIn(ByteSpan bytes, DeviceRef* ref);
   template <typename T>

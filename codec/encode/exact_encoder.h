@@ -1,10 +1,13 @@
 // Exact encoding of one tensor: choose from a sample, gather statistics over all elements, write blocks
 // (layer: codec/encode). No I/O and no threads: the caller feeds blocks, from several threads with a FrameBuilder each.
 //
-//   EncodePlan plan = PlanTensor(dtype, elems, sample, base_dtype, base_sample);   // one a candidate base; keep the
-//   least bits FrameBuilder b(plan);  for each block: b.AddBlock(i, source, prediction);       // several builders:
-//   Merge Result<BlockEncoder> e = b.Finish();                                           // tables; may have become raw
-//   for each block: e->Encode(i, source, prediction, &coded);                       // thread-safe
+// clang-format off
+//   EncodePlan plan = PlanTensor(dtype, elems, sample, base_dtype, base_sample);  // one for each base: keep the smallest
+//   FrameBuilder builder(plan);                                                   // several threads: one each, Merge
+//   for (each block) builder.AddBlock(index, source, prediction);
+//   Result<BlockEncoder> encoder = builder.Finish();                              // makes the tables; may choose raw
+//   for (each block) encoder->Encode(index, source, prediction, &coded);          // thread-safe
+// clang-format on
 #pragma once
 
 #include <array>

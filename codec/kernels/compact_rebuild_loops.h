@@ -12,14 +12,14 @@ namespace modelstore {
 namespace {
 
 constexpr unsigned kTileVectors = 2;
-static_assert(kStripColumns % (kTileVectors * kLanes) == 0);
+static_assert(kStripColumns % (kTileVectors * kSimdLanes) == 0);
 
 template <unsigned kRows>
 inline void AccumulateTile(const float* weights, size_t rank, const float* right, float* sums) {
   F acc[kRows][kTileVectors] = {};
   for (size_t k = 0; k < rank; ++k, right += kStripColumns) {
     F v[kTileVectors];
-    for (unsigned t = 0; t < kTileVectors; ++t) v[t] = Load(right + t * kLanes);
+    for (unsigned t = 0; t < kTileVectors; ++t) v[t] = Load(right + t * kSimdLanes);
 #pragma GCC unroll 8
     for (unsigned r = 0; r < kRows; ++r) {
       const float w = weights[r * rank + k];
@@ -28,7 +28,7 @@ inline void AccumulateTile(const float* weights, size_t rank, const float* right
   }
 #pragma GCC unroll 8
   for (unsigned r = 0; r < kRows; ++r)
-    for (unsigned t = 0; t < kTileVectors; ++t) Store(acc[r][t], sums + r * kPanelColumns + t * kLanes);
+    for (unsigned t = 0; t < kTileVectors; ++t) Store(acc[r][t], sums + r * kPanelColumns + t * kSimdLanes);
 }
 
 template <unsigned kRows>
@@ -36,7 +36,7 @@ inline void AccumulateRows(const float* weights, size_t rows, size_t rank, const
                            float* sums) {
   for (; rows >= kRows; rows -= kRows, weights += kRows * rank, sums += kRows * kPanelColumns) {
     for (size_t s = 0; s < strips; ++s)
-      for (size_t j = 0; j < kStripColumns; j += kTileVectors * kLanes)
+      for (size_t j = 0; j < kStripColumns; j += kTileVectors * kSimdLanes)
         AccumulateTile<kRows>(weights, rank, right + s * rank * kStripColumns + j, sums + s * kStripColumns + j);
   }
   if constexpr (kRows > 1) AccumulateRows<kRows / 2>(weights, rows, rank, right, strips, sums);
@@ -50,10 +50,10 @@ void Accumulate(const float* weights, size_t rows, size_t rank, const float* rig
 template <typename Value>
 inline void AddValues(const int8_t* levels, size_t n, Value value, float* sums) {
   size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Store(Load(sums + i) + value(levels + i), sums + i);
+  for (; i + kSimdLanes <= n; i += kSimdLanes) Store(Load(sums + i) + value(levels + i), sums + i);
   if (i == n) return;
-  int8_t last_levels[kLanes] = {};
-  float last[kLanes] = {};
+  int8_t last_levels[kSimdLanes] = {};
+  float last[kSimdLanes] = {};
   std::memcpy(last_levels, levels + i, n - i);
   std::memcpy(last, sums + i, (n - i) * sizeof(float));
   Store(Load(last) + value(last_levels), last);
@@ -82,7 +82,7 @@ class Dither {
   Dither(uint32_t low, uint32_t key) : key_(key ^ ((low ^ key) >> 16)), element_(kIota + low) {}
   U Next() {
     U x = element_ ^ key_;
-    element_ += kLanes;
+    element_ += kSimdLanes;
     x *= kDitherMultiplier1;
     x ^= x >> 15;
     x *= kDitherMultiplier2;
@@ -144,16 +144,16 @@ void RoundRun(const std::byte* prediction, const float* sums, size_t n, const Of
   Step step;
   Offsets next = offsets;
   size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
+  for (; i + kSimdLanes <= n; i += kSimdLanes)
     StorePatterns(step(LoadPatterns(prediction + i * 2), Load(sums + i), next.Next()), out + i * 2);
   if (step.Failed()) {
     next = offsets;
-    for (i = 0; i + kLanes <= n; i += kLanes)
+    for (i = 0; i + kSimdLanes <= n; i += kSimdLanes)
       StorePatterns(Step::Careful(LoadPatterns(prediction + i * 2), Load(sums + i), next.Next()), out + i * 2);
   }
   if (i == n) return;
-  std::byte last[kLanes * 2] = {};
-  float last_sums[kLanes] = {};
+  std::byte last[kSimdLanes * 2] = {};
+  float last_sums[kSimdLanes] = {};
   std::memcpy(last, prediction + i * 2, (n - i) * 2);
   std::memcpy(last_sums, sums + i, (n - i) * sizeof(float));
   StorePatterns(Step::Careful(LoadPatterns(last), Load(last_sums), next.Next()), last);

@@ -10,7 +10,7 @@
 namespace modelstore {
 namespace {
 
-constexpr size_t kVectors = kProductColumns / kLanes;
+constexpr size_t kVectors = kProductColumns / kSimdLanes;
 
 // kRows rows of a by kProductColumns columns of b: their sums stay in registers.
 template <size_t kRows>

@@ -10,7 +10,7 @@
 namespace modelstore {
 namespace {
 
-static_assert(kSweepRows % kLanes == 0);
+static_assert(kSweepRows % kSimdLanes == 0);
 constexpr uint32_t kSign = 0x80000000u;
 
 inline F RoundedToBf16(F v) { return FloatOf((BitsOf(v) + 0x8000u) & 0xffff0000u); }
@@ -41,7 +41,7 @@ inline F Cheapest(F t, F anchor, F cost, const SweepLevels& levels, F* value) {
 
 template <bool kAnchored>
 void SweepLanes(const SweepTile& tile, const SweepLevels& levels, size_t lane) {
-  using Bytes = int8_t __attribute__((vector_size(kLanes)));
+  using Bytes = int8_t __attribute__((vector_size(kSimdLanes)));
   const F row_cost = Load(tile.row_cost + lane);
   for (size_t c = 0; c < tile.columns; ++c) {
     const size_t at = c * tile.stride + lane;
@@ -67,7 +67,7 @@ void SweepLanes(const SweepTile& tile, const SweepLevels& levels, size_t lane) {
 }
 
 void Sweep(const SweepTile& tile, const SweepLevels& levels) {
-  for (size_t lane = 0; lane < kSweepRows; lane += kLanes) {
+  for (size_t lane = 0; lane < kSweepRows; lane += kSimdLanes) {
     if (tile.anchors != nullptr) {
       SweepLanes<true>(tile, levels, lane);
     } else {

@@ -10,7 +10,7 @@
 namespace modelstore {
 namespace {
 
-constexpr unsigned kLanes = 8;
+constexpr unsigned kSimdLanes = 8;
 constexpr unsigned kTileRows = 4;
 using F = float __attribute__((vector_size(32)));
 using U = uint32_t __attribute__((vector_size(32)));

@@ -10,7 +10,7 @@
 namespace modelstore {
 namespace {
 
-constexpr unsigned kLanes = 16;
+constexpr unsigned kSimdLanes = 16;
 constexpr unsigned kTileRows = 8;
 using F = float __attribute__((vector_size(64)));
 using U = uint32_t __attribute__((vector_size(64)));
