@@ -23,7 +23,7 @@ Status WritePage(const std::string& path, const std::string& page) {
   ASSIGN_OR_RETURN(const std::string name, RandomName(".modelstore-report-"));
   const std::string partial = folder + name;
   UniqueFd fd(open(partial.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  if (!fd.ok()) return StatusFromErrno(errno, "creating " + partial);
+  if (!fd.ok()) return StatusFromErrno(errno, "creating " + path);
   Status status = WriteAll(fd.get(), AsBytes(page), path);
   // Network file systems say only now that there was no room.
   if (close(fd.Release()) != 0 && status.ok()) status = StatusFromErrno(errno, "writing " + path);
