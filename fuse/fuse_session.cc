@@ -161,6 +161,8 @@ struct FuseSession::Impl {
       fuse_lowlevel_notify_inval_entry(session, parent, name.data(), name.size());
     for (const NodeId directory : changes.directories)
       fuse_lowlevel_notify_inval_inode(session, directory, /*off=*/0, /*len=*/0);  // len 0: to the end
+    for (const NodeId file : changes.files)
+      fuse_lowlevel_notify_inval_inode(session, file, /*off=*/-1, /*len=*/0);  // attributes alone
   }
 
   void Control() {
@@ -270,7 +272,7 @@ uint32_t FuseSession::read_ahead_kb() const { return impl_->read_ahead_kb; }
 uint64_t FuseSession::device() const { return makedev(impl_->mounted.device_major, impl_->mounted.device_minor); }
 
 void FuseSession::Forget(TreeChanges changes) {
-  if (changes.names.empty() && changes.directories.empty()) return;
+  if (changes.empty()) return;
   auto batch = std::make_shared<Impl::Batch>();
   batch->changes = std::move(changes);
   {

@@ -36,9 +36,9 @@ class FuseSession {
   uint32_t read_ahead_kb() const;  // in force
   uint64_t device() const;         // st_dev of what is on the mount
 
-  // Makes the kernel forget what it knows of these names (also that they did not exist), and the attributes and
-  // listings of these directories; returns when it has, or when the session has ended. Call it with no lock held that
-  // an op takes.
+  // Makes the kernel forget what it knows of these names (also that they did not exist), of these directories their
+  // attributes and listings, and of these files their attributes; returns when it has, or when the session has ended.
+  // Call it with no lock held that an op takes.
   void Forget(TreeChanges changes);
 
   // Returns when the session has ended: somebody unmounted, or a stop was requested.

@@ -5,8 +5,12 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <shared_mutex>
 #include <unordered_map>
+
+#include "codec/support/bytes.h"
+#include "codec/support/hash.h"
 
 namespace modelstore {
 namespace {
@@ -20,10 +24,9 @@ struct Access {
   bool operator==(const Access&) const = default;
 };
 
-// What a name should stand for after an update.
+// What a model's name, or one below it, should stand for.
 struct Wanted {
-  const ModelRecord* model = nullptr;  // null above models
-  const ModelFile* file = nullptr;     // null: a directory
+  const ModelFile* file = nullptr;  // null: a directory
   std::map<std::string, Wanted, std::less<>> children;
   Access access = {};  // of a directory
 };
@@ -46,10 +49,10 @@ bool Showable(const std::vector<std::string_view>& components) {
 }
 
 // The directory at `path` below `top`, created where missing; null when a file is in the way.
-Wanted* Descend(Wanted* top, std::span<const std::string_view> path, const ModelRecord* model) {
+Wanted* Descend(Wanted* top, std::span<const std::string_view> path) {
   for (const std::string_view component : path) {
     if (top->file) return nullptr;
-    top = &top->children.try_emplace(std::string(component), Wanted{model, nullptr, {}}).first->second;
+    top = &top->children.try_emplace(std::string(component)).first->second;
   }
   return top->file ? nullptr : top;
 }
@@ -82,212 +85,354 @@ Readers SetAccess(Wanted& wanted) {
   return readers;
 }
 
-// When the newest model below was published.
-int64_t NewestModel(const Wanted& wanted) {
-  int64_t newest = wanted.model ? wanted.model->created_ns : 0;
-  if (!wanted.model)
-    for (const auto& [name, child] : wanted.children) newest = std::max(newest, NewestModel(child));
-  return newest;
+Wanted WantedOf(const ModelRecord& model) {
+  Wanted top;
+  for (const ModelFile& file : model.files) {
+    const std::vector<std::string_view> path = Components(file.path);
+    if (!Showable(path)) continue;
+    if (Wanted* parent = Descend(&top, std::span(path).first(path.size() - 1)))
+      parent->children.try_emplace(std::string(path.back()), Wanted{&file, {}, {}});
+  }
+  SetAccess(top);
+  return top;
 }
+
+// What a node stands for; its id is made of that. The first bytes of the hashed text keep the kinds apart.
+Hash128 IdentityOfFolder(std::string_view path) { return HashBytes(AsBytes("above models\n" + std::string(path))); }
+
+Hash128 IdentityOf(ModelId model, std::string_view path, const ModelFile* file) {
+  std::string text = file ? "file\n" : "directory\n";
+  text += std::to_string(model) + "\n";
+  if (file) text.append(reinterpret_cast<const char*>(file->sha256.data()), file->sha256.size());
+  return HashBytes(AsBytes(text.append(path)));
+}
+
+// Programs keep inode numbers in a float64 (JavaScript, JSON): 53 bits.
+constexpr int kIdShift = 64 - 53;
 
 struct Node {
   NodeInfo info;
-  ModelId model = 0;
-  uint64_t generation = 0;  // the update that last placed it; older than the tree's: no name leads here any more
+  Hash128 identity;
+  NodeId parent = 0;
+  std::string name;        // in the parent
+  ModelId model = 0;       // 0 above models
+  int64_t changed_ns = 0;  // above models: when one below was removed or renamed last
+  bool placed = false;     // a name leads here
+  uint64_t made_in = 0;    // the generation of the tree that made it
   std::map<std::string, NodeId, std::less<>> children;
   std::atomic<uint64_t> held{0};
-};
 
-// A version of a file's content under its place in the model: equal keys may share a node id.
-struct VersionKey {
-  ModelId model;
-  std::string path;
-  Sha256Digest sha256;
-  uint64_t bytes;
-  uint32_t mode;
-  uint32_t uid, gid;
-  int64_t mtime_ns;
-  auto operator<=>(const VersionKey&) const = default;
+  bool is_folder() const { return info.directory && model == 0; }
 };
-
-VersionKey KeyOf(const ModelRecord& model, const ModelFile& file) {
-  return {model.id, file.path, file.sha256, file.bytes, file.mode & 0444, model.owner_uid, file.gid, file.mtime_ns};
-}
 
 }  // namespace
 
 struct InodeTree::Impl {
   mutable std::shared_mutex mutex;
   std::unordered_map<NodeId, std::unique_ptr<Node>> nodes;
-  std::map<VersionKey, NodeId> versions;  // of the current generation's files
-  std::map<VersionKey, NodeId> previous_versions;
-  NodeId next_id = kRootNode;
+  std::map<std::string, NodeId, std::less<>> shown;  // models by name
   uint64_t generation = 0;
   uint64_t live_nodes = 0, live_bytes = 0;
+
+  // Of the update under way.
   TreeChanges changes;
-  std::vector<NodeId> replaced;
+  std::vector<NodeId> detached;
+  std::set<std::pair<int, NodeId>> unsettled;  // folders, by depth
 
   Node* Find(NodeId id) const {
     const auto it = nodes.find(id);
     return it == nodes.end() ? nullptr : it->second.get();
   }
 
-  Node& NewNode() {
+  Node& Root() const { return *Find(kRootNode); }
+
+  Node& NewNode(NodeId id, const Hash128& identity) {
     auto node = std::make_unique<Node>();
-    node->info.id = next_id++;
-    Node& placed = *node;
-    nodes.emplace(placed.info.id, std::move(node));
-    return placed;
+    node->info.id = id;
+    node->identity = identity;
+    node->made_in = generation;
+    Node& made = *node;
+    nodes.emplace(id, std::move(node));
+    return made;
   }
 
-  void Place(Node& node) {
-    node.generation = generation;
+  // The node for that identity: the one of before, if the kernel still knows it and no name leads there. Two nodes
+  // never share an id: whatever comes second takes another one.
+  Node& NodeFor(const Hash128& identity) {
+    for (uint64_t wish = identity.low;; wish += uint64_t{1} << kIdShift) {
+      const NodeId id = wish >> kIdShift;
+      if (id <= kRootNode) continue;
+      Node* node = Find(id);
+      if (!node) return NewNode(id, identity);
+      if (node->identity == identity && !node->placed) return *node;
+    }
+  }
+
+  bool KnownToKernel(const Node& node) const { return node.made_in != generation; }
+
+  // The name leads to the node from now on.
+  void Place(Node& parent, const std::string& name, Node& node) {
+    ReportName(parent, name);
+    if (KnownToKernel(node)) ReportAttributes(node);
+    parent.children[name] = node.info.id;
+    node.parent = parent.info.id;
+    node.name = name;
+    node.placed = true;
     ++live_nodes;
     live_bytes += node.info.bytes;
   }
 
-  NodeId CreateFile(const Wanted& wanted) {
-    const VersionKey key = KeyOf(*wanted.model, *wanted.file);
-    Node* node = nullptr;
-    if (const auto it = previous_versions.find(key); it != previous_versions.end()) {
-      node = Find(it->second);
-      if (node && node->generation == generation) node = nullptr;  // already has a name
-    }
-    if (!node) {
-      node = &NewNode();
-      node->info.bytes = key.bytes;
-      node->info.mode = key.mode;
-      node->info.uid = key.uid;
-      node->info.gid = key.gid;
-      node->info.mtime_ns = key.mtime_ns;
-      node->info.sha256 = key.sha256;
-      node->info.path = key.path;
-      node->model = key.model;
-    }
-    KeepFile(*node, wanted);
-    return node->info.id;
+  void ReportName(const Node& parent, const std::string& name) {
+    changes.names.emplace_back(parent.info.id, name);
+    changes.directories.push_back(parent.info.id);
   }
 
-  void KeepFile(Node& node, const Wanted& wanted) {
-    node.info.model = wanted.model->name;
-    Place(node);
-    versions.emplace(KeyOf(*wanted.model, *wanted.file), node.info.id);
+  void ReportAttributes(const Node& node) {
+    (node.info.directory ? changes.directories : changes.files).push_back(node.info.id);
   }
 
-  NodeId CreateDirectory(const Wanted& wanted) {
-    Node& node = NewNode();
-    node.info.directory = true;
-    node.info.mode = wanted.access.mode;
-    node.info.gid = wanted.access.gid;
-    if (wanted.model) {
-      node.info.model = wanted.model->name;
-      node.info.uid = wanted.model->owner_uid;
-      node.model = wanted.model->id;
-    }
-    FillDirectory(node, wanted, /*report=*/false);
-    return node.info.id;
-  }
-
-  bool Matches(const Node& node, const Wanted& wanted) const {
-    if (node.info.directory != (wanted.file == nullptr)) return false;
-    if (node.model != (wanted.model ? wanted.model->id : 0)) return false;
-    if (node.info.uid != (wanted.model ? wanted.model->owner_uid : 0)) return false;
-    // The kernel keeps a directory's attributes: one that others may enter is another one.
-    if (node.info.directory)
-      return Access{node.info.mode, node.info.gid} == wanted.access &&
-             (!wanted.model || node.info.model == wanted.model->name);
-    const VersionKey key = KeyOf(*wanted.model, *wanted.file);
-    return node.info.sha256 == key.sha256 && node.info.bytes == key.bytes && node.info.mode == key.mode &&
-           node.info.gid == key.gid && node.info.mtime_ns == key.mtime_ns;
-  }
-
-  void FillDirectory(Node& node, const Wanted& wanted, bool report) {
-    Place(node);
-    bool changed = false;
-    for (auto it = node.children.begin(); it != node.children.end();) {
-      if (wanted.children.contains(it->first)) {
-        ++it;
-        continue;
+  // No name leads to it or to what is below any more.
+  void Detach(Node& node) {
+    const auto forget = [&](auto& self, Node& gone) -> void {
+      for (const auto& [name, child] : gone.children) {
+        if (gone.held.load() != 0) changes.names.emplace_back(gone.info.id, name);
+        self(self, *Find(child));
       }
-      changed = true;
-      if (report) changes.names.emplace_back(node.info.id, it->first);
-      replaced.push_back(it->second);
-      it = node.children.erase(it);
+      gone.children.clear();
+      gone.placed = false;
+      --live_nodes;
+      live_bytes -= gone.info.bytes;
+      detached.push_back(gone.info.id);
+    };
+    Node& parent = *Find(node.parent);
+    ReportName(parent, node.name);
+    parent.children.erase(node.name);
+    forget(forget, node);
+  }
+
+  // True when the value is another one.
+  template <typename T>
+  static bool Set(T& field, const T& value) {
+    if (field == value) return false;
+    field = value;
+    return true;
+  }
+
+  void FillFile(Node& node, const ModelRecord& model, const ModelFile& file) {
+    NodeInfo& info = node.info;
+    node.model = model.id;
+    info.sha256 = file.sha256;
+    info.path = file.path;
+    info.model = model.name;
+    if (node.placed) live_bytes += file.bytes - info.bytes;
+    const bool changed = Set(info.bytes, file.bytes) | Set(info.mode, file.mode & 0444) |
+                         Set(info.uid, model.owner_uid) | Set(info.gid, file.gid) | Set(info.mtime_ns, file.mtime_ns) |
+                         Set(info.ctime_ns, model.created_ns);
+    if (changed && node.placed) ReportAttributes(node);
+  }
+
+  // `path`: in the model, "" or with a slash at its end.
+  void FillDirectory(Node& node, const ModelRecord& model, const Wanted& wanted, const std::string& path) {
+    NodeInfo& info = node.info;
+    info.directory = true;
+    node.model = model.id;
+    info.model = model.name;
+    const bool changed = Set(info.mode, wanted.access.mode) | Set(info.gid, wanted.access.gid) |
+                         Set(info.uid, model.owner_uid) | Set(info.mtime_ns, model.created_ns) |
+                         Set(info.ctime_ns, model.created_ns);
+    if (changed && node.placed) ReportAttributes(node);
+    for (auto it = node.children.begin(); it != node.children.end();) {
+      Node& child = *Find((it++)->second);
+      if (!wanted.children.contains(child.name)) Detach(child);
     }
     for (const auto& [name, child] : wanted.children) {
+      const Hash128 identity = IdentityOf(model.id, path + name, child.file);
       const auto it = node.children.find(name);
-      if (it != node.children.end()) {
-        Node& old = *Find(it->second);
-        if (old.generation != generation && Matches(old, child)) {
-          if (child.file) {
-            KeepFile(old, child);
-          } else {
-            FillDirectory(old, child, report);
-          }
-          continue;
-        }
-        replaced.push_back(it->second);
+      Node* old = it == node.children.end() ? nullptr : Find(it->second);
+      const bool stays = old && old->identity == identity;
+      if (old && !stays) Detach(*old);
+      Node& now = stays ? *old : NodeFor(identity);
+      if (child.file) {
+        FillFile(now, model, *child.file);
+      } else {
+        FillDirectory(now, model, child, path + name + "/");
       }
-      changed = true;
-      if (report) changes.names.emplace_back(node.info.id, name);
-      node.children[name] = child.file ? CreateFile(child) : CreateDirectory(child);
+      if (!stays) Place(node, name, now);
     }
-    const int64_t mtime_ns = NewestModel(wanted);
-    changed |= mtime_ns != node.info.mtime_ns;
-    node.info.mtime_ns = mtime_ns;
-    if (changed && report) changes.directories.push_back(node.info.id);
   }
 
-  // Drops what lost its name in this update and is not known to the kernel.
-  void Bury(NodeId id) {
-    Node* node = Find(id);
-    if (!node || node->generation == generation) return;
-    for (const auto& [name, child] : node->children) Bury(child);
-    node->children.clear();
-    if (node->held.load() == 0) {
-      nodes.erase(id);
-    } else if (node->info.directory) {
-      changes.directories.push_back(id);  // somebody may stand in it
+  int DepthOf(const Node& folder) const {
+    int depth = 0;
+    for (NodeId id = folder.info.id; id != kRootNode; id = Find(id)->parent) ++depth;
+    return depth;
+  }
+
+  void Unsettle(const Node& folder) { unsettled.emplace(DepthOf(folder), folder.info.id); }
+
+  void Hide(const std::string& name) {
+    const auto it = shown.find(name);
+    if (it == shown.end()) return;
+    Node& node = *Find(it->second);
+    shown.erase(it);
+    Unsettle(*Find(node.parent));
+    Detach(node);
+  }
+
+  // The folder in which the last of `components` is, created where missing; null when a model is in the way.
+  Node* FolderAbove(std::span<const std::string_view> components) {
+    Node* folder = &Root();
+    std::string path;
+    for (const std::string_view component : components.first(components.size() - 1)) {
+      path += (path.empty() ? "" : "/") + std::string(component);
+      if (const auto it = folder->children.find(component); it != folder->children.end()) {
+        folder = Find(it->second);
+        if (!folder->is_folder()) return nullptr;
+        continue;
+      }
+      Node& made = NodeFor(IdentityOfFolder(path));
+      made.info.directory = true;
+      made.info.mode = kOpenDirectory;
+      made.changed_ns = 0;
+      Place(*folder, std::string(component), made);
+      folder = &made;
     }
+    return folder;
+  }
+
+  void Show(const ModelRecord& model) {
+    const std::vector<std::string_view> components = Components(model.name);
+    if (!Showable(components)) return;
+    const Hash128 identity = IdentityOf(model.id, "", nullptr);
+    if (const auto it = shown.find(model.name); it != shown.end() && Find(it->second)->identity != identity)
+      Hide(model.name);
+    Node* folder = FolderAbove(components);
+    if (!folder) return;
+    Unsettle(*folder);
+    const auto it = folder->children.find(components.back());
+    Node* there = it == folder->children.end() ? nullptr : Find(it->second);
+    if (there && there->is_folder()) return;
+    Node& node = there ? *there : NodeFor(identity);
+    FillDirectory(node, model, WantedOf(model), "");
+    if (there) return;
+    Place(*folder, std::string(components.back()), node);
+    shown.emplace(model.name, node.info.id);
+  }
+
+  // Of the folders in which something changed, from the deepest up: one without models goes, others are as new as the
+  // newest below.
+  void Settle() {
+    while (!unsettled.empty()) {
+      const auto [depth, id] = *unsettled.rbegin();
+      unsettled.erase(std::prev(unsettled.end()));
+      Node& folder = *Find(id);
+      if (!folder.placed) continue;
+      if (id != kRootNode) unsettled.emplace(depth - 1, folder.parent);
+      if (id != kRootNode && folder.children.empty()) {
+        Detach(folder);
+        continue;
+      }
+      int64_t newest = folder.changed_ns;
+      for (const auto& [name, child] : folder.children) newest = std::max(newest, Find(child)->info.mtime_ns);
+      if (Set(folder.info.mtime_ns, newest)) ReportAttributes(folder);
+      folder.info.ctime_ns = newest;
+    }
+  }
+
+  void SetTimes(const FolderTimes& times) {
+    for (const auto& [path, changed_ns] : times) {
+      Node* folder = &Root();
+      if (!path.empty()) {
+        for (const std::string_view component : Components(path)) {
+          const auto it = folder->children.find(component);
+          folder = it == folder->children.end() ? nullptr : Find(it->second);
+          if (!folder) break;
+        }
+      }
+      if (!folder || !folder->is_folder() || !Set(folder->changed_ns, changed_ns)) continue;
+      Unsettle(*folder);
+    }
+  }
+
+  TreeChanges Apply(const std::vector<std::string>& gone, const std::vector<ModelRecord>& models,
+                    const FolderTimes& times) {
+    ++generation;
+    for (const std::string& name : gone) Hide(name);
+    for (const ModelRecord& model : models) Show(model);
+    SetTimes(times);
+    Settle();
+    for (const NodeId id : std::exchange(detached, {})) {
+      Node* node = Find(id);
+      if (!node || node->placed) continue;
+      if (node->held.load() == 0) {
+        nodes.erase(id);
+      } else if (node->info.directory) {
+        changes.directories.push_back(id);  // somebody may stand in it
+      }
+    }
+    return Compacted();
+  }
+
+  // Each once, and nothing of nodes that are no more or that nobody has seen.
+  TreeChanges Compacted() {
+    TreeChanges seen = std::exchange(changes, {});
+    const auto sort = [&](auto& list, const auto& id_of) {
+      std::sort(list.begin(), list.end());
+      list.erase(std::unique(list.begin(), list.end()), list.end());
+      std::erase_if(list, [&](const auto& entry) {
+        const Node* node = Find(id_of(entry));
+        return !node || !KnownToKernel(*node);
+      });
+    };
+    sort(seen.names, [](const auto& entry) { return entry.first; });
+    sort(seen.directories, [](NodeId id) { return id; });
+    sort(seen.files, [](NodeId id) { return id; });
+    return seen;
   }
 };
 
 InodeTree::InodeTree() : impl_(std::make_unique<Impl>()) {
-  Node& root = impl_->NewNode();
+  Node& root = impl_->NewNode(kRootNode, IdentityOfFolder(""));
   root.info.directory = true;
   root.info.mode = kOpenDirectory;
   root.held = 1;
+  root.placed = true;
   impl_->live_nodes = 1;
 }
 
 InodeTree::~InodeTree() = default;
 
-TreeChanges InodeTree::Update(const std::vector<ModelRecord>& models) {
-  Wanted top;
-  for (const ModelRecord& model : models) {
-    const std::vector<std::string_view> name = Components(model.name);
-    if (!Showable(name)) continue;
-    Wanted* above = Descend(&top, std::span(name).first(name.size() - 1), nullptr);
-    if (!above || above->model) continue;
-    const auto [it, added] = above->children.try_emplace(std::string(name.back()), Wanted{&model, nullptr, {}});
-    if (!added) continue;
-    for (const ModelFile& file : model.files) {
-      const std::vector<std::string_view> path = Components(file.path);
-      if (!Showable(path)) continue;
-      if (Wanted* parent = Descend(&it->second, std::span(path).first(path.size() - 1), &model))
-        parent->children.try_emplace(std::string(path.back()), Wanted{&model, &file, {}});
-    }
-    SetAccess(it->second);
-  }
-
+TreeChanges InodeTree::Update(const std::vector<ModelRecord>& models, const FolderTimes& times) {
+  std::set<std::string_view> names;
+  for (const ModelRecord& model : models) names.insert(model.name);
   const std::unique_lock lock(impl_->mutex);
-  ++impl_->generation;
-  impl_->live_nodes = impl_->live_bytes = 0;
-  impl_->previous_versions = std::exchange(impl_->versions, {});
-  impl_->FillDirectory(*impl_->Find(kRootNode), top, /*report=*/true);
-  for (const NodeId id : std::exchange(impl_->replaced, {})) impl_->Bury(id);
-  impl_->previous_versions.clear();
-  return std::exchange(impl_->changes, {});
+  std::vector<std::string> gone;
+  for (const auto& [name, node] : impl_->shown)
+    if (!names.contains(name)) gone.push_back(name);
+  return impl_->Apply(gone, models, times);
+}
+
+std::vector<std::string> InodeTree::Concerned(const std::vector<std::string>& names) const {
+  std::set<std::string> concerned(names.begin(), names.end());
+  const std::shared_lock lock(impl_->mutex);
+  for (const std::string& name : names) {
+    for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1))
+      concerned.insert(name.substr(0, slash));
+    const std::string below = name + "/";
+    for (auto it = impl_->shown.lower_bound(below); it != impl_->shown.end() && it->first.starts_with(below); ++it)
+      concerned.insert(it->first);
+  }
+  return {concerned.begin(), concerned.end()};
+}
+
+TreeChanges InodeTree::Change(const std::vector<std::string>& names, const std::vector<ModelRecord>& models,
+                              const FolderTimes& times) {
+  std::set<std::string_view> there;
+  for (const ModelRecord& model : models) there.insert(model.name);
+  std::vector<std::string> gone;
+  for (const std::string& name : names)
+    if (!there.contains(name)) gone.push_back(name);
+  const std::unique_lock lock(impl_->mutex);
+  return impl_->Apply(gone, models, times);
 }
 
 Result<NodeInfo> InodeTree::Lookup(NodeId parent, std::string_view name) const {
@@ -334,11 +479,11 @@ void InodeTree::Forget(NodeId id, uint64_t count) {
     uint64_t held = node->held.load();
     while (!node->held.compare_exchange_weak(held, held - std::min(held, count))) {
     }
-    if (held > count || node->generation == impl_->generation) return;
+    if (held > count || node->placed) return;
   }
   const std::unique_lock lock(impl_->mutex);
   Node* node = impl_->Find(id);
-  if (node && node->held.load() == 0 && node->generation != impl_->generation) impl_->nodes.erase(id);
+  if (node && node->held.load() == 0 && !node->placed) impl_->nodes.erase(id);
 }
 
 uint64_t InodeTree::NodeCount() const {

@@ -1,11 +1,14 @@
 // The mount's tree of names (layer: fuse; no libfuse here, so that it is tested without a kernel).
 //
-// A file's node id stands for one version of its content: it survives a rename of the model, and never comes back once
-// the content changed. A name that vanished can no longer be looked up, but its node lives until the kernel forgets it
-// (Hold, Forget), because it may still be open or mapped. Thread-safe; no call blocks on anything but the tree's lock.
+// A node id is made of what the node stands for: of a file the model's id, the path in it and the content's hash, of a
+// model's directory the id and the path, of a directory above models its path. So ids are the same in every process
+// that serves the store, they survive a rename of the model, and other content has another id. A name that vanished can
+// no longer be looked up, but its node lives until the kernel forgets it (Hold, Forget), because it may still be open
+// or mapped. Thread-safe; no call blocks on anything but the tree's lock.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -24,10 +27,11 @@ struct NodeInfo {
   NodeId id = 0;
   bool directory = false;
   uint64_t bytes = 0;
-  uint32_t mode = 0;  // permission bits; a model's directories: for who may read at least one file in them
-  uint32_t uid = 0;   // of the model's owner; 0 above models
-  uint32_t gid = 0;   // files: the group of the source; a model's directories: the one that all readable files have
-  int64_t mtime_ns = 0;
+  uint32_t mode = 0;      // permission bits; a model's directories: for who may read at least one file in them
+  uint32_t uid = 0;       // of the model's owner; 0 above models
+  uint32_t gid = 0;       // files: the group of the source; a model's directories: the one that all readable files have
+  int64_t mtime_ns = 0;   // directories: when what is below was published, renamed or removed last
+  int64_t ctime_ns = 0;   // files: when the model was published with this version
   Sha256Digest sha256{};  // files
   std::string model;      // the model it belongs to; "" above models
   std::string path;       // files: within the model
@@ -40,12 +44,18 @@ struct NodeEntry {
 
 // What an update made wrong of what the kernel may remember.
 struct TreeChanges {
-  // Names that appeared, vanished or stand for something else now, with the directory they are in; the topmost of each
-  // change.
+  // Names that appeared, vanished or stand for something else now, with the directory they are in. Of what appeared or
+  // vanished together the topmost, and those in directories that the kernel knows.
   std::vector<std::pair<NodeId, std::string>> names;
-  // Directories with other names in them, another time or no name of their own any more.
+  // Directories with other names in them, other attributes or no name of their own any more.
   std::vector<NodeId> directories;
+  std::vector<NodeId> files;  // with other attributes
+
+  bool empty() const { return names.empty() && directories.empty() && files.empty(); }
 };
+
+// Directories above models ("" is the root), with the time at which a model below was removed or renamed last.
+using FolderTimes = std::map<std::string, int64_t, std::less<>>;
 
 class InodeTree {
  public:
@@ -53,7 +63,14 @@ class InodeTree {
   ~InodeTree();
 
   // Makes the tree show exactly these models. Returns what the kernel has to forget.
-  TreeChanges Update(const std::vector<ModelRecord>& models);
+  TreeChanges Update(const std::vector<ModelRecord>& models, const FolderTimes& times = {});
+  // The names that a change of these models can concern: their own, those of the directories above them, and what is
+  // shown below them. A name is a model's or a directory's above models; one may have become the other.
+  std::vector<std::string> Concerned(const std::vector<std::string>& names) const;
+  // Makes the tree show, of `names`, exactly these models, and leaves all others as they are. `times` has the
+  // directories above `names`.
+  TreeChanges Change(const std::vector<std::string>& names, const std::vector<ModelRecord>& models,
+                     const FolderTimes& times);
 
   // Errors: NotFound, InvalidArgument (not a directory).
   Result<NodeInfo> Lookup(NodeId parent, std::string_view name) const;

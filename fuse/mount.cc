@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <mutex>
+#include <set>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -99,31 +100,58 @@ struct Mount::Impl {
   const std::string mountpoint;
   MadeFolders made;
   MountOps ops;
-  std::unique_ptr<FuseSession> session;  // uses ops
+  std::shared_ptr<FuseSession> session;  // uses ops, until it is stopped
 
-  // The catalog may be calling Refresh while the mount goes away.
+  // The catalog may be calling while the mount goes away.
   struct Listener {
     std::mutex mutex;
-    Impl* mount;  // null: gone
+    Impl* mount;                   // null: gone
+    std::set<std::string> missed;  // models that changed and could not be read
   };
   std::shared_ptr<Listener> listener = std::make_shared<Listener>();
 
-  // Shows what the catalog holds now. Called one at a time.
-  Status Refresh() {
+  // Takes all models from the catalog. Called one at a time.
+  Result<TreeChanges> ShowAll() {
     ASSIGN_OR_RETURN(std::vector<ModelRecord> models, catalog.ListModels());
-    TreeChanges changes = ops.ShowModels(std::move(models));
-    if (session) session->Forget(std::move(changes));
-    return OkStatus();
+    return ops.ShowModels(std::move(models), {});
+  }
+
+  // … only what may have changed with these.
+  Result<TreeChanges> Show(const std::vector<std::string>& changed) {
+    const std::vector<std::string> names = ops.Concerned(changed);
+    std::vector<ModelRecord> models;
+    for (const std::string& name : names) {
+      Result<ModelRecord> model = catalog.FindModel(name);
+      if (model.ok()) {
+        models.push_back(std::move(*model));
+      } else if (model.status().code() != StatusCode::kNotFound) {
+        return model.status();
+      }
+    }
+    return ops.ChangeModels(names, std::move(models), {});
   }
 
   void Listen() {
     listener->mount = this;
-    catalog.SetOnChanged([heard = listener](const std::vector<std::string>&) {
-      const std::lock_guard lock(heard->mutex);
-      if (!heard->mount) return;
-      if (const Status status = heard->mount->Refresh(); !status.ok())
-        Log(LogLevel::kError,
-            heard->mount->mountpoint + " still shows the models of before a change: " + status.ToString());
+    catalog.SetOnChanged([heard = listener](const std::vector<std::string>& names) {
+      std::shared_ptr<FuseSession> session;
+      TreeChanges changes;
+      {
+        const std::lock_guard lock(heard->mutex);
+        if (!heard->mount) return;
+        heard->missed.insert(names.begin(), names.end());
+        Result<TreeChanges> shown = heard->mount->Show({heard->missed.begin(), heard->missed.end()});
+        if (!shown.ok()) {
+          Log(LogLevel::kError,
+              heard->mount->mountpoint + " still shows the models of before a change: " + shown.status().ToString());
+          return;
+        }
+        heard->missed.clear();
+        changes = std::move(*shown);
+        session = heard->mount->session;
+      }
+      // Nobody else waits while the kernel is told.
+      session->Forget(std::move(changes));
     });
   }
 
@@ -147,16 +175,18 @@ Result<std::unique_ptr<Mount>> Mount::Start(Catalog& catalog, const MountOptions
   session.read_ahead_kb = options.read_ahead_kb;
   session.threads = options.threads;
   session.allow_other = options.allow_other || ::geteuid() == 0;
-  RETURN_IF_ERROR(impl->Refresh());
+  RETURN_IF_ERROR(impl->ShowAll().status());
   ASSIGN_OR_RETURN(impl->session, FuseSession::Start(MountOps::Table(), &impl->ops, session));
 
   // From here changes are heard; what changed before is fetched once more.
   impl->Listen();
   std::unique_ptr<Mount> mount(new Mount(std::move(impl)));
+  TreeChanges changes;
   {
     const std::lock_guard lock(mount->impl_->listener->mutex);
-    RETURN_IF_ERROR(mount->impl_->Refresh());
+    ASSIGN_OR_RETURN(changes, mount->impl_->ShowAll());
   }
+  mount->impl_->session->Forget(std::move(changes));
   return mount;
 }
 
@@ -173,7 +203,7 @@ MountStats Mount::stats() const { return impl_->ops.stats(); }
 void Mount::Wait() { impl_->session->Wait(); }
 
 Status Mount::Stop() {
-  // The session first: a Refresh under way waits for its answers.
+  // The session first: who tells the kernel of a change waits for its answers.
   const Status status = impl_->session->Stop();
   impl_->StopListening();
   impl_->made.Remove();

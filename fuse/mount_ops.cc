@@ -100,22 +100,52 @@ timespec ToTimespec(int64_t ns) {
 
 }  // namespace
 
-TreeChanges MountOps::ShowModels(std::vector<ModelRecord> models) {
-  auto next = std::make_shared<Models>();
-  TreeChanges changed = tree_.Update(models);
-  for (ModelRecord& model : models) {
-    next->names.emplace(model.id, model.name);
-    std::string name = model.name;
-    next->by_name.emplace(std::move(name), std::move(model));
-  }
+void MountOps::Know(std::vector<ModelRecord> models) {
   const std::lock_guard lock(mutex_);
-  models_ = std::move(next);
-  return changed;
+  for (ModelRecord& model : models) {
+    names_[model.id] = model.name;
+    std::string name = model.name;
+    models_[std::move(name)] = std::make_shared<const ModelRecord>(std::move(model));
+  }
 }
 
-std::shared_ptr<const MountOps::Models> MountOps::models() {
+void MountOps::Unknow(const std::string& name) {
   const std::lock_guard lock(mutex_);
-  return models_;
+  const auto model = models_.find(name);
+  if (model == models_.end()) return;
+  if (const auto id = names_.find(model->second->id); id != names_.end() && id->second == name) names_.erase(id);
+  models_.erase(model);
+}
+
+TreeChanges MountOps::ShowModels(std::vector<ModelRecord> models, const FolderTimes& times) {
+  TreeChanges changes = tree_.Update(models, times);
+  {
+    const std::lock_guard lock(mutex_);
+    models_.clear();
+    names_.clear();
+  }
+  Know(std::move(models));
+  return changes;
+}
+
+TreeChanges MountOps::ChangeModels(const std::vector<std::string>& names, std::vector<ModelRecord> models,
+                                   const FolderTimes& times) {
+  TreeChanges changes = tree_.Change(names, models, times);
+  for (const std::string& name : names) Unknow(name);
+  Know(std::move(models));
+  return changes;
+}
+
+std::shared_ptr<const ModelRecord> MountOps::ModelNamed(std::string_view name) {
+  const std::lock_guard lock(mutex_);
+  const auto it = models_.find(name);
+  return it == models_.end() ? nullptr : it->second;
+}
+
+std::string MountOps::NameOf(ModelId model) {
+  const std::lock_guard lock(mutex_);
+  const auto it = names_.find(model);
+  return it == names_.end() ? "" : it->second;
 }
 
 void MountOps::ReportOnce(const NodeInfo& file, const Status& status) {
@@ -139,10 +169,9 @@ uint64_t MountOps::StoredBytes(const NodeInfo& file) {
 }
 
 std::string MountOps::Info(const NodeInfo& node) {
-  const std::shared_ptr<const Models> known = models();
-  const auto it = known->by_name.find(node.model);
-  if (node.model.empty() || it == known->by_name.end()) return "";
-  const ModelRecord& model = it->second;
+  const std::shared_ptr<const ModelRecord> known = ModelNamed(node.model);
+  if (!known) return "";
+  const ModelRecord& model = *known;
   nlohmann::ordered_json info;
   info["model"] = model.name;
   info["fidelity"] = model.fidelity == Fidelity::kExact ? "exact" : "compact";
@@ -151,8 +180,8 @@ std::string MountOps::Info(const NodeInfo& node) {
     info["drift_kind"] = model.drift_kind == DriftKind::kMoments ? "moments" : "plain";
   }
   if (model.derived) info["recipe"] = model.method;
-  const auto base = known->names.find(model.base);
-  info["base"] = base == known->names.end() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(base->second);
+  const std::string base = NameOf(model.base);
+  info["base"] = base.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(base);
   uint64_t logical = 0, stored = 0;
   if (node.directory) {
     std::set<Sha256Digest> counted;
@@ -198,7 +227,8 @@ struct MountRequests {
     st.st_uid = is_root ? node.uid : ::geteuid();
     st.st_gid = is_root ? node.gid : ::getegid();
     st.st_blksize = 1 << 20;
-    st.st_atim = st.st_mtim = st.st_ctim = ToTimespec(node.mtime_ns);
+    st.st_atim = st.st_mtim = ToTimespec(node.mtime_ns);
+    st.st_ctim = ToTimespec(node.ctime_ns);
     if (node.directory) return st;
     st.st_size = static_cast<off_t>(node.bytes);
     // Never 0 for a file with content: to tar and cp that means a hole.
@@ -464,7 +494,7 @@ struct MountRequests {
         return;
       }
       std::string names;
-      if (ops.models()->by_name.contains(node->model)) names.append(kInfoXattr).push_back('\0');
+      if (ops.ModelNamed(node->model)) names.append(kInfoXattr).push_back('\0');
       if (!node->directory) names.append(kSha256Xattr).push_back('\0');
       ReplyXattr(request, names, size);
     });

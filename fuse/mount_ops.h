@@ -34,21 +34,22 @@ class MountOps {
   // Requests' userdata must be a MountOps.
   static fuse_lowlevel_ops Table();
 
-  // As InodeTree::Update.
-  TreeChanges ShowModels(std::vector<ModelRecord> models);
+  // As InodeTree's Update, Concerned and Change. The caller sees to it that one of them runs at a time.
+  TreeChanges ShowModels(std::vector<ModelRecord> models, const FolderTimes& times);
+  std::vector<std::string> Concerned(const std::vector<std::string>& names) const { return tree_.Concerned(names); }
+  TreeChanges ChangeModels(const std::vector<std::string>& names, std::vector<ModelRecord> models,
+                           const FolderTimes& times);
 
   MountStats stats() const;
 
  private:
   friend struct MountRequests;  // the C callbacks, in mount_ops.cc
 
-  // What the xattrs say of models besides their nodes.
-  struct Models {
-    std::map<std::string, ModelRecord, std::less<>> by_name;
-    std::map<ModelId, std::string> names;
-  };
-
-  std::shared_ptr<const Models> models();
+  // What the xattrs say of models besides their nodes; null when no model has that name, "" when none has that id.
+  std::shared_ptr<const ModelRecord> ModelNamed(std::string_view name);
+  std::string NameOf(ModelId model);
+  void Know(std::vector<ModelRecord> models);
+  void Unknow(const std::string& name);
   // What `du` should count. A cost that cannot be read is reported once and counts as the logical size.
   uint64_t StoredBytes(const NodeInfo& file);
   // JSON of user.modelstore.info; "" when the node is above models or its model is gone.
@@ -65,7 +66,8 @@ class MountOps {
   FileCosts costs_;
   InodeTree tree_;
   std::mutex mutex_;  // of what follows
-  std::shared_ptr<const Models> models_ = std::make_shared<Models>();
+  std::map<std::string, std::shared_ptr<const ModelRecord>, std::less<>> models_;
+  std::map<ModelId, std::string> names_;
   std::set<Sha256Digest> reported_;
 };
 

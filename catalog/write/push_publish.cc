@@ -89,7 +89,7 @@ Result<PushReport> PushJob::Run() {
               "choice of bases may be worse than they could be; verify tells what is damaged (" + damage_.ToString() +
               ")");
   keep.Release();
-  catalog_.NotifyChanged({TopLevelName(options_.name)});
+  catalog_.NotifyChanged({options_.name});
   if (const Status collected = CollectOwnBlocks(kCollectedBytes); !collected.ok())
     job_.Warn("'" + options_.name + "' is stored, but the space of what it was planned with was not given back (" +
               collected.ToString() + "); run prune to free it");
@@ -511,6 +511,8 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   if (replaced) {
     // The model stays the same one to those that name it as their base.
     model.id = replaced->id;
+    // Whoever compares times notices the update, also when the clock was set back.
+    model.created_ns = std::max(model.created_ns, replaced->created_ns + 1);
     if (base != nullptr) {
       const bool leads_back = LeadsBack(base->id, model.id);
       if (leads_back && options_.derivation)

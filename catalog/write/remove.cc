@@ -69,7 +69,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     RETURN_IF_ERROR(catalog.WriteChange(&model, nullptr, batch));
     LeaveTheLog(catalog.store(), "'" + name + "' is removed", job);
   }
-  catalog.NotifyChanged({TopLevelName(name)});
+  catalog.NotifyChanged({name});
   return report;
 }
 
@@ -90,9 +90,7 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to, 
     RETURN_IF_ERROR(catalog.WriteChange(&model, &renamed, batch));
     LeaveTheLog(catalog.store(), "'" + from + "' is renamed to '" + to + "'", job);
   }
-  std::vector<std::string> changed = {TopLevelName(from)};
-  if (TopLevelName(to) != changed[0]) changed.push_back(TopLevelName(to));
-  catalog.NotifyChanged(changed);
+  catalog.NotifyChanged({from, to});
   return OkStatus();
 }
 

@@ -13,8 +13,11 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
+#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/mount/mount_fixture.h"
@@ -197,6 +200,61 @@ TEST_F(MountListingTest, TimesOfFoldersMoveWithWhatIsInThem) {
   ASSERT_EQ(Ask("update org/one"), "ok");
   EXPECT_GT(ModifiedNs(At("org/one")), model);
   EXPECT_GT(ModifiedNs(At("org")), two);
+}
+
+// Of everything on the mount what backups compare.
+std::map<std::string, std::string> Identities(const std::string& mountpoint) {
+  std::map<std::string, std::string> identities;
+  const auto add = [&](const std::string& path) {
+    struct stat st {};
+    EXPECT_EQ(::stat(path.c_str(), &st), 0) << path;
+    std::ostringstream text;
+    text << st.st_ino << ' ' << st.st_size << ' ' << st.st_mtim.tv_sec << '.' << st.st_mtim.tv_nsec << ' '
+         << st.st_ctim.tv_sec << '.' << st.st_ctim.tv_nsec;
+    identities[path.substr(mountpoint.size())] = text.str();
+  };
+  add(mountpoint);
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(mountpoint)) add(entry.path());
+  return identities;
+}
+
+TEST_F(MountListingTest, ARestartChangesNothingThatBackupsCompare) {
+  Serve();
+  for (const char* model : {"first", "org/one", "org/two", "second"})
+    ASSERT_EQ(Ask("push " + std::string(model)), "ok");
+  ASSERT_EQ(Ask("rm org/two"), "ok");
+  ASSERT_EQ(Ask("rm second"), "ok");
+  const auto before = Identities(mountpoint());
+  ASSERT_EQ(Ask("stop"), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  Serve();
+  EXPECT_EQ(Identities(mountpoint()), before);
+}
+
+TEST_F(MountListingTest, AnUpdateWithTheSameSizeAndTimesLooksDifferentAlsoAfterARestart) {
+  WriteSource("m", "kept", "kept");
+  WriteSource("m", "w.bin", "aaaa");
+  Serve();
+  ASSERT_EQ(Ask("push m"), "ok");
+  struct stat first {
+  }, second{}, third{};
+  ASSERT_EQ(::stat(At("m/w.bin").c_str(), &first), 0);
+  WriteSource("m", "w.bin", "bbbb");
+  ASSERT_EQ(Ask("update m"), "ok");
+  ASSERT_EQ(::stat(At("m/w.bin").c_str(), &second), 0);
+  WriteSource("m", "w.bin", "cccc");
+  ASSERT_EQ(Ask("update m"), "ok");
+  ASSERT_EQ(Ask("stop"), "ok");
+  EXPECT_EQ(WaitForServer(), 0);
+  Serve();
+  ASSERT_EQ(::stat(At("m/w.bin").c_str(), &third), 0);
+  const auto changed_ns = [](const struct stat& st) { return st.st_ctim.tv_sec * 1'000'000'000 + st.st_ctim.tv_nsec; };
+  for (const auto& [before, after] : {std::pair(first, second), std::pair(second, third)}) {
+    EXPECT_NE(before.st_ino, after.st_ino);
+    EXPECT_LT(changed_ns(before), changed_ns(after));
+    EXPECT_EQ(before.st_mtim.tv_nsec, after.st_mtim.tv_nsec);
+    EXPECT_EQ(before.st_size, after.st_size);
+  }
 }
 
 }  // namespace

@@ -205,7 +205,7 @@ TEST_F(MaintainTest, RenameKeepsContentAndFamily) {
   ExpectStored("ft/below", finetune_folder_);
 }
 
-TEST_F(MaintainTest, ChangesAreAnnouncedByTopLevelName) {
+TEST_F(MaintainTest, ChangesAreAnnouncedByName) {
   std::vector<std::string> changed;
   catalog().SetOnChanged(
       [&](const std::vector<std::string>& names) { changed.insert(changed.end(), names.begin(), names.end()); });
@@ -213,8 +213,29 @@ TEST_F(MaintainTest, ChangesAreAnnouncedByTopLevelName) {
   MustPush(folder, {"a/b", PushOptions::Base::kAuto, ""});
   ASSERT_OK(Rename(catalog(), "a/b", "c", job_));
   ASSERT_OK(Remove(catalog(), "c", false, job_).status());
-  EXPECT_EQ(changed, (std::vector<std::string>{"a", "a", "c", "c"}));
+  EXPECT_EQ(changed, (std::vector<std::string>{"a/b", "a/b", "c", "c"}));
   catalog().SetOnChanged(nullptr);
+}
+
+TEST_F(MaintainTest, AnUpdateIsNewerThanWhatItReplaces) {
+  const std::string folder = WriteSource("m", "f", AsBytes("x"));
+  MustPush(folder);
+  // As after a clock that was ahead.
+  ModelRecord model = *catalog().FindModel("m");
+  CatalogMeta meta = *catalog().Meta();
+  meta.model_digest ^= ModelDigest(model);
+  model.created_ns += int64_t{1} << 60;
+  meta.model_digest ^= ModelDigest(model);
+  WriteBatch batch;
+  batch.Put(Family::kModels, "m", Serialize(model));
+  batch.Put(Family::kMeta, kCatalogMetaKey, Serialize(meta));
+  ASSERT_OK(catalog().store().Write(batch, Durability::kSync));
+  WriteSource("m", "f", AsBytes("y"));
+  PushOptions update;
+  update.name = "m";
+  update.update = true;
+  MustPush(folder, update);
+  EXPECT_GT(catalog().FindModel("m")->created_ns, model.created_ns);
 }
 
 TEST_F(MaintainTest, VerifyNamesTheFileThatIsDamaged) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <set>
 #include <thread>
 
 namespace modelstore {
@@ -11,6 +12,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::IsSupersetOf;
 using ::testing::Pair;
 using ::testing::UnorderedElementsAre;
 
@@ -134,6 +136,84 @@ TEST(InodeTree, ANodeStandsForAVersionOfTheContent) {
   EXPECT_NE(At(tree, {"m"}).id, m);
 }
 
+TEST(InodeTree, IdsAreTheSameInEveryProcessAndOtherForOtherContent) {
+  const std::vector<ModelRecord> models = {Model(1, "a/x", {File("f", 1), File("sub/f", 1)}),
+                                           Model(2, "a/y", {File("f", 1)}), Model(3, "b", {File("f", 9)})};
+  InodeTree one, other;
+  one.Update(models);
+  // In another order, one after the other, with something else before.
+  other.Update({Model(4, "zzz", {File("f", 7)})});
+  for (auto model = models.rbegin(); model != models.rend(); ++model) other.Change({model->name}, {*model}, {});
+  std::set<NodeId> ids = {kRootNode};
+  const std::vector<std::vector<std::string>> paths = {
+      {"a"},           {"a", "x"}, {"a", "x", "f"}, {"a", "x", "sub"}, {"a", "y"}, {"a", "x", "sub", "f"},
+      {"a", "y", "f"}, {"b"},      {"b", "f"}};
+  for (const auto& path : paths) {
+    EXPECT_EQ(At(one, path).id, At(other, path).id) << path.back();
+    EXPECT_LT(At(one, path).id, uint64_t{1} << 53) << path.back();  // exact in a float64
+    EXPECT_TRUE(ids.insert(At(one, path).id).second) << path.back();
+  }
+  // Another content of the same size and times is another file, whoever served the model before.
+  InodeTree later;
+  later.Update({Model(3, "b", {File("f", 8)}, 100)});
+  EXPECT_NE(At(later, {"b", "f"}).id, At(one, {"b", "f"}).id);
+  EXPECT_EQ(At(later, {"b"}).id, At(one, {"b"}).id);
+}
+
+TEST(InodeTree, FilesChangedWhenTheirModelWasPublished) {
+  InodeTree tree;
+  tree.Update({Model(1, "m", {File("f", 1)}, 100)});
+  const NodeInfo file = At(tree, {"m", "f"});
+  EXPECT_EQ(file.mtime_ns, 5);
+  EXPECT_EQ(file.ctime_ns, 100);
+  const TreeChanges changes = tree.Update({Model(1, "m", {File("f", 1)}, 200)});
+  EXPECT_THAT(changes.names, IsEmpty());
+  EXPECT_THAT(changes.files, ElementsAre(file.id));
+  EXPECT_EQ(At(tree, {"m", "f"}).ctime_ns, 200);
+}
+
+TEST(InodeTree, AChangeOfOneModelLeavesTheOthers) {
+  InodeTree tree;
+  tree.Update({Model(1, "a/x", {File("f", 1)}, 100), Model(2, "a/y", {File("f", 2)}, 200), Model(3, "b", {}, 300)});
+  const NodeId a = At(tree, {"a"}).id;
+  TreeChanges changes = tree.Change({"a/z"}, {Model(4, "a/z", {File("f", 4)}, 400)}, {{"", 0}, {"a", 0}});
+  EXPECT_THAT(changes.names, ElementsAre(Pair(a, "z")));
+  EXPECT_THAT(changes.directories, UnorderedElementsAre(kRootNode, a));
+  EXPECT_THAT(Names(tree, a), ElementsAre("x", "y", "z"));
+  EXPECT_EQ(tree.NodeCount(), 9u);
+  EXPECT_EQ(tree.TotalBytes(), 30u);
+  // Removed: its folders have the time of that.
+  changes = tree.Change({"a/x"}, {}, {{"", 500}, {"a", 500}});
+  EXPECT_THAT(changes.names, ElementsAre(Pair(a, "x")));
+  EXPECT_EQ(At(tree, {"a"}).mtime_ns, 500);
+  EXPECT_EQ(tree.Get(kRootNode)->mtime_ns, 500);
+  // Renamed, both names at once.
+  changes = tree.Change({"a/y", "c/y"}, {Model(2, "c/y", {File("f", 2)}, 200)}, {{"", 600}, {"a", 600}, {"c", 600}});
+  EXPECT_THAT(changes.names, IsSupersetOf({Pair(a, "y"), Pair(kRootNode, "c")}));
+  EXPECT_EQ(At(tree, {"c"}).mtime_ns, 600);
+  // The last below a folder.
+  changes = tree.Change({"a/z"}, {}, {{"", 700}, {"a", 0}});
+  EXPECT_THAT(changes.names, ElementsAre(Pair(kRootNode, "a")));
+  EXPECT_THAT(Names(tree, kRootNode), ElementsAre("b", "c"));
+  EXPECT_EQ(tree.NodeCount(), 5u);
+  EXPECT_EQ(tree.TotalBytes(), 10u);
+  // And back, younger than the folder's old time.
+  tree.Change({"a/z"}, {Model(5, "a/z", {}, 650)}, {{"", 700}, {"a", 0}});
+  EXPECT_EQ(At(tree, {"a"}).mtime_ns, 650);
+}
+
+TEST(InodeTree, AChangeConcernsWhatMayBeInItsWay) {
+  InodeTree tree;
+  tree.Update({Model(1, "a/b/c", {}), Model(2, "a/b/d", {}), Model(3, "a/bc", {}), Model(4, "e", {})});
+  EXPECT_THAT(tree.Concerned({"a/b"}), ElementsAre("a", "a/b", "a/b/c", "a/b/d"));
+  EXPECT_THAT(tree.Concerned({"e/f/g"}), ElementsAre("e", "e/f", "e/f/g"));
+  // Heard in the wrong order: `e` was removed before `e/f` was pushed.
+  tree.Change(tree.Concerned({"e/f"}), {Model(5, "e/f", {})}, {});
+  EXPECT_THAT(Names(tree, At(tree, {"e"}).id), ElementsAre("f"));
+  EXPECT_THAT(tree.Change({"e"}, {}, {}).names, IsEmpty());
+  EXPECT_THAT(Names(tree, At(tree, {"e"}).id), ElementsAre("f"));
+}
+
 TEST(InodeTree, OwnerAndGroupAreOfTheVersion) {
   InodeTree tree;
   ModelFile file = File("w", 1);
@@ -150,12 +230,17 @@ TEST(InodeTree, OwnerAndGroupAreOfTheVersion) {
   EXPECT_THAT(tree.Update({model}).names, IsEmpty());
 
   model.files[0].gid = 51;
-  EXPECT_THAT(tree.Update({model}).names, ElementsAre(Pair(folder.id, "w")));
-  EXPECT_NE(At(tree, {"team", "m", "w"}).id, before.id);
+  TreeChanges changes = tree.Update({model});
+  EXPECT_THAT(changes.names, IsEmpty());
+  EXPECT_THAT(changes.files, ElementsAre(before.id));
+  EXPECT_EQ(At(tree, {"team", "m", "w"}).id, before.id);
   EXPECT_EQ(At(tree, {"team", "m", "w"}).gid, 51u);
 
   model.owner_uid = 1001;
-  EXPECT_THAT(tree.Update({model}).names, ElementsAre(Pair(At(tree, {"team"}).id, "m")));
+  changes = tree.Update({model});
+  EXPECT_THAT(changes.names, IsEmpty());
+  EXPECT_THAT(changes.directories, UnorderedElementsAre(folder.id, At(tree, {"team", "m", "sub"}).id));
+  EXPECT_THAT(changes.files, UnorderedElementsAre(before.id, At(tree, {"team", "m", "sub", "x"}).id));
   EXPECT_EQ(At(tree, {"team", "m"}).uid, 1001u);
   EXPECT_EQ(At(tree, {"team", "m", "sub", "x"}).uid, 1001u);
 }
@@ -189,13 +274,15 @@ TEST(InodeTree, DirectoriesAreForWhoMayReadAFileInThem) {
   expect({"in", "team"}, 0550, 7);
   expect({"in", "empty"}, 0555, 0);
 
-  // The kernel is told of another mode, and files keep their ids.
+  // The kernel is told of another mode.
   tree.Update({Model(1, "m", {file("f", 0644, 7), file("g", 0600, 7)})});
   const NodeId folder = At(tree, {"m"}).id, kept = At(tree, {"m", "g"}).id;
-  EXPECT_THAT(tree.Update({Model(1, "m", {file("f", 0640, 7), file("g", 0600, 7)})}).names,
-              ElementsAre(Pair(kRootNode, "m")));
+  const TreeChanges changes = tree.Update({Model(1, "m", {file("f", 0640, 7), file("g", 0600, 7)})});
+  EXPECT_THAT(changes.names, IsEmpty());
+  EXPECT_THAT(changes.directories, ElementsAre(folder));
+  EXPECT_THAT(changes.files, ElementsAre(At(tree, {"m", "f"}).id));
   expect({"m"}, 0550, 7);
-  EXPECT_NE(At(tree, {"m"}).id, folder);
+  EXPECT_EQ(At(tree, {"m"}).id, folder);
   EXPECT_EQ(At(tree, {"m", "g"}).id, kept);
 }
 
@@ -230,7 +317,7 @@ TEST(InodeTree, ARenameKeepsFileIds) {
     EXPECT_EQ(At(tree, path).model, to);
     EXPECT_EQ(At(tree, {"m", "f"}).id, 0u) << to;
     EXPECT_NE(At(tree, {"m"}).id, folder) << to;
-    EXPECT_FALSE(tree.Get(folder).ok()) << to;
+    EXPECT_TRUE(tree.Get(folder).ok()) << to;  // who stands in it stays in the model
   }
 }
 
