@@ -153,10 +153,14 @@ struct FuseSession::Impl {
     changed.notify_all();
   }
 
-  // The names first: for each the kernel waits until nobody is reading a listing of its directory, and what the readers
-  // got is among what is dropped then. A name that the kernel does not know (never looked up, or dropped when memory
-  // was short) leaves the directory's listing and attributes as they are, so these are dropped in any case.
+  // The names first: for each the kernel waits until nobody is looking up a name in its directory or reading a listing,
+  // and what came of that is among what is dropped then. A name that the kernel does not know (never looked up, or
+  // dropped when memory was short) leaves the directory's listing and attributes as they are, so these are dropped in
+  // any case. Where only attributes changed a name that no file has makes the kernel wait.
   void MakeForget(const TreeChanges& changes) const {
+    constexpr std::string_view kNoName = "\n";
+    for (const NodeId parent : changes.parents)
+      fuse_lowlevel_notify_inval_entry(session, parent, kNoName.data(), kNoName.size());
     for (const auto& [parent, name] : changes.names)
       fuse_lowlevel_notify_inval_entry(session, parent, name.data(), name.size());
     for (const NodeId directory : changes.directories)

@@ -173,11 +173,11 @@ struct InodeTree::Impl {
   // The name leads to the node from now on.
   void Place(Node& parent, const std::string& name, Node& node) {
     ReportName(parent, name);
-    if (KnownToKernel(node)) ReportAttributes(node);
     parent.children[name] = node.info.id;
     node.parent = parent.info.id;
     node.name = name;
     node.placed = true;
+    if (KnownToKernel(node)) ReportAttributes(node);
     ++live_nodes;
     live_bytes += node.info.bytes;
   }
@@ -189,6 +189,7 @@ struct InodeTree::Impl {
 
   void ReportAttributes(const Node& node) {
     (node.info.directory ? changes.directories : changes.files).push_back(node.info.id);
+    if (node.info.id != kRootNode) changes.parents.push_back(node.parent);
   }
 
   // No name leads to it or to what is below any more.
@@ -386,6 +387,7 @@ struct InodeTree::Impl {
     sort(seen.names, [](const auto& entry) { return entry.first; });
     sort(seen.directories, [](NodeId id) { return id; });
     sort(seen.files, [](NodeId id) { return id; });
+    sort(seen.parents, [](NodeId id) { return id; });
     return seen;
   }
 };

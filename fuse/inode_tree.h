@@ -50,6 +50,8 @@ struct TreeChanges {
   // Directories with other names in them, other attributes or no name of their own any more.
   std::vector<NodeId> directories;
   std::vector<NodeId> files;  // with other attributes
+  // The directories in which files and directories with other attributes have their names.
+  std::vector<NodeId> parents;
 
   bool empty() const { return names.empty() && directories.empty() && files.empty(); }
 };

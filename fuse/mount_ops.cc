@@ -30,15 +30,6 @@ constexpr size_t kMaxNameBytes = 255;
 constexpr std::string_view kInfoXattr = "user.modelstore.info";
 constexpr std::string_view kSha256Xattr = "user.modelstore.sha256";
 
-struct OpenHandle {
-  FileRef file;
-  NodeInfo node;
-  uint32_t pid = 0, uid = 0;
-  std::string process;
-  std::chrono::steady_clock::time_point opened = std::chrono::steady_clock::now();
-  std::atomic<uint64_t> reads{0}, read_bytes{0}, errors{0};
-};
-
 // Only this file of /proc: others wait for locks that a process holds while it waits for us.
 std::string ProcessName(pid_t pid) {
   if (pid <= 0) return "";
@@ -49,25 +40,6 @@ std::string ProcessName(pid_t pid) {
   ::close(fd);
   return std::string(name, got > 0 ? static_cast<size_t>(got - 1) : 0);  // without the newline
 }
-
-AccessRecord RecordOf(const OpenHandle& handle) {
-  AccessRecord record;
-  record.model = handle.node.model;
-  record.path = handle.node.path;
-  record.pid = handle.pid;
-  record.uid = handle.uid;
-  record.process = handle.process;
-  record.file_bytes = handle.node.bytes;
-  record.reads = handle.reads;
-  record.read_bytes = handle.read_bytes;
-  record.errors = handle.errors;
-  record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - handle.opened).count();
-  return record;
-}
-
-struct DirectoryHandle {
-  std::vector<NodeEntry> entries;
-};
 
 // A worker's memory for replies, grown to the largest read it has seen (1 MiB with libfuse 3.14).
 MutableByteSpan ReplyBuffer(size_t bytes) {
@@ -99,6 +71,45 @@ timespec ToTimespec(int64_t ns) {
 }
 
 }  // namespace
+
+struct MountOps::OpenFileHandle {
+  FileRef file;
+  NodeInfo node;
+  uint32_t pid = 0, uid = 0;
+  std::string process;
+  std::chrono::steady_clock::time_point opened = std::chrono::steady_clock::now();
+  std::atomic<uint64_t> reads{0}, read_bytes{0}, errors{0};
+
+  AccessRecord Record() const {
+    AccessRecord record;
+    record.model = node.model;
+    record.path = node.path;
+    record.pid = pid;
+    record.uid = uid;
+    record.process = process;
+    record.file_bytes = node.bytes;
+    record.reads = reads;
+    record.read_bytes = read_bytes;
+    record.errors = errors;
+    record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - opened).count();
+    return record;
+  }
+};
+
+struct MountOps::OpenDirectoryHandle {
+  std::vector<NodeEntry> entries;
+};
+
+MountOps::MountOps(ReadEngine& reader, const KvStore& store, std::function<void(const AccessRecord&)> on_access)
+    : reader_(reader), on_access_(std::move(on_access)), costs_(store) {}
+
+MountOps::~MountOps() = default;
+
+void MountOps::Close(std::unique_ptr<OpenFileHandle> handle) {
+  if (!handle) return;
+  --counts_.open_files;
+  if (on_access_) on_access_(handle->Record());
+}
 
 void MountOps::Know(std::vector<ModelRecord> models) {
   const std::lock_guard lock(mutex_);
@@ -315,7 +326,7 @@ struct MountRequests {
         fuse_reply_err(request, ReadErrno(file.status()));
         return;
       }
-      auto handle = std::make_unique<OpenHandle>();
+      auto handle = std::make_unique<MountOps::OpenFileHandle>();
       handle->file = std::move(*file);
       handle->node = std::move(*node);
       if (ops.on_access_) {
@@ -324,21 +335,20 @@ struct MountRequests {
         handle->uid = opener.uid;
         handle->process = ProcessName(opener.pid);
       }
-      info->fh = reinterpret_cast<uintptr_t>(handle.get());
+      const uint64_t number = info->fh = ops.files_.Add(std::move(handle));
       info->keep_cache = 1;
       info->noflush = 1;
       ++ops.counts_.open_files;
-      if (fuse_reply_open(request, info) == 0) {
-        (void)handle.release();
-      } else {
-        --ops.counts_.open_files;  // the opener was interrupted
+      if (fuse_reply_open(request, info) != 0) {  // the opener was interrupted
+        --ops.counts_.open_files;
+        ops.files_.Take(number);
       }
     });
   }
 
   static void Read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_file_info* info) {
     Guard(request, [&](MountOps& ops) {
-      OpenHandle& handle = *reinterpret_cast<OpenHandle*>(info->fh);
+      MountOps::OpenFileHandle& handle = ops.files_.At(info->fh);
       // The kernel keeps what it is given, unless it was told to keep nothing.
       const bool passing = (info->flags & O_DIRECT) == 0;
       std::vector<BlockRef> pieces;  // let go of when the reply has been sent
@@ -365,20 +375,17 @@ struct MountRequests {
 
   static void Release(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
     Guard(request, [&](MountOps& ops) {
-      const std::unique_ptr<const OpenHandle> handle(reinterpret_cast<const OpenHandle*>(info->fh));
-      --ops.counts_.open_files;
-      if (ops.on_access_) ops.on_access_(RecordOf(*handle));
+      ops.Close(ops.files_.Take(info->fh));
       fuse_reply_err(request, 0);  // nobody waits for it
     });
   }
 
   static void OpenDir(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
-    Guard(request, [&](MountOps&) {
-      auto handle = std::make_unique<DirectoryHandle>();
-      info->fh = reinterpret_cast<uintptr_t>(handle.get());
+    Guard(request, [&](MountOps& ops) {
+      const uint64_t number = info->fh = ops.directories_.Add(std::make_unique<MountOps::OpenDirectoryHandle>());
       info->keep_cache = 1;
       info->cache_readdir = 1;
-      if (fuse_reply_open(request, info) == 0) (void)handle.release();
+      if (fuse_reply_open(request, info) != 0) ops.directories_.Take(number);
     });
   }
 
@@ -386,7 +393,7 @@ struct MountRequests {
   static void ListEntries(fuse_req_t request, fuse_ino_t id, size_t size, off_t offset, fuse_file_info* info,
                           bool plus) {
     Guard(request, [&](MountOps& ops) {
-      DirectoryHandle& handle = *reinterpret_cast<DirectoryHandle*>(info->fh);
+      MountOps::OpenDirectoryHandle& handle = ops.directories_.At(info->fh);
       // Listed when the kernel starts to fill its copy, not at open: an invalidation in between would be lost.
       if (offset == 0) {
         Result<std::vector<NodeEntry>> entries = ops.tree_.List(id);
@@ -397,6 +404,8 @@ struct MountRequests {
         handle.entries = std::move(*entries);
       }
       const MutableByteSpan out = ReplyBuffer(size);
+      std::vector<NodeId> held;
+      held.reserve(handle.entries.size());
       size_t used = 0;
       for (size_t i = static_cast<size_t>(offset); i < handle.entries.size() + 2; ++i) {
         const off_t next = static_cast<off_t>(i + 1);
@@ -405,11 +414,15 @@ struct MountRequests {
         const char* name = i == 0 ? "." : i == 1 ? ".." : handle.entries[i - 2].name.c_str();
         size_t needed = 0;
         if (plus && i >= 2) {
-          const NodeInfo& node = handle.entries[i - 2].node;
           needed = fuse_add_direntry_plus(request, nullptr, 0, name, nullptr, 0);
           if (needed > room) break;
-          if (!ops.tree_.Hold(node.id)) continue;  // removed since it was listed
-          const fuse_entry_param entry = EntryOf(ops, node);
+          // What the name stands for by now: the kernel may have been told since the listing began, and would be told
+          // the old again.
+          const Result<NodeInfo> node = ops.tree_.Lookup(id, name);
+          if (!node.ok()) continue;
+          const fuse_entry_param entry = EntryOf(ops, *node);
+          if (!ops.tree_.Hold(node->id)) continue;
+          held.push_back(node->id);
           fuse_add_direntry_plus(request, at, room, name, &entry, next);
         } else {
           // The kernel wants only number and type of these; as entries with attributes they have no node id.
@@ -422,7 +435,8 @@ struct MountRequests {
         }
         used += needed;
       }
-      fuse_reply_buf(request, reinterpret_cast<const char*>(out.data()), used);
+      if (fuse_reply_buf(request, reinterpret_cast<const char*>(out.data()), used) == 0) return;
+      for (const NodeId node : held) ops.tree_.Forget(node, 1);
     });
   }
 
@@ -435,8 +449,21 @@ struct MountRequests {
   }
 
   static void ReleaseDir(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
-    delete reinterpret_cast<DirectoryHandle*>(info->fh);
-    fuse_reply_err(request, 0);
+    Guard(request, [&](MountOps& ops) {
+      ops.directories_.Take(info->fh);
+      fuse_reply_err(request, 0);
+    });
+  }
+
+  // The connection has ended and no request is under way: what is still open was not released.
+  static void Destroy(void* context) {
+    MountOps& ops = *static_cast<MountOps*>(context);
+    ops.directories_.TakeAll();
+    try {
+      for (auto& handle : ops.files_.TakeAll()) ops.Close(std::move(handle));
+    } catch (const std::exception& e) {
+      Log(LogLevel::kError, "closing what was open on the mount: " + std::string(e.what()));
+    }
   }
 
   static void StatFs(fuse_req_t request, fuse_ino_t) {
@@ -503,6 +530,7 @@ struct MountRequests {
 
 fuse_lowlevel_ops MountOps::Table() {
   fuse_lowlevel_ops ops{};
+  ops.destroy = MountRequests::Destroy;
   ops.lookup = MountRequests::Lookup;
   ops.forget = MountRequests::Forget;
   ops.forget_multi = MountRequests::ForgetMany;

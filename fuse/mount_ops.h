@@ -20,6 +20,7 @@
 #include "fuse/file_costs.h"
 #include "fuse/inode_tree.h"
 #include "fuse/mount.h"
+#include "fuse/open_handles.h"
 
 struct fuse_lowlevel_ops;
 
@@ -28,8 +29,8 @@ namespace modelstore {
 class MountOps {
  public:
   // Both outlive this object.
-  MountOps(ReadEngine& reader, const KvStore& store, std::function<void(const AccessRecord&)> on_access = nullptr)
-      : reader_(reader), on_access_(std::move(on_access)), costs_(store) {}
+  MountOps(ReadEngine& reader, const KvStore& store, std::function<void(const AccessRecord&)> on_access = nullptr);
+  ~MountOps();
 
   // Requests' userdata must be a MountOps.
   static fuse_lowlevel_ops Table();
@@ -44,6 +45,8 @@ class MountOps {
 
  private:
   friend struct MountRequests;  // the C callbacks, in mount_ops.cc
+  struct OpenFileHandle;
+  struct OpenDirectoryHandle;
 
   // What the xattrs say of models besides their nodes; null when no model has that name, "" when none has that id.
   std::shared_ptr<const ModelRecord> ModelNamed(std::string_view name);
@@ -55,6 +58,8 @@ class MountOps {
   // JSON of user.modelstore.info; "" when the node is above models or its model is gone.
   std::string Info(const NodeInfo& node);
   void ReportOnce(const NodeInfo& file, const Status& status);
+  // The last descriptor and mapping of the handle are gone.
+  void Close(std::unique_ptr<OpenFileHandle> handle);
 
   struct Counts {
     std::atomic<uint64_t> reads{0}, read_bytes{0}, errors{0}, open_files{0};
@@ -65,6 +70,8 @@ class MountOps {
   Counts counts_;
   FileCosts costs_;
   InodeTree tree_;
+  OpenHandles<OpenFileHandle> files_;
+  OpenHandles<OpenDirectoryHandle> directories_;
   std::mutex mutex_;  // of what follows
   std::map<std::string, std::shared_ptr<const ModelRecord>, std::less<>> models_;
   std::map<ModelId, std::string> names_;

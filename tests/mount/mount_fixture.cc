@@ -145,7 +145,7 @@ struct Server {
     if (what == "corrupt") RETURN_IF_ERROR(Corrupt(*catalog, first, second));
     if (what == "drop") catalog->reader().DropCaches();
     if (what == "stop") RETURN_IF_ERROR(mount->Stop());
-    if (what == "wait") mount->Wait();
+    if (what == "wait" || what == "ended") mount->Wait();
     if (what == "read_ahead") return std::to_string(mount->state().read_ahead_kb);
     if (what == "device") return std::to_string(mount->state().device);
     if (what == "peak") return std::to_string(catalog->reader().stats().peak_bytes);

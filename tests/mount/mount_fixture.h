@@ -47,8 +47,8 @@ class MountTest : public ::testing::Test {
   void ServeTwoModels();
   // One request: "push NAME [OWNER]", "update NAME [OWNER]", "prune" (the tensors it removed), "rm NAME", "rename FROM
   // TO", "corrupt NAME PATH", "drop", "read_ahead", "device", "peak", "counts" (reads, bytes, errors, open files),
-  // "accesses" (since asked last: model, path, process, pid, uid, size, bytes, any reads, errors, any time), "stop",
-  // "wait". Returns "ok…" or the error.
+  // "accesses" (since asked last: model, path, process, pid, uid, size, bytes, any reads, errors, any time), "ended"
+  // (returns when nothing is served any more), "stop", "wait" (… and the server ends). Returns "ok…" or the error.
   std::string Ask(const std::string& request);
   // Sends without waiting for the answer, which Answer() returns.
   void Send(const std::string& request);

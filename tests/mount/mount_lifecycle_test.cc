@@ -3,10 +3,13 @@
 #include <gmock/gmock.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -178,6 +181,30 @@ TEST_F(MountLifecycleTest, StartsAndStopsAgainAndAgain) {
     EXPECT_EQ(WaitForServer(), 0);
     EXPECT_FALSE(Mounted());
   }
+}
+
+TEST_F(MountLifecycleTest, WhatWasOpenWhenTheConnectionEndedIsLetGo) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can abort a connection";
+  ServeTwoModels();
+  const int fd = ::open(At("team/ft/model.safetensors").c_str(), O_RDONLY | O_CLOEXEC);
+  const int folder = ::open(At("team").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  ASSERT_GE(folder, 0);
+  char byte = 0;
+  ASSERT_EQ(::read(fd, &byte, 1), 1);
+  EXPECT_TRUE(Ask("counts").ends_with(" 1")) << "one open file";
+  (void)Ask("accesses");
+  const std::string control = ScratchFolder("control");
+  ASSERT_EQ(::mount("fusectl", control.c_str(), "fusectl", 0, nullptr), 0) << std::strerror(errno);
+  const std::string connection = std::to_string(minor(std::stoull(Ask("device"))));
+  std::ofstream(control + "/" + connection + "/abort") << "1";
+  ASSERT_EQ(Ask("ended"), "ok");
+  EXPECT_TRUE(Ask("counts").ends_with(" 0"));
+  EXPECT_THAT(Ask("accesses"), HasSubstr("team/ft model.safetensors"));
+  ASSERT_EQ(Ask("rm team/ft"), "ok");
+  EXPECT_NE(Ask("prune"), "0");  // nobody has it open
+  ::close(fd);
+  ::close(folder);
 }
 
 }  // namespace
