@@ -513,19 +513,9 @@ struct MountRequests {
     });
   }
 
-  static void ListXattr(fuse_req_t request, fuse_ino_t id, size_t size) {
-    Guard(request, [&](MountOps& ops) {
-      const Result<NodeInfo> node = ops.tree_.Get(id);
-      if (!node.ok()) {
-        fuse_reply_err(request, ESTALE);
-        return;
-      }
-      std::string names;
-      if (ops.ModelNamed(node->model)) names.append(kInfoXattr).push_back('\0');
-      if (!node->directory) names.append(kSha256Xattr).push_back('\0');
-      ReplyXattr(request, names, size);
-    });
-  }
+  // They are there for who asks for them by name, but not listed: cp -a and rsync -X would put them on copies, where
+  // they stay when the copy is changed.
+  static void ListXattr(fuse_req_t request, fuse_ino_t, size_t size) { ReplyXattr(request, "", size); }
 };
 
 fuse_lowlevel_ops MountOps::Table() {
