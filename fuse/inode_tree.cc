@@ -132,7 +132,6 @@ struct InodeTree::Impl {
   std::unordered_map<NodeId, std::unique_ptr<Node>> nodes;
   std::map<std::string, NodeId, std::less<>> shown;  // models by name
   uint64_t generation = 0;
-  uint64_t live_nodes = 0, live_bytes = 0;
 
   // Of the update under way.
   TreeChanges changes;
@@ -178,8 +177,6 @@ struct InodeTree::Impl {
     node.name = name;
     node.placed = true;
     if (KnownToKernel(node)) ReportAttributes(node);
-    ++live_nodes;
-    live_bytes += node.info.bytes;
   }
 
   void ReportName(const Node& parent, const std::string& name) {
@@ -201,8 +198,6 @@ struct InodeTree::Impl {
       }
       gone.children.clear();
       gone.placed = false;
-      --live_nodes;
-      live_bytes -= gone.info.bytes;
       detached.push_back(gone.info.id);
     };
     Node& parent = *Find(node.parent);
@@ -225,7 +220,6 @@ struct InodeTree::Impl {
     info.sha256 = file.sha256;
     info.path = file.path;
     info.model = model.name;
-    if (node.placed) live_bytes += file.bytes - info.bytes;
     const bool changed = Set(info.bytes, file.bytes) | Set(info.mode, file.mode & 0444) |
                          Set(info.uid, model.owner_uid) | Set(info.gid, file.gid) | Set(info.mtime_ns, file.mtime_ns) |
                          Set(info.ctime_ns, model.created_ns);
@@ -398,7 +392,6 @@ InodeTree::InodeTree() : impl_(std::make_unique<Impl>()) {
   root.info.mode = kOpenDirectory;
   root.held = 1;
   root.placed = true;
-  impl_->live_nodes = 1;
 }
 
 InodeTree::~InodeTree() = default;
@@ -490,12 +483,7 @@ void InodeTree::Forget(NodeId id, uint64_t count) {
 
 uint64_t InodeTree::NodeCount() const {
   const std::shared_lock lock(impl_->mutex);
-  return impl_->live_nodes;
-}
-
-uint64_t InodeTree::TotalBytes() const {
-  const std::shared_lock lock(impl_->mutex);
-  return impl_->live_bytes;
+  return impl_->nodes.size();
 }
 
 }  // namespace modelstore

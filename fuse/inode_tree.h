@@ -83,9 +83,8 @@ class InodeTree {
   // The kernel gave `count` of its holds back.
   void Forget(NodeId id, uint64_t count);
 
-  // Of what can be looked up now: files and directories; bytes of the files.
+  // Files and directories that can be looked up, or that the kernel still knows.
   uint64_t NodeCount() const;
-  uint64_t TotalBytes() const;
 
  private:
   struct Impl;

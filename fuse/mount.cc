@@ -92,9 +92,7 @@ void KeepHeapMemory() {
 
 struct Mount::Impl {
   Impl(Catalog& the_catalog, std::string at, const MountOptions& options)
-      : catalog(the_catalog),
-        mountpoint(std::move(at)),
-        ops(the_catalog.reader(), the_catalog.store(), options.on_access) {}
+      : catalog(the_catalog), mountpoint(std::move(at)), ops(the_catalog, options.on_access) {}
 
   Catalog& catalog;
   const std::string mountpoint;

@@ -100,8 +100,8 @@ struct MountOps::OpenDirectoryHandle {
   std::vector<NodeEntry> entries;
 };
 
-MountOps::MountOps(ReadEngine& reader, const KvStore& store, std::function<void(const AccessRecord&)> on_access)
-    : reader_(reader), on_access_(std::move(on_access)), costs_(store) {}
+MountOps::MountOps(Catalog& catalog, std::function<void(const AccessRecord&)> on_access)
+    : reader_(catalog.reader()), store_dir_(catalog.dir()), on_access_(std::move(on_access)), costs_(catalog.store()) {}
 
 MountOps::~MountOps() = default;
 
@@ -466,12 +466,16 @@ struct MountRequests {
     }
   }
 
+  // The room that there is for models: of the file system that the store is on. Nothing limits how many files there
+  // are, which 0 says. A mount that calls itself full, as others that are read-only do, sets off alarms.
   static void StatFs(fuse_req_t request, fuse_ino_t) {
     Guard(request, [&](MountOps& ops) {
       struct statvfs st {};
-      st.f_bsize = st.f_frsize = kFsBlockBytes;
-      st.f_blocks = (ops.tree_.TotalBytes() + kFsBlockBytes - 1) / kFsBlockBytes;
-      st.f_files = ops.tree_.NodeCount();
+      if (::statvfs(ops.store_dir_.c_str(), &st) != 0) {
+        fuse_reply_err(request, errno);
+        return;
+      }
+      st.f_files = st.f_ffree = st.f_favail = 0;
       st.f_namemax = kMaxNameBytes;
       fuse_reply_statfs(request, &st);
     });

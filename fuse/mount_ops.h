@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "catalog/read/catalog.h"
 #include "catalog/read/read_engine.h"
 #include "catalog/schema/records.h"
 #include "fuse/file_costs.h"
@@ -28,8 +29,8 @@ namespace modelstore {
 
 class MountOps {
  public:
-  // Both outlive this object.
-  MountOps(ReadEngine& reader, const KvStore& store, std::function<void(const AccessRecord&)> on_access = nullptr);
+  // The catalog outlives this object.
+  explicit MountOps(Catalog& catalog, std::function<void(const AccessRecord&)> on_access = nullptr);
   ~MountOps();
 
   // Requests' userdata must be a MountOps.
@@ -66,6 +67,7 @@ class MountOps {
   };
 
   ReadEngine& reader_;
+  const std::string store_dir_;
   const std::function<void(const AccessRecord&)> on_access_;
   Counts counts_;
   FileCosts costs_;

@@ -64,7 +64,6 @@ TEST(InodeTree, StartsAsAnEmptyRoot) {
   EXPECT_EQ(root->mode, 0555u);
   EXPECT_THAT(Names(tree, kRootNode), IsEmpty());
   EXPECT_EQ(tree.NodeCount(), 1u);
-  EXPECT_EQ(tree.TotalBytes(), 0u);
 }
 
 TEST(InodeTree, NestsNamesAndPaths) {
@@ -86,7 +85,6 @@ TEST(InodeTree, NestsNamesAndPaths) {
   EXPECT_EQ(file.path, "sub/dir/w.bin");
   EXPECT_EQ(At(tree, {"team"}).model, "");
   EXPECT_EQ(At(tree, {"team", "llama", "sub"}).model, "team/llama");
-  EXPECT_EQ(tree.TotalBytes(), 7u + 9 + 10);
   EXPECT_EQ(tree.NodeCount(), 10u);
 }
 
@@ -181,7 +179,6 @@ TEST(InodeTree, AChangeOfOneModelLeavesTheOthers) {
   EXPECT_THAT(changes.directories, UnorderedElementsAre(kRootNode, a));
   EXPECT_THAT(Names(tree, a), ElementsAre("x", "y", "z"));
   EXPECT_EQ(tree.NodeCount(), 9u);
-  EXPECT_EQ(tree.TotalBytes(), 30u);
   // Removed: its folders have the time of that.
   changes = tree.Change({"a/x"}, {}, {{"", 500}, {"a", 500}});
   EXPECT_THAT(changes.names, ElementsAre(Pair(a, "x")));
@@ -196,7 +193,6 @@ TEST(InodeTree, AChangeOfOneModelLeavesTheOthers) {
   EXPECT_THAT(changes.names, ElementsAre(Pair(kRootNode, "a")));
   EXPECT_THAT(Names(tree, kRootNode), ElementsAre("b", "c"));
   EXPECT_EQ(tree.NodeCount(), 5u);
-  EXPECT_EQ(tree.TotalBytes(), 10u);
   // And back, younger than the folder's old time.
   tree.Change({"a/z"}, {Model(5, "a/z", {}, 650)}, {{"", 700}, {"a", 0}});
   EXPECT_EQ(At(tree, {"a"}).mtime_ns, 650);
