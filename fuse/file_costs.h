@@ -1,8 +1,8 @@
 // FileCosts: the stored bytes of mounted files, worked out from records when first asked for (layer: fuse).
 //
 // A file costs the coded bytes of its tensors, each once, and its literal bytes; what a delta's base costs is not
-// counted. A compact tensor costs its record and what it consists of. Content is immutable, so answers are kept.
-// Thread-safe; nothing is locked while records are read.
+// counted. A compact tensor costs its record and what it consists of. Answers are kept until they are forgotten:
+// content never changes, but how it is stored does. Thread-safe; nothing is locked while records are read.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,7 @@ class FileCosts {
 
   // Errors: NotFound (also when a tensor's record is missing), Corruption, Unsupported, Io.
   Result<uint64_t> StoredBytes(const Sha256Digest& sha256);
+  void Forget(const Sha256Digest& sha256);
 
  private:
   Result<uint64_t> Compute(const Sha256Digest& sha256) const;
@@ -33,6 +34,7 @@ class FileCosts {
   const KvStore& store_;
   std::mutex mutex_;
   std::map<Sha256Digest, uint64_t> known_;
+  uint64_t forgotten_ = 0;  // how often something was
 };
 
 }  // namespace modelstore

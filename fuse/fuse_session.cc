@@ -30,6 +30,8 @@ namespace {
 
 constexpr unsigned kMaxBackground = 128;  // 12, the default, gave 16 faulting processes a quarter of the rate of 64
 constexpr unsigned kCongestionThreshold = 96;
+// More than 1 MiB where libfuse has it; the kernel takes as much of it as fs.fuse.max_pages_limit allows.
+constexpr unsigned kMaxRequestBytes = 4 << 20;
 constexpr unsigned kMinThreads = 16;
 constexpr unsigned kMaxThreads = 64;
 
@@ -60,6 +62,8 @@ void ConfigureConnection(void*, fuse_conn_info* conn) {
   // memory maps every page of it.
   conn->want &= ~static_cast<unsigned>(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
                                        FUSE_CAP_SPLICE_MOVE);
+  // libfuse sizes all requests by it, reads too. Before 3.17 it has buffers of 1 MiB whatever it is told.
+  if (fuse_version() >= FUSE_MAKE_VERSION(3, 17)) conn->max_write = kMaxRequestBytes;
   conn->max_background = kMaxBackground;
   conn->congestion_threshold = kCongestionThreshold;
 }

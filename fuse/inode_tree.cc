@@ -7,8 +7,10 @@
 #include <optional>
 #include <set>
 #include <shared_mutex>
+#include <type_traits>
 #include <unordered_map>
 
+#include "catalog/read/fidelity_note.h"
 #include "codec/support/bytes.h"
 #include "codec/support/hash.h"
 
@@ -26,7 +28,8 @@ struct Access {
 
 // What a model's name, or one below it, should stand for.
 struct Wanted {
-  const ModelFile* file = nullptr;  // null: a directory
+  const ModelFile* file = nullptr;                    // null: a directory
+  std::shared_ptr<const std::string> text = nullptr;  // of a note
   std::map<std::string, Wanted, std::less<>> children;
   Access access = {};  // of a directory
 };
@@ -85,14 +88,21 @@ Readers SetAccess(Wanted& wanted) {
   return readers;
 }
 
-Wanted WantedOf(const ModelRecord& model) {
+// `note` may be null. Both are pointed into.
+Wanted WantedOf(const ModelRecord& model, const FidelityNote* note) {
   Wanted top;
-  for (const ModelFile& file : model.files) {
+  const auto add = [&](const ModelFile& file) -> Wanted* {
     const std::vector<std::string_view> path = Components(file.path);
-    if (!Showable(path)) continue;
-    if (Wanted* parent = Descend(&top, std::span(path).first(path.size() - 1)))
-      parent->children.try_emplace(std::string(path.back()), Wanted{&file, {}, {}});
-  }
+    if (!Showable(path)) return nullptr;
+    Wanted* parent = Descend(&top, std::span(path).first(path.size() - 1));
+    if (!parent) return nullptr;
+    Wanted& wanted = parent->children.try_emplace(std::string(path.back())).first->second;
+    if (!wanted.file && wanted.children.empty()) wanted.file = &file;
+    return &wanted;
+  };
+  for (const ModelFile& file : model.files) add(file);
+  if (note)
+    if (Wanted* wanted = add(note->file)) wanted->text = std::make_shared<const std::string>(note->text);
   SetAccess(top);
   return top;
 }
@@ -132,8 +142,8 @@ struct InodeTree::Impl {
   std::unordered_map<NodeId, std::unique_ptr<Node>> nodes;
   std::map<std::string, NodeId, std::less<>> shown;  // models by name
   uint64_t generation = 0;
-
   // Of the update under way.
+  bool report_all_files = false;
   TreeChanges changes;
   std::vector<NodeId> detached;
   std::set<std::pair<int, NodeId>> unsettled;  // folders, by depth
@@ -180,6 +190,7 @@ struct InodeTree::Impl {
   }
 
   void ReportName(const Node& parent, const std::string& name) {
+    if (!KnownToKernel(parent)) return;
     changes.names.emplace_back(parent.info.id, name);
     changes.directories.push_back(parent.info.id);
   }
@@ -208,22 +219,24 @@ struct InodeTree::Impl {
 
   // True when the value is another one.
   template <typename T>
-  static bool Set(T& field, const T& value) {
+  static bool Set(T& field, const std::type_identity_t<T>& value) {
     if (field == value) return false;
     field = value;
     return true;
   }
 
-  void FillFile(Node& node, const ModelRecord& model, const ModelFile& file) {
+  void FillFile(Node& node, const ModelRecord& model, const ModelFile& file,
+                const std::shared_ptr<const std::string>& text) {
     NodeInfo& info = node.info;
     node.model = model.id;
+    info.text = text;
     info.sha256 = file.sha256;
     info.path = file.path;
     info.model = model.name;
     const bool changed = Set(info.bytes, file.bytes) | Set(info.mode, file.mode & 0444) |
                          Set(info.uid, model.owner_uid) | Set(info.gid, file.gid) | Set(info.mtime_ns, file.mtime_ns) |
                          Set(info.ctime_ns, model.created_ns);
-    if (changed && node.placed) ReportAttributes(node);
+    if ((changed || report_all_files) && node.placed) ReportAttributes(node);
   }
 
   // `path`: in the model, "" or with a slash at its end.
@@ -248,7 +261,7 @@ struct InodeTree::Impl {
       if (old && !stays) Detach(*old);
       Node& now = stays ? *old : NodeFor(identity);
       if (child.file) {
-        FillFile(now, model, *child.file);
+        FillFile(now, model, *child.file, child.text);
       } else {
         FillDirectory(now, model, child, path + name + "/");
       }
@@ -307,7 +320,9 @@ struct InodeTree::Impl {
     Node* there = it == folder->children.end() ? nullptr : Find(it->second);
     if (there && there->is_folder()) return;
     Node& node = there ? *there : NodeFor(identity);
-    FillDirectory(node, model, WantedOf(model), "");
+    // The base is named only to who may see it, and this is for everyone who sees the model.
+    const std::optional<FidelityNote> note = MakeFidelityNote(model, "`modelstore show` names it to who may see it");
+    FillDirectory(node, model, WantedOf(model, note ? &*note : nullptr), "");
     if (there) return;
     Place(*folder, std::string(components.back()), node);
     shown.emplace(model.name, node.info.id);
@@ -349,8 +364,9 @@ struct InodeTree::Impl {
   }
 
   TreeChanges Apply(const std::vector<std::string>& gone, const std::vector<ModelRecord>& models,
-                    const FolderTimes& times) {
+                    const FolderTimes& times, bool all_files) {
     ++generation;
+    report_all_files = all_files;
     for (const std::string& name : gone) Hide(name);
     for (const ModelRecord& model : models) Show(model);
     SetTimes(times);
@@ -403,7 +419,7 @@ TreeChanges InodeTree::Update(const std::vector<ModelRecord>& models, const Fold
   std::vector<std::string> gone;
   for (const auto& [name, node] : impl_->shown)
     if (!names.contains(name)) gone.push_back(name);
-  return impl_->Apply(gone, models, times);
+  return impl_->Apply(gone, models, times, /*all_files=*/false);
 }
 
 std::vector<std::string> InodeTree::Concerned(const std::vector<std::string>& names) const {
@@ -427,7 +443,7 @@ TreeChanges InodeTree::Change(const std::vector<std::string>& names, const std::
   for (const std::string& name : names)
     if (!there.contains(name)) gone.push_back(name);
   const std::unique_lock lock(impl_->mutex);
-  return impl_->Apply(gone, models, times);
+  return impl_->Apply(gone, models, times, /*all_files=*/true);
 }
 
 Result<NodeInfo> InodeTree::Lookup(NodeId parent, std::string_view name) const {

@@ -35,6 +35,8 @@ struct NodeInfo {
   Sha256Digest sha256{};  // files
   std::string model;      // the model it belongs to; "" above models
   std::string path;       // files: within the model
+  // Of the note beside the files of a compact model (fidelity_note.h), which is stored nowhere: what it says.
+  std::shared_ptr<const std::string> text;
 };
 
 struct NodeEntry {
@@ -49,7 +51,8 @@ struct TreeChanges {
   std::vector<std::pair<NodeId, std::string>> names;
   // Directories with other names in them, other attributes or no name of their own any more.
   std::vector<NodeId> directories;
-  std::vector<NodeId> files;  // with other attributes
+  // With other attributes. Of a changed model all of them: what they cost may be another.
+  std::vector<NodeId> files;
   // The directories in which files and directories with other attributes have their names.
   std::vector<NodeId> parents;
 

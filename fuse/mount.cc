@@ -132,7 +132,7 @@ struct Mount::Impl {
   void Listen() {
     listener->mount = this;
     catalog.SetOnChanged([heard = listener](const std::vector<std::string>& names) {
-      std::shared_ptr<FuseSession> session;
+      std::shared_ptr<FuseSession> told;
       TreeChanges changes;
       {
         const std::lock_guard lock(heard->mutex);
@@ -146,10 +146,10 @@ struct Mount::Impl {
         }
         heard->missed.clear();
         changes = std::move(*shown);
-        session = heard->mount->session;
+        told = heard->mount->session;
       }
       // Nobody else waits while the kernel is told.
-      session->Forget(std::move(changes));
+      told->Forget(std::move(changes));
     });
   }
 

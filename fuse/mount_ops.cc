@@ -73,7 +73,7 @@ timespec ToTimespec(int64_t ns) {
 }  // namespace
 
 struct MountOps::OpenFileHandle {
-  FileRef file;
+  FileRef file;  // null: of a note, whose text the node has
   NodeInfo node;
   uint32_t pid = 0, uid = 0;
   std::string process;
@@ -128,6 +128,14 @@ void MountOps::Unknow(const std::string& name) {
   models_.erase(model);
 }
 
+void MountOps::ForgetFiles(const ModelRecord& model) {
+  for (const ModelFile& file : model.files) {
+    costs_.Forget(file.sha256);
+    const std::lock_guard lock(mutex_);
+    reported_.erase(file.sha256);
+  }
+}
+
 TreeChanges MountOps::ShowModels(std::vector<ModelRecord> models, const FolderTimes& times) {
   TreeChanges changes = tree_.Update(models, times);
   {
@@ -141,6 +149,10 @@ TreeChanges MountOps::ShowModels(std::vector<ModelRecord> models, const FolderTi
 
 TreeChanges MountOps::ChangeModels(const std::vector<std::string>& names, std::vector<ModelRecord> models,
                                    const FolderTimes& times) {
+  // What the files of these models cost, and whether they can be read, may be different now.
+  for (const std::string& name : names)
+    if (const std::shared_ptr<const ModelRecord> before = ModelNamed(name)) ForgetFiles(*before);
+  for (const ModelRecord& model : models) ForgetFiles(model);
   TreeChanges changes = tree_.Change(names, models, times);
   for (const std::string& name : names) Unknow(name);
   Know(std::move(models));
@@ -173,6 +185,7 @@ MountStats MountOps::stats() const {
 }
 
 uint64_t MountOps::StoredBytes(const NodeInfo& file) {
+  if (file.text) return file.bytes;
   const Result<uint64_t> stored = costs_.StoredBytes(file.sha256);
   if (stored.ok()) return *stored;
   ReportOnce(file, stored.status());
@@ -316,8 +329,9 @@ struct MountRequests {
         fuse_reply_err(request, node.ok() ? EISDIR : ESTALE);
         return;
       }
-      Result<FileRef> file = ops.reader_.OpenFileByHash(node->sha256);
-      if (file.ok() && (*file)->bytes() != node->bytes)
+      Result<FileRef> file = FileRef();
+      if (!node->text) file = ops.reader_.OpenFileByHash(node->sha256);
+      if (file.ok() && *file && (*file)->bytes() != node->bytes)
         file = Corruption("the model says " + std::to_string(node->bytes) + " bytes, its content has " +
                           std::to_string((*file)->bytes()));
       if (!file.ok()) {
@@ -349,6 +363,12 @@ struct MountRequests {
   static void Read(fuse_req_t request, fuse_ino_t, size_t size, off_t offset, fuse_file_info* info) {
     Guard(request, [&](MountOps& ops) {
       MountOps::OpenFileHandle& handle = ops.files_.At(info->fh);
+      if (handle.node.text) {
+        const std::string_view text = *handle.node.text;
+        const std::string_view part = text.substr(std::min(static_cast<size_t>(offset), text.size()), size);
+        fuse_reply_buf(request, part.data(), part.size());
+        return;
+      }
       // The kernel keeps what it is given, unless it was told to keep nothing.
       const bool passing = (info->flags & O_DIRECT) == 0;
       std::vector<BlockRef> pieces;  // let go of when the reply has been sent

@@ -54,6 +54,8 @@ class MountOps {
   std::string NameOf(ModelId model);
   void Know(std::vector<ModelRecord> models);
   void Unknow(const std::string& name);
+  // What is kept of its files besides their nodes.
+  void ForgetFiles(const ModelRecord& model);
   // What `du` should count. A cost that cannot be read is reported once and counts as the logical size.
   uint64_t StoredBytes(const NodeInfo& file);
   // JSON of user.modelstore.info; "" when the node is above models or its model is gone.

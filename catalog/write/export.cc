@@ -1,40 +1,23 @@
 #include "catalog/write/export.h"
 
-#include <algorithm>
-#include <cstdio>
-#include <ctime>
+#include <optional>
 #include <utility>
 
+#include "catalog/read/fidelity_note.h"
 #include "catalog/write/file_reader.h"
 
 namespace modelstore {
 namespace {
 
-// "" for an exact model.
-Result<std::string> FidelityNote(const Catalog& catalog, const ModelRecord& model,
-                                 const std::function<bool(const ModelRecord&)>& may_see) {
-  if (model.fidelity != Fidelity::kCompact) return std::string();
-  if (std::any_of(model.files.begin(), model.files.end(),
-                  [](const ModelFile& file) { return file.path == kFidelityFile; }))
-    return std::string();
+// How the note speaks of the model's base.
+std::string BaseInNote(const Catalog& catalog, const ModelRecord& model,
+                       const std::function<bool(const ModelRecord&)>& may_see) {
   std::string base = "a model that is not shown here";
   if (const std::optional<ModelEntry> entry = catalog.FindById(model.base)) {
     const Result<ModelRecord> other = catalog.FindModel(entry->name);
     if (other.ok() && other->id == model.base && (!may_see || may_see(*other))) base = other->name;
   }
-  char drift[64], date[32];
-  std::snprintf(drift, sizeof drift, "%.4g (%s)", model.drift,
-                model.drift_kind == DriftKind::kMoments ? "moments" : "plain");
-  const std::time_t seconds = static_cast<std::time_t>(model.created_ns / 1'000'000'000);
-  std::tm utc{};
-  gmtime_r(&seconds, &utc);
-  if (std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc) == 0) date[0] = '\0';
-  return "These files are a compact copy, not the original: modelstore kept a pruned, quantized part of what makes\n"
-         "this model differ from its base. They are the same bytes at every export.\n\n"
-         "model:  " +
-         model.name + (model.derived ? "\nsource: " : "\nbase:   ") + base +
-         (model.derived ? "\nrecipe: " : "\nmethod: ") + model.method + "\ndrift:  " + drift +
-         (model.derived ? " of the source" : "") + ", 0 is the original and 1 is the base\nmade:   " + date + "\n";
+  return base;
 }
 
 }  // namespace
@@ -59,17 +42,9 @@ Result<ExportReport> Export(Catalog& catalog, const std::string& name,
       open.push_back(std::move(opened).value());
     }
   }
-  ASSIGN_OR_RETURN(const std::string note, FidelityNote(catalog, model, may_see));
+  const std::optional<FidelityNote> note = MakeFidelityNote(model, BaseInNote(catalog, model, may_see));
   std::vector<ModelFile> files = model.files;
-  if (!note.empty()) {
-    ModelFile& added = files.emplace_back();
-    added.path = kFidelityFile;
-    added.bytes = note.size();
-    added.mtime_ns = model.created_ns;
-    // Who may read all other files may read what they are.
-    for (const ModelFile& file : model.files) added.mode &= file.mode;
-    if (!model.files.empty()) added.gid = model.files.front().gid;
-  }
+  if (note) files.push_back(note->file);
   sink.on_warning = [&job](std::string message) { job.Warn(std::move(message)); };
   RETURN_IF_ERROR(sink.Begin(files));
   job.Begin("writing", model.logical_bytes);
@@ -84,9 +59,9 @@ Result<ExportReport> Export(Catalog& catalog, const std::string& name,
     report.files += 1;
     report.bytes += file.bytes;
   }
-  if (!note.empty()) {
+  if (note) {
     RETURN_IF_ERROR(sink.BeginFile(model.files.size()));
-    RETURN_IF_ERROR(sink.Write(AsBytes(note)));
+    RETURN_IF_ERROR(sink.Write(AsBytes(note->text)));
     RETURN_IF_ERROR(sink.EndFile());
   }
   return report;

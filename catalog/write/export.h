@@ -40,8 +40,7 @@ class ExportSink {
 struct ExportReport {
   uint64_t files = 0, bytes = 0;
 };
-// Written beside the files of a compact model that have none of that name: what they are.
-inline constexpr std::string_view kFidelityFile = "MODELSTORE_FIDELITY.txt";
+// Beside the files of a compact model it writes what they are (fidelity_note.h).
 // `may_read` (may be null) is asked for each file before the first is decoded, `may_see` (may be null) before a base is
 // named.
 // Errors: NotFound, Corruption, Io, Cancelled, what `may_read` and the sink answer.

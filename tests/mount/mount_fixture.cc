@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "catalog/read/catalog.h"
+#include "catalog/write/compact_model.h"
 #include "catalog/write/maintain.h"
 #include "catalog/write/push.h"
 #include "fuse/mount.h"
@@ -136,6 +137,13 @@ struct Server {
     const uint32_t owner = second.empty() ? ::geteuid() : static_cast<uint32_t>(std::atoi(second.c_str()));
     JobControl job;
     if (what == "push" || what == "update") RETURN_IF_ERROR(PushSource(first, owner, what == "update"));
+    if (what == "compact") {
+      PushOptions compact;
+      compact.name = first;
+      compact.compact.emplace();
+      compact.compact->max_drift = 1;
+      RETURN_IF_ERROR(CompactModel(*catalog, compact, job).status());
+    }
     if (what == "prune") {
       ASSIGN_OR_RETURN(const PruneReport report, Prune(*catalog, false, job));
       return std::to_string(report.tensors);
@@ -258,12 +266,13 @@ void MountTest::WriteSource(const std::string& model, const std::string& path, c
   sources_[model][path] = bytes;
 }
 
-std::string MountTest::Checkpoint(uint64_t seed, size_t elems, int tensors, uint64_t noise_seed) {
+std::string MountTest::Checkpoint(uint64_t seed, size_t elems, int tensors, uint64_t noise_seed, size_t rows) {
   std::string header = "{", body;
   std::mt19937_64 random(seed), noise(noise_seed);
   for (int t = 0; t < tensors; ++t) {
     if (t != 0) header += ",";
-    header += "\"layer." + std::to_string(t) + ".weight\":{\"dtype\":\"BF16\",\"shape\":[" + std::to_string(elems);
+    header += "\"layer." + std::to_string(t) + ".weight\":{\"dtype\":\"BF16\",\"shape\":[";
+    header += rows == 0 ? std::to_string(elems) : std::to_string(rows) + "," + std::to_string(elems / rows);
     header += "],\"data_offsets\":[" + std::to_string(body.size()) + "," + std::to_string(body.size() + 2 * elems);
     header += "]}";
     for (size_t i = 0; i < elems; ++i) {

@@ -37,18 +37,19 @@ class MountTest : public ::testing::Test {
   std::string SourceDir(const std::string& model) const;
   const std::map<std::string, std::string>& sources(const std::string& model) { return sources_[model]; }
   // Pseudo-random text of model weights: a safetensors file with bf16 tensors of `elems` elements; `noise_seed` 0: the
-  // base itself, else a finetune of it.
-  static std::string Checkpoint(uint64_t seed, size_t elems, int tensors, uint64_t noise_seed = 0);
+  // base itself, else a finetune of it; `rows`: of matrices, if not 0.
+  static std::string Checkpoint(uint64_t seed, size_t elems, int tensors, uint64_t noise_seed = 0, size_t rows = 0);
 
   // Forks a server. Returns its error, "" when the mount stands.
   std::string TryServe(const std::string& mountpoint, uint64_t memory_budget_bytes = 256ull << 20);
   void Serve(uint64_t memory_budget_bytes = 256ull << 20);
   // Serves a store with models `base` (several files) and `team/ft` (a finetune of it).
   void ServeTwoModels();
-  // One request: "push NAME [OWNER]", "update NAME [OWNER]", "prune" (the tensors it removed), "rm NAME", "rename FROM
-  // TO", "corrupt NAME PATH", "drop", "read_ahead", "device", "peak", "counts" (reads, bytes, errors, open files),
-  // "accesses" (since asked last: model, path, process, pid, uid, size, bytes, any reads, errors, any time), "ended"
-  // (returns when nothing is served any more), "stop", "wait" (… and the server ends). Returns "ok…" or the error.
+  // One request: "push NAME [OWNER]", "compact NAME", "update NAME [OWNER]", "prune" (the tensors it removed), "rm
+  // NAME", "rename FROM TO", "corrupt NAME PATH", "drop", "read_ahead", "device", "peak", "counts" (reads, bytes,
+  // errors, open files), "accesses" (since asked last: model, path, process, pid, uid, size, bytes, any reads, errors,
+  // any time), "ended" (returns when nothing is served any more), "stop", "wait" (… and the server ends). Returns "ok…"
+  // or the error.
   std::string Ask(const std::string& request);
   // Sends without waiting for the answer, which Answer() returns.
   void Send(const std::string& request);

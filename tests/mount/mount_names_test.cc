@@ -337,6 +337,30 @@ TEST_F(MountNamesTest, ExtendedAttributes) {
   }
 }
 
+TEST_F(MountNamesTest, ACompactModelSaysThatItIsNotTheOriginal) {
+  WriteSource("base", "model.safetensors", Checkpoint(5, 512 * 600, 1, 0, 512));
+  WriteSource("ft", "model.safetensors", Checkpoint(5, 512 * 600, 1, 7, 512));
+  Serve();
+  ASSERT_EQ(Ask("push base"), "ok");
+  ASSERT_EQ(Ask("push ft"), "ok");
+  EXPECT_THAT(Walk(), UnorderedElementsAre("base", "base/model.safetensors", "ft", "ft/model.safetensors"));
+  struct stat before {
+  }, after{};
+  ASSERT_EQ(::stat(At("ft/model.safetensors").c_str(), &before), 0);
+  ASSERT_EQ(Ask("compact ft"), "ok");
+  EXPECT_THAT(Walk(), UnorderedElementsAre("base", "base/model.safetensors", "ft", "ft/model.safetensors",
+                                           "ft/MODELSTORE_FIDELITY.txt"));
+  const std::string note = ReadAll(At("ft/MODELSTORE_FIDELITY.txt"), 100);
+  EXPECT_THAT(note, HasSubstr("not the original"));
+  EXPECT_THAT(note, HasSubstr("model:  ft"));
+  ASSERT_EQ(::stat(At("ft/MODELSTORE_FIDELITY.txt").c_str(), &after), 0);
+  EXPECT_EQ(after.st_size, static_cast<off_t>(note.size()));
+  EXPECT_EQ(after.st_mode, S_IFREG | 0444u);
+  // What it costs now is what `du` counts.
+  ASSERT_EQ(::stat(At("ft/model.safetensors").c_str(), &after), 0);
+  EXPECT_NE(after.st_blocks, before.st_blocks);
+}
+
 TEST_F(MountNamesTest, AModelThatAppearsIsSeenAtOnce) {
   ServeTwoModels();
   struct stat st;

@@ -8,6 +8,7 @@
 #include <limits>
 #include <thread>
 
+#include "catalog/read/fidelity_note.h"
 #include "catalog/write/compact_model.h"
 #include "catalog/write/folder_sink.h"
 #include "codec/decode/block_decoder.h"

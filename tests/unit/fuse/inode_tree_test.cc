@@ -7,10 +7,13 @@
 #include <set>
 #include <thread>
 
+#include "catalog/read/fidelity_note.h"
+
 namespace modelstore {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::IsSupersetOf;
 using ::testing::Pair;
@@ -208,6 +211,37 @@ TEST(InodeTree, AChangeConcernsWhatMayBeInItsWay) {
   EXPECT_THAT(Names(tree, At(tree, {"e"}).id), ElementsAre("f"));
   EXPECT_THAT(tree.Change({"e"}, {}, {}).names, IsEmpty());
   EXPECT_THAT(Names(tree, At(tree, {"e"}).id), ElementsAre("f"));
+}
+
+TEST(InodeTree, ACompactModelHasANoteThatSaysSo) {
+  ModelRecord model = Model(1, "m", {File("a", 1), File("b", 2)});
+  model.fidelity = Fidelity::kCompact;
+  model.drift_kind = DriftKind::kPlain;
+  model.drift = 0.25;
+  model.method = "rank 4";
+  model.files[1].mode = 0440;
+  InodeTree tree;
+  tree.Update({model});
+  EXPECT_THAT(Names(tree, At(tree, {"m"}).id), ElementsAre(kFidelityFile, "a", "b"));
+  const NodeInfo note = At(tree, {"m", std::string(kFidelityFile)});
+  ASSERT_NE(note.text, nullptr);
+  EXPECT_EQ(note.bytes, note.text->size());
+  EXPECT_THAT(*note.text, HasSubstr("not the original"));
+  EXPECT_THAT(*note.text, HasSubstr("rank 4"));
+  EXPECT_EQ(note.mode, 0440u);
+  EXPECT_EQ(At(tree, {"m", "a"}).text, nullptr);
+  // Another drift is another file.
+  model.drift = 0.5;
+  tree.Update({model});
+  EXPECT_NE(At(tree, {"m", std::string(kFidelityFile)}).id, note.id);
+  // Exact again; and one that has such a file has no other.
+  model.fidelity = Fidelity::kExact;
+  tree.Update({model});
+  EXPECT_THAT(Names(tree, At(tree, {"m"}).id), ElementsAre("a", "b"));
+  model.fidelity = Fidelity::kCompact;
+  model.files.insert(model.files.begin(), File(std::string(kFidelityFile), 7));
+  tree.Update({model});
+  EXPECT_EQ(At(tree, {"m", std::string(kFidelityFile)}).text, nullptr);
 }
 
 TEST(InodeTree, OwnerAndGroupAreOfTheVersion) {
