@@ -15,9 +15,9 @@ namespace modelstore {
 
 struct DeriveOptions {
   std::string source, name;
-  // One of them. Layers that go or that stay (layer_spec.h) …
+  // What the variant is made of, one of three: the layers that go, those that stay (both as in layer_spec.h),
   std::string drop_layers{}, keep_layers{};
-  // … or the share of the hidden size that is sliced off, 0 to below 1, and in which bases (slice.h).
+  // or the share of the hidden size that is sliced off, 0 to below 1, in the bases that `basis` says (slice.h).
   std::optional<double> slice{};
   enum class Basis { kBlock, kGlobal } basis = Basis::kBlock;
   // Schemes (layer_names.h): the one that it is, or those that are tried before the known ones.

@@ -62,9 +62,9 @@ class Catalog {
   ReadEngine& reader();
   WorkerPool& pool();
   uint64_t memory_budget_bytes() const;
-  // Of it, for the buffers of pushes, and of reading whole files back (verify, export).
+  // What of memory_budget_bytes() is for the buffers of pushes, and of reading whole files back (verify, export).
   uint64_t write_budget_bytes() const;
-  // The pushes' part of it.
+  // What of write_budget_bytes() pushes share.
   MemoryShares& push_memory();
 
   Result<ModelRecord> FindModel(std::string_view name) const;  // Errors: NotFound

@@ -35,9 +35,9 @@ struct CompactItem {
   Hash128 moments;           // of H
   bool finite = true;        // set by Examine; others stay exact
   CompactAnalysis analysis;
-  CompactChoice choice;  // set by a plan
-  size_t pick = 0;       // … of `analysis`, which learns what Encode measures:
-  std::vector<bool> tried;
+  CompactChoice choice;     // set by a plan
+  size_t pick = 0;          // which option of `analysis` the choice is
+  std::vector<bool> tried;  // options of `analysis` that Encode has measured
   // Set by Encode:
   std::optional<CompactChoice> encoded;  // what the rest is of
   CompactSegment segment;

@@ -53,9 +53,9 @@ struct VerifyReport {
   std::vector<VerifyFailure> failed;
 };
 // Decodes every file of the named models (all when empty) from the store's bytes, compares its SHA-256 and every
-// tensor's hash, and so with the bases that these need. With all models also what no model needs (any more), that edges
-// and sketches agree with the tensors, and the store's own checksums; figures kept for report are put right. Errors
-// only when it cannot run at all (NotFound, Cancelled, Io).
+// tensor's hash, and so with the bases that these need. When all models are verified, what no model needs any more is
+// decoded too, edges and sketches are compared with the tensors, the store's own checksums are checked, and the figures
+// that are kept for report are put right. Errors only when it cannot run at all (NotFound, Cancelled, Io).
 Result<VerifyReport> Verify(Catalog& catalog, const std::vector<std::string>& names, JobControl& job);
 
 }  // namespace modelstore

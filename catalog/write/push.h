@@ -118,11 +118,11 @@ class SourceTree {
 // How a compact push spends its bytes. Without a target, a drift or a choice: kDefaultMaxDrift.
 struct CompactOptions {
   std::optional<double> target_ratio;  // logical bytes / stored bytes, at least that
-  std::optional<double> max_drift;     // of what is stored, at most that; else Unsupported and nothing is stored …
-  bool or_exact = false;               // … or the model is stored exactly
+  std::optional<double> max_drift;     // what is stored may drift so far; else the push is Unsupported
+  bool or_exact = false;               // a model that would drift farther than max_drift is stored exactly instead
   CompactSchedule schedule = CompactSchedule::kRd;
   std::optional<CompactChoice> choice;  // the same for every tensor
-  std::optional<double> scale;          // of every delta; else each tensor's is chosen from its drift
+  std::optional<double> scale;          // every delta is scaled by it; else each tensor's scale follows from its drift
   const SourceTree* moments = nullptr;  // one safetensors file (docs/moments.md)
 };
 inline constexpr double kDefaultMaxDrift = 0.05;

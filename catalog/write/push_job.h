@@ -82,12 +82,12 @@ class PushJob {
     const SourceFile* source = nullptr;
     FileKind kind = FileKind::kContent;
     std::deque<PlannedExtent> extents;
-    bool has_parts = false;  // or placed extents: it is hashed as it will be read
+    bool has_parts = false;  // it has parts of tensors, or placed extents, and is hashed as it will be read
     Sha256 sha256_so_far;    // of the extents before `turn`; unused with parts
     size_t turn = 0;
     Sha256Digest sha256{};
     bool known = false;    // a file of this SHA-256 is stored already
-    bool repeats = false;  // … or comes earlier in this push
+    bool repeats = false;  // a file of this SHA-256 comes earlier in this push
     // The stored one is damaged, or has as plain content what has tensors: this push's record replaces its record.
     bool mends = false;
   };
