@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cassert>
 #include <condition_variable>
 #include <cstring>
 #include <functional>
@@ -338,6 +339,7 @@ struct ReadEngine::Impl {
   }
 
   Result<BlockCache::Reservation> ReserveFor(const OpenTensor& tensor, uint32_t index, bool wait = true) {
+    assert(!wait || BlockRef::HeldHere() <= 0);  // below 0: what another thread made was let go of here
     ASSIGN_OR_RETURN(const uint64_t peak_bytes, PeakBytes(tensor));
     auto own = cache.Reserve(peak_bytes, wait);
     if (!own.ok()) return own.status().WithContext(BlockName(tensor, index));

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <utility>
 #include <vector>
 
 #include "catalog/read/batch_decoder.h"
@@ -39,14 +40,32 @@ struct OpenTensor {
 using TensorRef = std::shared_ptr<const OpenTensor>;
 
 // A decoded block or a part of one, alive as long as someone holds it. It counts against the engine's budget all that
-// time: hold at most one a thread.
+// time: a thread that holds one may not ask the engine for another, nor wait for anything else. (The engine asserts
+// it.)
 class BlockRef {
  public:
   BlockRef() = default;
-  BlockRef(ByteSpan bytes, std::shared_ptr<const void> owner) : bytes_(bytes), owner_(std::move(owner)) {}
+  BlockRef(ByteSpan bytes, std::shared_ptr<const void> owner) : bytes_(bytes), owner_(std::move(owner)) { Count(1); }
+  BlockRef(const BlockRef& other) : bytes_(other.bytes_), owner_(other.owner_) { Count(1); }
+  BlockRef(BlockRef&& other) noexcept
+      : bytes_(std::exchange(other.bytes_, {})), owner_(std::exchange(other.owner_, nullptr)) {}
+  BlockRef& operator=(BlockRef other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    std::swap(owner_, other.owner_);
+    return *this;
+  }
+  ~BlockRef() { Count(-1); }
   ByteSpan bytes() const { return bytes_; }
 
+  // How many objects of this thread hold a block.
+  static int HeldHere() { return held_here_; }
+
  private:
+  void Count(int n) const {
+    if (owner_ != nullptr) held_here_ += n;
+  }
+
+  static inline thread_local int held_here_ = 0;
   ByteSpan bytes_;
   std::shared_ptr<const void> owner_;
 };

@@ -290,11 +290,13 @@ TEST_F(SliceTest, ABaseIsMaterialised) {
   // What it was computed from goes; whoever still has it as it was reads what it is now.
   ASSERT_OK(Prune(catalog(), false, job_).status());
   EXPECT_EQ(catalog().reader().OpenTensorById(axes->id).status().code(), StatusCode::kNotFound);
-  const Result<BlockRef> block = catalog().reader().ReadBlock(computed, 0, /*keep=*/false);
-  ASSERT_OK(block.status());
-  for (const TestTensor& tensor : tensors) {
-    if (tensor.name == reader) {
-      EXPECT_TRUE(std::ranges::equal(block->bytes(), ByteSpan(tensor.bytes).first(block->bytes().size())));
+  {
+    const Result<BlockRef> block = catalog().reader().ReadBlock(computed, 0, /*keep=*/false);
+    ASSERT_OK(block.status());
+    for (const TestTensor& tensor : tensors) {
+      if (tensor.name == reader) {
+        EXPECT_TRUE(std::ranges::equal(block->bytes(), ByteSpan(tensor.bytes).first(block->bytes().size())));
+      }
     }
   }
   Reopen();

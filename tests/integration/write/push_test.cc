@@ -662,6 +662,41 @@ TEST_F(PushTest, ContentsThatSomebodyMadeOfOneHashAreToldApart) {
   ExpectClean();
 }
 
+// A source may have to wait for the memory of the very engine, as a stored model does.
+class WaitingContent : public SourceContent {
+ public:
+  explicit WaitingContent(Bytes bytes) : bytes_(std::move(bytes)) {}
+  Status ReadAt(uint64_t offset, MutableByteSpan out) const override {
+    EXPECT_LE(BlockRef::HeldHere(), 0);
+    std::copy_n(bytes_.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
+    return OkStatus();
+  }
+
+ private:
+  const Bytes bytes_;
+};
+
+TEST_F(PushTest, NobodyHoldsABlockWhileTheSourceIsRead) {
+  const auto push = [&](const std::string& name) {
+    // Too large to be held: it is read again for each pass.
+    SourceFile file;
+    file.path = "noise.bin";
+    file.shown_as = "noise";
+    file.bytes = 24 << 20;
+    file.content = std::make_shared<WaitingContent>(NoiseBytes(1, file.bytes));
+    const SourceTree source = SourceTree::OfContent(name, {file});
+    PushOptions options;
+    options.name = name;
+    const Result<PushReport> report = Push(catalog(), source, options, job_);
+    EXPECT_OK(report.status());
+    return report.ok() ? *report : PushReport{};
+  };
+  push("first");
+  MustPush(WriteModel("other", {RandomTensor("w", {64, 64}, 1)}));
+  const PushReport again = push("again");
+  EXPECT_EQ(again.identical_file_bytes, again.logical_bytes);
+}
+
 TEST_F(PushTest, LargeTensorsStreamThroughASmallBudget) {
   // 24 MiB: beyond what one thread of a 128 MiB process may hold.
   const TestTensor base = RandomTensor("w", {6144, 2048}, 1);

@@ -294,6 +294,7 @@ TEST_F(ReadEngineTest, SixteenReadersInTheSmallestBudget) {
       BlockRef held;
       for (int i = 0; i < 20; ++i) {
         const uint32_t index = random() % (*tensor)->frame.BlockCount();
+        held = {};
         auto block = engine().ReadBlock(*tensor, index, random() % 2 == 0);
         if (!block.ok()) return void(++wrong);
         held = *block;
