@@ -200,7 +200,7 @@ Status TakeTable(const toml::table& table, const std::string& path, const std::s
       RETURN_IF_ERROR(TakeTable(*node.as_table(), path, "gpu.", kGpuKeys, config));
       continue;
     }
-    const auto key = std::ranges::find_if(known, [&](const Key& k) { return k.name == name.str(); });
+    const auto key = std::ranges::find(known, name.str(), &Key::name);
     if (key == known.end() && prefix.empty() && name.str() == "gpu")
       return InvalidArgument("gpu is a table: [gpu], and its keys below").WithContext(at(node.source()));
     if (key == known.end()) return UnknownKey(prefix, name.str(), known).WithContext(at(node.source()));
