@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
+#include "codec/support/utf8.h"
 
 namespace modelstore {
 namespace {
@@ -96,7 +97,7 @@ struct CommandWords {
 };
 
 std::string Json(const nlohmann::ordered_json& document) {
-  return document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  return EscapeInJson(document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace)) + "\n";
 }
 
 // Handlers answer on one line; people read --json too. Nothing for a command that has printed its document already.

@@ -50,7 +50,7 @@ Result<Outcome> RunMount(Session& session, const Arguments& arguments) {
     ready["mount"] = state.mountpoint;
     ready["read_ahead_kb"] = state.read_ahead_kb;
     // Printed at once: whoever started this waits for it.
-    WriteAll(STDOUT_FILENO, ready.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+    WriteAll(STDOUT_FILENO, ready.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace) + "\n");
   }
   session.Say("mounted " + Printable(session.options().store) + " at " + Printable(state.mountpoint) + " (read-ahead " +
               std::to_string(state.read_ahead_kb) + " KiB), Ctrl-C to unmount");

@@ -1,5 +1,6 @@
 // Which names models and their files may have.
 #include "catalog/schema/records.h"
+#include "codec/support/utf8.h"
 
 namespace modelstore {
 namespace {
@@ -7,27 +8,6 @@ namespace {
 constexpr size_t kMaxComponentBytes = 255;
 constexpr size_t kMaxModelNameBytes = 1024;
 constexpr size_t kMaxFilePathBytes = 4096;
-
-// Length of the well-formed UTF-8 sequence at the front of `s`, its code point in `code`; 0 when malformed.
-size_t DecodeUtf8(std::string_view s, uint32_t* code) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
-  const unsigned lead = byte(0);
-  if (lead < 0x80) {
-    *code = lead;
-    return 1;
-  }
-  const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-  if (lead < 0xc2 || lead > 0xf4 || s.size() < length) return 0;
-  uint32_t v = lead & (0x7f >> length);
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-    v = v << 6 | (byte(i) & 0x3f);
-  }
-  const bool overlong = (length == 3 && v < 0x800) || (length == 4 && v < 0x10000);
-  if (overlong || v > 0x10ffff || (v >= 0xd800 && v <= 0xdfff)) return 0;
-  *code = v;
-  return length;
-}
 
 // Printable for a message even when the name is not.
 std::string Quoted(std::string_view name) {
@@ -53,11 +33,10 @@ Status CheckComponent(std::string_view component, bool allow_dash) {
   if (component == "." || component == "..") return InvalidArgument("has a part '" + std::string(component) + "'");
   if (!allow_dash && component.front() == '-') return InvalidArgument("has a part that starts with '-'");
   while (!component.empty()) {
-    uint32_t code = 0;
-    const size_t length = DecodeUtf8(component, &code);
-    if (length == 0) return InvalidArgument("is not UTF-8");
-    if (code < 0x20 || (code >= 0x7f && code < 0xa0)) return InvalidArgument("has a control character");
-    component.remove_prefix(length);
+    const CodePoint c = DecodeUtf8(component, 0);
+    if (c.bytes == 0) return InvalidArgument("is not UTF-8");
+    if (c.value < 0x20 || (c.value >= 0x7f && c.value < 0xa0)) return InvalidArgument("has a control character");
+    component.remove_prefix(c.bytes);
   }
   return OkStatus();
 }

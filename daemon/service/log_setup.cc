@@ -5,10 +5,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <ctime>
 #include <nlohmann/json.hpp>
+
+#include "codec/support/utf8.h"
 
 namespace modelstore {
 namespace {
@@ -36,19 +39,21 @@ bool IsPlain(std::string_view value) {
          std::none_of(value.begin(), value.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
 }
 
-// Control characters as in C, \ and, within quotes, ". C1 controls are two bytes of UTF-8.
+// What a terminal obeys and what is not UTF-8 as in C, \ and, within quotes, ".
 void AppendEscaped(std::string* out, std::string_view value, bool quoted) {
-  for (size_t i = 0; i < value.size(); ++i) {
-    const auto c = static_cast<unsigned char>(value[i]);
-    const bool c1 = c == 0xc2 && i + 1 < value.size() && static_cast<unsigned char>(value[i + 1]) < 0xa0;
-    if (c < 0x20 || c == 0x7f || c1) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\x%02x", c1 ? static_cast<unsigned char>(value[++i]) : c);
+  for (size_t at = 0; at < value.size();) {
+    const CodePoint c = DecodeUtf8(value, at);
+    const size_t bytes = std::max<size_t>(c.bytes, 1);
+    if (c.bytes == 0 || TerminalObeys(c.value)) {
+      const unsigned shown = c.bytes == 0 ? static_cast<unsigned char>(value[at]) : c.value;
+      char code[12];
+      std::snprintf(code, sizeof code, shown < 0x100 ? "\\x%02x" : "\\u%04x", shown);
       *out += code;
-      continue;
+    } else {
+      if (value[at] == '\\' || (quoted && value[at] == '"')) *out += '\\';
+      *out += value.substr(at, bytes);
     }
-    if (c == '\\' || (quoted && c == '"')) *out += '\\';
-    *out += static_cast<char>(c);
+    at += bytes;
   }
 }
 

@@ -118,7 +118,8 @@ TEST_F(ConfigTest, ATildeIsTheHomeFolder) {
 
 // As a unit of systemd runs it.
 TEST_F(ConfigTest, ATildeWithoutAHomeIsRefused) {
-  environment_ = {.root = true};
+  environment_ = {};
+  environment_.root = true;
   const std::string error = ErrorOf("store = \"~/st\"\n");
   EXPECT_NE(error.find("store: ~/st: the environment has no HOME"), std::string::npos) << error;
   environment_.home = "/root";
@@ -202,6 +203,9 @@ TEST(LogLineTest, TextStaysOneLine) {
   EXPECT_EQ(LogLine(LogFormat::kText, "", LogLevel::kWarning, "some\nevent", fields),
             "warning some\\x0aevent plain=a/b-1 empty=\"\" blank=\"a b\" evil=\"x\\x0a\\x1b[2J\\\"\\\\ y\\x9b\"");
   EXPECT_EQ(LogLine(LogFormat::kText, "now", LogLevel::kInfo, "event", {}), "now info event");
+  const LogField turning[] = {{"name", "a\xe2\x80\xae z"}, {"bytes", "\x9b J"}, {"shown", "模型 é"}};
+  EXPECT_EQ(LogLine(LogFormat::kText, "", LogLevel::kInfo, "event", turning),
+            "info event name=\"a\\u202e z\" bytes=\"\\x9b J\" shown=\"模型 é\"");
 }
 
 TEST(LogLineTest, JsonIsValidWhateverTheBytes) {
