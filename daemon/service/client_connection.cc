@@ -23,6 +23,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kRequestTimeoutMs = 10'000;
 constexpr int kFilesTimeoutMs = 30'000;           // between two frames of a push's files
 constexpr uint32_t kMaxLaterBytes = 64u << 10;    // of a frame after the request
+constexpr uint64_t kMaxFiles = 1'000'000;         // of one push
 constexpr size_t kMaxFileNamesBytes = 64u << 20;  // of one push
 constexpr size_t kLargeDocumentBytes = 1u << 20;  // keeps its place until it was sent
 // All files of a push: so long, and so much longer for each.
@@ -139,6 +140,9 @@ Result<std::string> ClientConnection::Serve() {
   SourceTree source, moments;
   if (takes_moments) {
     RETURN_IF_ERROR(caller_.CheckMayPush());
+    if (request_.files > kMaxFiles)
+      return ResourceExhausted("a push of " + std::to_string(request_.files) + " files; at most " +
+                               std::to_string(kMaxFiles) + " go into one model, push them as several");
     const size_t moments_files = request_.moments ? 1 : 0;
     ASSIGN_OR_RETURN(share, state_.descriptors.Take(request_.files + moments_files, account_));
     const size_t for_tree = share.count() - std::min(share.count(), moments_files);
