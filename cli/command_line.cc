@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
+#include "codec/support/guarded.h"
 #include "codec/support/utf8.h"
 
 namespace modelstore {
@@ -222,16 +223,11 @@ int RunModelstore(const std::vector<std::string>& words) {
   const Invocation& invocation = *parsed;
   if (invocation.command == nullptr) return Print(invocation.text, 0);
 
-  Result<Outcome> outcome = Internal("the command did not run");
-  try {
+  const Result<Outcome> outcome = Guarded([&] {
     // The store is closed before anything is printed: a reader that goes away cannot interrupt that.
     Session session(invocation.global);
-    outcome = invocation.command->run(session, invocation.arguments);
-  } catch (const std::bad_alloc&) {
-    outcome = ResourceExhausted("out of memory");
-  } catch (const std::exception& error) {
-    outcome = Internal(error.what());
-  }
+    return invocation.command->run(session, invocation.arguments);
+  });
   if (!outcome.ok()) return PrintError(outcome.status(), invocation.global);
   return Print(invocation.global.json ? Indented(outcome->document) : outcome->text, outcome->exit_code);
 }

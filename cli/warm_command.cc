@@ -13,6 +13,8 @@
 #include "cli/mount_view.h"
 #include "cli/session.h"
 #include "codec/support/bytes.h"
+#include "codec/support/guarded.h"
+#include "codec/support/thread.h"
 
 namespace modelstore {
 namespace {
@@ -39,8 +41,12 @@ class Reading {
   Status Run() {
     const unsigned cores = std::max(2u, std::thread::hardware_concurrency());
     const size_t threads = std::min<size_t>({cores, kMaxThreads, regions_.size()});
-    std::vector<std::jthread> workers;
-    for (size_t i = 1; i < threads; ++i) workers.emplace_back([this] { Work(); });
+    std::vector<Thread> workers;
+    while (workers.size() + 1 < threads) {
+      Result<Thread> worker = Thread::Start([this] { Work(); });
+      if (!worker.ok()) break;  // those that the system granted must do
+      workers.push_back(*std::move(worker));
+    }
     Work();
     workers.clear();  // joins
     return failure_;
@@ -48,14 +54,17 @@ class Reading {
 
  private:
   void Work() {
+    const Status status = Guarded([this] { return ReadInTurn(); });
+    if (status.ok()) return;
+    const std::lock_guard lock(mutex_);
+    if (failure_.ok()) failure_ = status;
+    failed_ = true;
+  }
+
+  Status ReadInTurn() {
     std::vector<std::byte> buffer(kReadBytes);
-    for (size_t i = next_++; i < regions_.size() && !failed_; i = next_++) {
-      const Status read = Read(regions_[i], buffer);
-      if (read.ok()) continue;
-      const std::lock_guard lock(mutex_);
-      if (failure_.ok()) failure_ = read;
-      failed_ = true;
-    }
+    for (size_t i = next_++; i < regions_.size() && !failed_; i = next_++) RETURN_IF_ERROR(Read(regions_[i], buffer));
+    return OkStatus();
   }
 
   Status Read(const Region& region, MutableByteSpan buffer) {

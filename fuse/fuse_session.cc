@@ -22,7 +22,9 @@
 #include <mutex>
 #include <thread>
 
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/thread.h"
 #include "fuse/mount_table.h"
 
 namespace modelstore {
@@ -110,7 +112,7 @@ struct FuseSession::Impl {
   int loop_error = 0;
 
   std::mutex stop_mutex;  // joins once
-  std::thread session_thread, control_thread;
+  Thread session_thread, control_thread;
 
   ~Impl() {
     if (session) fuse_session_destroy(session);
@@ -126,20 +128,41 @@ struct FuseSession::Impl {
 
   // libfuse unmounts whatever is at the path, unless its connection is closed: it may only do so while that is ours
   // (after `umount -l` with open files another mount may be there).
-  bool MayUnmount() const {
+  bool MayUnmount() const noexcept {
     pollfd connection{fuse_session_fd(session), 0, 0};
     if (::poll(&connection, 1, 0) > 0 && (connection.revents & POLLERR)) return true;
-    const Result<std::optional<MountEntry>> top = FindMount(options.mountpoint);
+    const Result<std::optional<MountEntry>> top = Guarded([&] { return FindMount(options.mountpoint); });
     return top.ok() && *top && (*top)->type == kMountType && (*top)->device_major == mounted.device_major &&
            (*top)->device_minor == mounted.device_minor;
   }
 
-  void ServeRequests() {
-    fuse_loop_config* config = fuse_loop_cfg_create();
+  // libfuse's loop: 0, or a negative errno.
+  int Loop() const {
+    fuse_loop_config* const config = fuse_loop_cfg_create();
+    if (config == nullptr) return -ENOMEM;
     fuse_loop_cfg_set_clone_fd(config, 1);
     fuse_loop_cfg_set_max_threads(config, ThreadCount(options.threads));
     const int result = fuse_session_loop_mt(session, config);
     fuse_loop_cfg_destroy(config);
+    return result == -1 ? -EAGAIN : result;  // -1: it could not start a thread
+  }
+
+  // Both threads, or none: then the caller joins the control thread, which ends.
+  Status StartThreads() {
+    const std::lock_guard lock(mutex);  // the threads see each other's handles
+    ASSIGN_OR_RETURN(control_thread, Thread::Start([this] { Control(); }));
+    Result<Thread> serving = Thread::Start([this] { ServeRequests(); });
+    if (!serving.ok()) {
+      loop_ended = true;
+      WakeControl();
+      return serving.status();
+    }
+    session_thread = *std::move(serving);
+    return OkStatus();
+  }
+
+  void ServeRequests() noexcept {
+    const int result = Loop();
     {
       const std::lock_guard lock(mutex);
       loop_ended = true;
@@ -147,7 +170,7 @@ struct FuseSession::Impl {
       changed.notify_all();
     }
     WakeControl();
-    control_thread.join();
+    control_thread.Join();
     // Closing the last descriptor fails every request that waits, also through a mount that is still busy.
     if (MayUnmount()) fuse_session_unmount(session);
     fuse_session_destroy(session);
@@ -173,7 +196,7 @@ struct FuseSession::Impl {
       fuse_lowlevel_notify_inval_inode(session, file, /*off=*/-1, /*len=*/0);  // attributes alone
   }
 
-  void Control() {
+  void Control() noexcept {
     for (bool stopping = false; !stopping;) {
       uint64_t count = 0;
       while (::read(wake_fd, &count, sizeof(count)) < 0 && errno == EINTR) {
@@ -199,7 +222,7 @@ struct FuseSession::Impl {
     // may come just before the sleep.
     std::unique_lock lock(mutex);
     while (!loop_ended) {
-      ::pthread_kill(session_thread.native_handle(), kInterruptSignal);
+      ::pthread_kill(session_thread.handle(), kInterruptSignal);
       changed.wait_for(lock, std::chrono::milliseconds(10));
     }
   }
@@ -257,12 +280,13 @@ Result<std::unique_ptr<FuseSession>> FuseSession::Start(fuse_lowlevel_ops ops, v
   sigdelset(&all, kInterruptSignal);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   Impl* raw = impl.get();
-  {
-    const std::lock_guard lock(raw->mutex);  // the threads see each other's handles
-    raw->session_thread = std::thread([raw] { raw->ServeRequests(); });
-    raw->control_thread = std::thread([raw] { raw->Control(); });
-  }
+  const Status threads = raw->StartThreads();
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (!threads.ok()) {
+    raw->control_thread.Join();
+    fuse_session_unmount(raw->session);
+    return threads.WithContext("mounting on " + options.mountpoint);
+  }
   std::unique_ptr<FuseSession> started(new FuseSession(std::move(impl)));
 
   // The first request waits until the kernel and the server have agreed; then the read-ahead may be raised.
@@ -307,7 +331,7 @@ Status FuseSession::Stop() {
   RequestStop();
   Wait();
   const std::lock_guard lock(impl_->stop_mutex);
-  if (impl_->session_thread.joinable()) impl_->session_thread.join();
+  impl_->session_thread.Join();
   if (impl_->loop_error < 0)
     return StatusFromErrno(-impl_->loop_error, "serving the mount on " + impl_->options.mountpoint);
   return OkStatus();

@@ -13,10 +13,9 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <exception>
-#include <new>
 #include <nlohmann/json.hpp>
 
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
 
 namespace modelstore {
@@ -231,14 +230,14 @@ std::string MountOps::Info(const NodeInfo& node) {
 struct MountRequests {
   template <typename Answer>
   static void Guard(fuse_req_t request, const Answer& answer) {
-    try {
+    const Status status = Guarded([&] {
       answer(*static_cast<MountOps*>(fuse_req_userdata(request)));
-    } catch (const std::bad_alloc&) {
-      fuse_reply_err(request, ENOMEM);
-    } catch (const std::exception& e) {
-      Log(LogLevel::kError, "answering a file request: " + std::string(e.what()));
-      fuse_reply_err(request, EIO);
-    }
+      return OkStatus();
+    });
+    if (status.ok()) return;
+    if (status.code() != StatusCode::kResourceExhausted)
+      Log(LogLevel::kError, "answering a file request ended in an unexpected failure");
+    fuse_reply_err(request, ReadErrno(status));
   }
 
   static struct stat StatOf(MountOps& ops, const NodeInfo& node) {

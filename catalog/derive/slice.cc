@@ -8,7 +8,6 @@
 #include "catalog/derive/slice_layout.h"
 #include "catalog/derive/spool.h"
 #include "catalog/read/tensor_table.h"
-#include "catalog/write/parallel.h"
 #include "codec/decode/block_decoder.h"
 #include "codec/encode/principal_axes.h"
 
@@ -83,7 +82,7 @@ class Slicer {
   uint64_t hidden() const { return layout_.hidden; }
   ForAll for_all() {
     return [this](size_t n, const std::function<Status(size_t)>& task) {
-      return ParallelRun(catalog_.pool(), n, [&](size_t i) -> Status {
+      return catalog_.pool().ParallelFor(n, [&](size_t i) -> Status {
         RETURN_IF_ERROR(job_.Check());
         return task(i);
       });

@@ -4,22 +4,28 @@
 #include <new>
 #include <string>
 
+#include "codec/support/guarded.h"
+
 namespace modelstore {
 
-struct BlockCache::Flight {
+struct BlockCache::Landing {
   BlockId id;
   std::condition_variable done_changed;
   bool done = false;
   Result<BlockPtr> result = BlockPtr();
 };
 
-std::shared_ptr<Block> Block::Create(std::shared_ptr<Ledger> ledger, size_t bytes) {
+std::shared_ptr<Block> Block::Create(std::shared_ptr<Ledger> ledger, size_t bytes) noexcept {
   BlockMemory& memory = ledger->memory;
   std::byte* const data = memory.Allocate(bytes);
   if (data == nullptr) return nullptr;
   Block* const block = new (std::nothrow) Block(std::move(ledger), data, bytes);
   if (block == nullptr) memory.Free(data, bytes);
-  return std::shared_ptr<Block>(block);
+  try {
+    return std::shared_ptr<Block>(block);
+  } catch (const std::bad_alloc&) {
+    return nullptr;  // the constructor that failed deleted the block
+  }
 }
 
 Block::~Block() {
@@ -51,9 +57,9 @@ Result<BlockCache::Reservation> BlockCache::Reserve(uint64_t bytes, bool wait) {
   if (!wait) return TakeNow(bytes, false, UINT64_MAX);
   Garbage garbage;
   std::unique_lock lock(ledger.mutex);
-  const uint64_t ticket = ledger.next_ticket++;
+  const Ledger::Ticket ticket(ledger);
   while (true) {
-    if (ticket == ledger.serving) {
+    if (ticket.is_first()) {
       if (ledger.Fits(bytes)) break;
       if (!Evict(bytes - (ledger.capacity_bytes - ledger.used_bytes), false, garbage)) ForgetHeld(garbage);
       if (!garbage.empty()) {
@@ -65,9 +71,7 @@ Result<BlockCache::Reservation> BlockCache::Reserve(uint64_t bytes, bool wait) {
     }
     ledger.released.wait(lock);
   }
-  ++ledger.serving;
   ledger.Take(bytes);
-  if (ledger.serving != ledger.next_ticket) ledger.released.notify_all();
   return Reservation(&ledger, bytes);
 }
 
@@ -87,12 +91,12 @@ BlockCache::Reservation BlockCache::TakeNow(uint64_t bytes, bool spare_only, uin
   if (bytes > ledger.capacity_bytes || ahead_bytes_ > max_ahead_bytes) return {};
   if (!ledger.Fits(bytes)) {
     const uint64_t missing = bytes - (ledger.capacity_bytes - ledger.used_bytes);
-    if (ledger.serving != ledger.next_ticket || !Evict(missing, spare_only, garbage)) return {};
+    if (ledger.has_queue() || !Evict(missing, spare_only, garbage)) return {};
     lock.unlock();
     garbage.clear();
     lock.lock();
   }
-  if (ledger.serving != ledger.next_ticket || !ledger.Fits(bytes)) return {};
+  if (ledger.has_queue() || !ledger.Fits(bytes)) return {};
   ledger.Take(bytes);
   return Reservation(&ledger, bytes);
 }
@@ -124,16 +128,18 @@ bool BlockCache::Contains(const BlockId& id) const {
   return slots_.contains(id);
 }
 
-Result<BlockPtr> BlockCache::Join(const BlockId& id, Use use, Reservation* own, uint64_t block_bytes, FlightPtr* mine) {
+Result<BlockPtr> BlockCache::Join(const BlockId& id, Use use, Reservation* own, uint64_t block_bytes, Flight* mine) {
   std::unique_lock lock(ledger_->mutex);
   const auto it = slots_.find(id);
   if (it == slots_.end()) {
-    auto flight = std::make_shared<Flight>();
-    flight->id = id;
-    flights_.push_front(Slot{.id = id, .block = nullptr, .flight = flight, .list = &flights_});
-    slots_.emplace(id, flights_.begin());
+    auto landing = std::make_shared<Landing>();
+    landing->id = id;
+    List made;
+    made.push_front(Slot{.id = id, .block = nullptr, .landing = landing, .list = &flights_});
+    slots_.emplace(id, made.begin());
+    flights_.splice(flights_.begin(), made);  // from here on nothing fails
     if (use != Use::kPrefetch) ++counts_.misses;
-    *mine = std::move(flight);
+    *mine = Flight(this, std::move(landing));
     return BlockPtr();
   }
   if (it->second->block != nullptr) {
@@ -142,17 +148,22 @@ Result<BlockPtr> BlockCache::Join(const BlockId& id, Use use, Reservation* own, 
     return it->second->block;
   }
   ++counts_.waits;
-  const FlightPtr flight = it->second->flight;
+  const std::shared_ptr<Landing> landing = it->second->landing;
   if (own != nullptr && own->bytes_ > block_bytes) {
     ledger_->Give(own->bytes_ - block_bytes);
     own->bytes_ = block_bytes;
   }
-  flight->done_changed.wait(lock, [&] { return flight->done; });
-  if (flight->result.ok() && own != nullptr) ChargeLocked(**flight->result, *own);
-  return flight->result;
+  landing->done_changed.wait(lock, [&] { return landing->done; });
+  if (landing->result.ok() && own != nullptr) ChargeLocked(**landing->result, *own);
+  return landing->result;
 }
 
-void BlockCache::Finish(const FlightPtr& flight, const Result<BlockPtr>& result, Use use, Reservation* own) {
+BlockCache::Flight::~Flight() {
+  if (landing_ != nullptr) cache_->Finish(std::move(*this), OutOfMemory(), Use::kRead, nullptr);
+}
+
+void BlockCache::Finish(Flight flight, const Result<BlockPtr>& result, Use use, Reservation* own) noexcept {
+  const std::shared_ptr<Landing> landing = std::move(flight.landing_);
   Garbage garbage;
   std::unique_lock lock(ledger_->mutex);
   bool keep = false;
@@ -162,7 +173,7 @@ void BlockCache::Finish(const FlightPtr& flight, const Result<BlockPtr>& result,
       ChargeLocked(block, *own);
       keep = block.charged_;
     } else {
-      if (!ledger_->Fits(block.taken_bytes()) && ledger_->serving == ledger_->next_ticket) {
+      if (!ledger_->Fits(block.taken_bytes()) && !ledger_->has_queue()) {
         const uint64_t missing = block.taken_bytes() - (ledger_->capacity_bytes - ledger_->used_bytes);
         if (Evict(missing, true, garbage)) {
           lock.unlock();
@@ -177,16 +188,16 @@ void BlockCache::Finish(const FlightPtr& flight, const Result<BlockPtr>& result,
       }
     }
   }
-  const auto it = slots_.find(flight->id);
+  const auto it = slots_.find(landing->id);
   if (keep) {
     Insert(it->second, *result, use, garbage);
   } else {
     flights_.erase(it->second);
     slots_.erase(it);
   }
-  flight->result = result;
-  flight->done = true;
-  flight->done_changed.notify_all();
+  landing->result = result;
+  landing->done = true;
+  landing->done_changed.notify_all();
 }
 
 void BlockCache::Charge(const BlockPtr& block, Reservation& own) {
@@ -237,7 +248,7 @@ void BlockCache::Touch(Position slot, Use use) {
 
 void BlockCache::Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage) {
   slot->block = block;
-  slot->flight = nullptr;
+  slot->landing = nullptr;
   slot->predicts = use == Use::kPredict;
   slot->inserted_before = inserted_bytes_;
   inserted_bytes_ += block->taken_bytes();
@@ -264,18 +275,22 @@ void BlockCache::Insert(Position slot, const BlockPtr& block, Use use, Garbage& 
   }
 }
 
-void BlockCache::Unlink(Position slot, Garbage& garbage) {
+void BlockCache::Unlink(Position slot, Garbage& garbage) noexcept {
   const uint64_t bytes = slot->block->taken_bytes();
   cached_bytes_ -= bytes;
   if (uint64_t* const of_list = BytesOf(slot->list)) *of_list -= bytes;
-  garbage.push_back(std::move(slot->block));
   slots_.erase(slot->id);
-  slot->list->erase(slot);
+  garbage.splice(garbage.begin(), *slot->list, slot);
 }
 
-bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) {
+bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) noexcept {
   // Only this cache hands out references, under the lock, so a block that nobody holds now stays so.
-  std::vector<Position> victims;
+  if (FreeUnused(bytes, spare_only, nullptr) < bytes) return false;
+  FreeUnused(bytes, spare_only, &garbage);
+  return true;
+}
+
+uint64_t BlockCache::FreeUnused(uint64_t bytes, bool spare_only, Garbage* garbage) noexcept {
   uint64_t freed_bytes = 0;
   for (List* list : {&tried_, &recent_, &ahead_, &proven_}) {
     if (spare_only && list == &ahead_) break;
@@ -283,15 +298,13 @@ bool BlockCache::Evict(uint64_t bytes, bool spare_only, Garbage& garbage) {
       --it;
       if (it->block.use_count() > 1) continue;
       freed_bytes += it->block->taken_bytes();
-      victims.push_back(it);
+      if (garbage != nullptr) Unlink(it++, *garbage);
     }
   }
-  if (freed_bytes < bytes) return false;
-  for (const Position slot : victims) Unlink(slot, garbage);
-  return true;
+  return freed_bytes;
 }
 
-void BlockCache::ForgetHeld(Garbage& garbage) {
+void BlockCache::ForgetHeld(Garbage& garbage) noexcept {
   for (List* list : {&tried_, &recent_, &ahead_, &proven_}) {
     for (auto it = list->begin(); it != list->end();) {
       const Position slot = it++;

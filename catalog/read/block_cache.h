@@ -9,6 +9,10 @@
 // longer than the operation that made it (cached, or handed to a caller) is charged to the ledger for itself until the
 // last one lets go of it. Blocks that are not charged are held only by operations whose reservations cover them.
 //
+// A place in the queue for memory (Ledger::Ticket), a reservation and a decode that others wait for (Flight) end in
+// destructors: whatever fails or throws in between, nobody waits for ever. Evicting, finishing and giving back take no
+// memory, because they are wanted most when there is none.
+//
 // Eviction: LRU lists. A block enters `recent`; it moves to `proven` (at most 3/4 of the capacity) when it is used
 // again after the cache has taken in a sixteenth of its capacity, so that one long scan cannot push out what is reused.
 // Two kinds do not stay, because touching fresh memory for them costs half as much as decoding them (measured), and
@@ -54,8 +58,31 @@ struct Ledger {
   std::condition_variable released;
   uint64_t used_bytes = 0;  // reservations and charged blocks
   uint64_t peak_bytes = 0;
-  uint64_t next_ticket = 0, serving = 0;  // reservations are granted in order of arrival
 
+  // A place in the queue of those who wait for bytes, in order of arrival; left when it ends. Made and ended under the
+  // mutex.
+  class Ticket {
+   public:
+    explicit Ticket(Ledger& ledger) : ledger_(ledger), before_(ledger.last_) {
+      (before_ == nullptr ? ledger_.first_ : before_->behind_) = this;
+      ledger_.last_ = this;
+    }
+    ~Ticket() {
+      (before_ == nullptr ? ledger_.first_ : before_->behind_) = behind_;
+      (behind_ == nullptr ? ledger_.last_ : behind_->before_) = before_;
+      if (ledger_.first_ != nullptr) ledger_.released.notify_all();
+    }
+    Ticket(const Ticket&) = delete;
+    Ticket& operator=(const Ticket&) = delete;
+    bool is_first() const { return ledger_.first_ == this; }
+
+   private:
+    Ledger& ledger_;
+    Ticket* before_;
+    Ticket* behind_ = nullptr;
+  };
+
+  bool has_queue() const { return first_ != nullptr; }
   bool Fits(uint64_t bytes) const { return bytes <= capacity_bytes - used_bytes; }
   void Take(uint64_t bytes) {
     used_bytes += bytes;
@@ -63,14 +90,18 @@ struct Ledger {
   }
   void Give(uint64_t bytes) {
     used_bytes -= bytes;
-    if (serving != next_ticket) released.notify_all();
+    if (has_queue()) released.notify_all();
   }
+
+ private:
+  Ticket* first_ = nullptr;
+  Ticket* last_ = nullptr;
 };
 
 class Block {
  public:
   // Uninitialised bytes, not charged. Null when the system has no memory.
-  static std::shared_ptr<Block> Create(std::shared_ptr<Ledger> ledger, size_t bytes);
+  static std::shared_ptr<Block> Create(std::shared_ptr<Ledger> ledger, size_t bytes) noexcept;
   ~Block();
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
@@ -92,6 +123,8 @@ class Block {
 using BlockPtr = std::shared_ptr<Block>;
 
 class BlockCache {
+  struct Landing;  // what a decode's end tells those who wait for it
+
  public:
   enum class Use : uint8_t {
     kRead,
@@ -120,9 +153,27 @@ class BlockCache {
     uint64_t bytes_ = 0;
   };
 
-  // A decode under way. Whoever was given one by Join must call Finish.
-  struct Flight;
-  using FlightPtr = std::shared_ptr<Flight>;
+  // A decode under way, held by who decodes. Finish ends it; when it ends without, those who wait get OutOfMemory: only
+  // an exception leads there. The cache outlives it.
+  class Flight {
+   public:
+    Flight() = default;  // none
+    Flight(Flight&& other) noexcept
+        : cache_(std::exchange(other.cache_, nullptr)), landing_(std::move(other.landing_)) {}
+    Flight& operator=(Flight&& other) noexcept {
+      std::swap(cache_, other.cache_);
+      std::swap(landing_, other.landing_);
+      return *this;
+    }
+    ~Flight();
+    explicit operator bool() const { return landing_ != nullptr; }
+
+   private:
+    friend class BlockCache;
+    Flight(BlockCache* cache, std::shared_ptr<Landing> landing) : cache_(cache), landing_(std::move(landing)) {}
+    BlockCache* cache_ = nullptr;
+    std::shared_ptr<Landing> landing_;
+  };
 
   explicit BlockCache(uint64_t capacity_bytes);
   ~BlockCache();
@@ -147,11 +198,12 @@ class BlockCache {
   // Cached or being decoded?
   bool Contains(const BlockId& id) const;
   // The block: cached, or from the decode that somebody else has under way (then also that decode's error). Null when
-  // the caller is the first: it must decode the block and call Finish(*mine). `own`: the caller's reservation when the
-  // block is what it came for (it is charged from there and `own` shrinks to it); null for a base block on the way.
-  Result<BlockPtr> Join(const BlockId& id, Use use, Reservation* own, uint64_t block_bytes, FlightPtr* mine);
+  // the caller is the first: it then has the flight `*mine`, decodes the block and calls Finish. `own`: the caller's
+  // reservation when the block is what it came for (it is charged from there and `own` shrinks to it); null for a base
+  // block on the way.
+  Result<BlockPtr> Join(const BlockId& id, Use use, Reservation* own, uint64_t block_bytes, Flight* mine);
   // Publishes a decode to all who wait, and caches the block. A base block is cached only when the budget has room.
-  void Finish(const FlightPtr& flight, const Result<BlockPtr>& result, Use use, Reservation* own);
+  void Finish(Flight flight, const Result<BlockPtr>& result, Use use, Reservation* own) noexcept;
   // Charges a block that is handed out from the reservation that covered it.
   void Charge(const BlockPtr& block, Reservation& own);
 
@@ -161,8 +213,8 @@ class BlockCache {
  private:
   struct Slot {
     BlockId id;
-    BlockPtr block;    // null while being decoded
-    FlightPtr flight;  // null when decoded
+    BlockPtr block;                    // null while being decoded
+    std::shared_ptr<Landing> landing;  // null when decoded
     std::list<Slot>* list = nullptr;
     bool predicts = false;  // was used as a base
     uint64_t passed_bytes = 0;
@@ -176,7 +228,7 @@ class BlockCache {
       return static_cast<size_t>((tensor * 0x9E3779B97F4A7C15ull ^ id.index) * 0xD6E8FEB86659FD93ull >> 16);
     }
   };
-  using Garbage = std::vector<BlockPtr>;  // freed outside the lock
+  using Garbage = List;  // slots whose blocks are freed outside the lock
 
   // Evicts, but never waits.
   Reservation TakeNow(uint64_t bytes, bool spare_only, uint64_t max_ahead_bytes);
@@ -184,16 +236,18 @@ class BlockCache {
   void Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage);
   uint64_t* BytesOf(const List* list);     // null: not counted
   void MoveTo(List& list, Position slot);  // its front
-  void Unlink(Position slot, Garbage& garbage);
+  void Unlink(Position slot, Garbage& garbage) noexcept;
   // Enough for the blocks of a delta that share a base block, and little enough to stay in the CPU's cache.
   static constexpr uint64_t kMaxTriedBytes = 4ull << 20;
   // Where the number of a tried block is remembered after it had to go.
   uint64_t& Memory(uint64_t number) { return gone_[number % gone_.size()]; }
   // Moves the least useful blocks that nobody holds to `garbage`, until they will give `bytes` back. False, and nothing
   // moved, when they cannot. `spare_only`: spares proven blocks and prefetched ones that are still to be read.
-  bool Evict(uint64_t bytes, bool spare_only, Garbage& garbage);
+  bool Evict(uint64_t bytes, bool spare_only, Garbage& garbage) noexcept;
+  // Bytes that Evict would free; stops at `bytes`. With `garbage`: moves them there.
+  uint64_t FreeUnused(uint64_t bytes, bool spare_only, Garbage* garbage) noexcept;
   // Forgets the blocks that somebody holds, so that they give their bytes back, and wake who waits, when let go of.
-  void ForgetHeld(Garbage& garbage);
+  void ForgetHeld(Garbage& garbage) noexcept;
   void ChargeLocked(Block& block, Reservation& own);
 
   const std::shared_ptr<Ledger> ledger_;

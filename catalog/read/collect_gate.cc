@@ -44,11 +44,29 @@ Result<CollectGate::Hold> CollectGate::Share(JobControl& job) {
   return Hold(this, false);
 }
 
+// Counted until it ends, also by an exception: newcomers are not kept out for one who is gone.
+class CollectGate::Collector {
+ public:
+  explicit Collector(CollectGate& gate) : gate_(gate) {
+    const std::lock_guard lock(gate_.mutex_);
+    if (gate_.collectors_waiting_++ == 0) gate_.waiting_since_ = Clock::now();
+  }
+  ~Collector() {
+    const std::lock_guard lock(gate_.mutex_);
+    --gate_.collectors_waiting_;
+    gate_.changed_.notify_all();
+  }
+  Collector(const Collector&) = delete;
+  Collector& operator=(const Collector&) = delete;
+
+ private:
+  CollectGate& gate_;
+};
+
 Result<CollectGate::Hold> CollectGate::EnterAlone(JobControl& job) {
+  const Collector collector(*this);
   std::unique_lock lock(mutex_);
-  if (collectors_waiting_++ == 0) waiting_since_ = Clock::now();
   std::string announced;
-  Status status;
   while (is_collecting_ || sharing_ > 0) {
     const std::string phase =
         is_collecting_ ? "waiting for a removal or prune"
@@ -60,16 +78,10 @@ Result<CollectGate::Hold> CollectGate::EnterAlone(JobControl& job) {
       lock.lock();
       continue;
     }
-    if (status = job.Check(); !status.ok()) break;
+    RETURN_IF_ERROR(job.Check());
     changed_.wait_for(lock, kPoll);
   }
-  --collectors_waiting_;
-  if (status.ok()) {
-    is_collecting_ = true;
-  } else {
-    changed_.notify_all();
-  }
-  RETURN_IF_ERROR(status);
+  is_collecting_ = true;
   return Hold(this, true);
 }
 

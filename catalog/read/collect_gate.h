@@ -54,6 +54,8 @@ class CollectGate {
  private:
   using Clock = std::chrono::steady_clock;
 
+  class Collector;  // one who waits to enter alone
+
   bool KeepsNewcomersOut() const;
 
   const Milliseconds closed_, open_;

@@ -11,10 +11,30 @@ constexpr std::chrono::milliseconds kPollInterval{50};
 
 }  // namespace
 
+// Left when it ends, also by an exception: nobody waits behind a job that is gone.
+class MemoryShares::Waiter {
+ public:
+  Waiter(MemoryShares& shares, const JobControl& job) : shares_(shares), job_(job) {
+    const std::lock_guard lock(shares_.mutex_);
+    shares_.waiting_.push_back(&job_);
+  }
+  ~Waiter() {
+    const std::lock_guard lock(shares_.mutex_);
+    std::erase(shares_.waiting_, &job_);
+    shares_.changed_.notify_all();
+  }
+  Waiter(const Waiter&) = delete;
+  Waiter& operator=(const Waiter&) = delete;
+
+ private:
+  MemoryShares& shares_;
+  const JobControl& job_;
+};
+
 Result<MemoryShares::Share> MemoryShares::Take(JobControl& job, uint64_t need_bytes) {
   const uint64_t least = std::clamp(need_bytes, kMinShareBytes, std::max(budget_bytes_, kMinShareBytes));
+  const Waiter waiter(*this, job);
   std::unique_lock lock(mutex_);
-  waiting_.push_back(&job);
   const auto is_next = [&] { return waiting_.front() == &job && free_bytes_ >= least; };
   if (!is_next()) {
     lock.unlock();
@@ -22,12 +42,9 @@ Result<MemoryShares::Share> MemoryShares::Take(JobControl& job, uint64_t need_by
     lock.lock();
   }
   while (!is_next() && !job.cancelled()) changed_.wait_for(lock, kPollInterval);
-  const bool taken = !job.cancelled();
-  std::erase(waiting_, &job);
-  const uint64_t bytes = taken ? std::max(free_bytes_ / 2, least) : 0;
+  RETURN_IF_ERROR(job.Check());
+  const uint64_t bytes = std::max(free_bytes_ / 2, least);
   free_bytes_ -= bytes;
-  changed_.notify_all();
-  if (!taken) return job.Check();
   return Share(this, bytes);
 }
 

@@ -51,6 +51,8 @@ class MemoryShares {
   uint64_t budget_bytes() const { return budget_bytes_; }
 
  private:
+  class Waiter;  // a job's place in `waiting_`
+
   void GiveBack(uint64_t bytes);
 
   const uint64_t budget_bytes_;

@@ -8,7 +8,6 @@
 #include <functional>
 #include <map>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <set>
 #include <string>
@@ -22,6 +21,7 @@
 #include "codec/decode/block_decoder.h"
 #include "codec/decode/compact_decoder.h"
 #include "codec/decode/projected_decoder.h"
+#include "codec/support/guarded.h"
 
 namespace modelstore {
 namespace {
@@ -39,16 +39,6 @@ constexpr size_t kMinPieceBytes = 16 << 10;
 
 std::string BlockName(const OpenTensor& tensor, uint32_t index) {
   return TensorName(tensor.id) + ", block " + std::to_string(index);
-}
-
-// Runs `body` and turns the exceptions that the standard library may throw into a Status.
-template <typename Body>
-auto Guarded(const Body& body) -> decltype(body()) {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return ResourceExhausted("the system has no memory left for reading");
-  }
 }
 
 }  // namespace
@@ -109,12 +99,16 @@ struct ReadEngine::Impl {
   }
 
   Result<BlockPtr> DecodeHeld(const OpenTensor& tensor, uint32_t index) {
-    auto block = Guarded([&] { return DecodeNow(tensor, index); });
+    return Guarded([&] { return DecodeAgain(tensor, index); });
+  }
+
+  // DecodeNow, again by the record that the tensor has now where that is another one.
+  Result<BlockPtr> DecodeAgain(const OpenTensor& tensor, uint32_t index) {
+    auto block = DecodeNow(tensor, index);
     if (!block.ok()) {
-      // By the record that it has now, if that is another one. The reservation was made for the old one.
-      const Result<TensorRef> now = Guarded([&] { return tensors.Renew(tensor); });
-      if (now.ok() && *now != nullptr && (*now)->peak_bytes <= tensor.peak_bytes)
-        block = Guarded([&] { return DecodeNow(**now, index); });
+      // The reservation was made for the old record.
+      const Result<TensorRef> now = tensors.Renew(tensor);
+      if (now.ok() && *now != nullptr && (*now)->peak_bytes <= tensor.peak_bytes) block = DecodeNow(**now, index);
     }
     if (!block.ok()) return block.status().WithContext(BlockName(tensor, index));
     decoded_blocks.fetch_add(1, std::memory_order_relaxed);
@@ -141,7 +135,7 @@ struct ReadEngine::Impl {
     if (frame.encoding == Encoding::kDelta && coded.size() != out_bytes)
       RETURN_IF_ERROR(PredictHeld(tensor, frame.BlockBegin(index), frame.BlockElems(index), &prediction));
     BlockPtr block = Block::Create(cache.ledger(), out_bytes);
-    if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
+    if (block == nullptr) return OutOfMemory();
     RETURN_IF_ERROR(DecodeBlock(frame, index, coded, prediction.bytes, block->mutable_bytes()));
     return block;
   }
@@ -153,7 +147,7 @@ struct ReadEngine::Impl {
     const TensorRecord& record = tensor.record;
     const size_t width = DTypeBytes(frame.dtype);
     BlockPtr block = Block::Create(cache.ledger(), BlockBytes(frame, index));
-    if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
+    if (block == nullptr) return OutOfMemory();
     CompactScratch scratch;
     std::unique_ptr<std::byte[]> buffer;
     uint64_t buffer_bytes = 0;
@@ -199,7 +193,7 @@ struct ReadEngine::Impl {
     const TensorRecord& record = tensor.record;
     const Projection& p = *frame.projection;
     BlockPtr block = Block::Create(cache.ledger(), BlockBytes(frame, index));
-    if (block == nullptr) return ResourceExhausted("the system has no memory left for reading");
+    if (block == nullptr) return OutOfMemory();
     const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, uint64_t elems,
                           Bytes* out) -> Status {
       out->resize(elems * DTypeBytes(dtype));
@@ -316,11 +310,11 @@ struct ReadEngine::Impl {
 
   Result<BlockPtr> BaseBlockHeld(const OpenTensor& base, uint32_t index) {
     const BlockId id = GeometryOf(base).Id(index);
-    BlockCache::FlightPtr mine;
+    BlockCache::Flight mine;
     auto block = cache.Join(id, Use::kPredict, nullptr, 0, &mine);
-    if (mine != nullptr) {
+    if (mine) {
       block = DecodeHeld(base, index);
-      cache.Finish(mine, block, Use::kPredict, nullptr);
+      cache.Finish(std::move(mine), block, Use::kPredict, nullptr);
     }
     if (block.ok()) RETURN_IF_ERROR(CheckSize(*block, base, index));
     return block;
@@ -354,12 +348,12 @@ struct ReadEngine::Impl {
   }
 
   Result<BlockPtr> JoinWith(BlockCache::Reservation own, const OpenTensor& tensor, uint32_t index, Use use) {
-    BlockCache::FlightPtr mine;
+    BlockCache::Flight mine;
     auto block = cache.Join(GeometryOf(tensor).Id(index), use, &own,
                             BlockMemory::TakenBytes(BlockBytes(tensor.frame, index)), &mine);
-    if (mine != nullptr) {
+    if (mine) {
       block = DecodeHeld(tensor, index);
-      cache.Finish(mine, block, use, &own);
+      cache.Finish(std::move(mine), block, use, &own);
     }
     if (block.ok()) RETURN_IF_ERROR(CheckSize(*block, tensor, index));
     return block;
@@ -397,25 +391,16 @@ struct ReadEngine::Impl {
     for (Part& part : parts)
       if (part.bytes.empty()) missing.push_back(&part);
     const auto fill = [&](bool wait) {
-      std::mutex mutex;
-      Status first;
-      std::atomic<bool> failed{false};
-      pool.ParallelFor(missing.size(), [&](size_t i) {
-        if (failed.load(std::memory_order_relaxed)) return;
+      const Status status = pool.ParallelFor(missing.size(), [&](size_t i) -> Status {
         Part& part = *missing[i];
-        const Status status = Guarded([&]() -> Status {
-          ASSIGN_OR_RETURN(BlockPtr block, GetBlock(*part.tensor, part.index, Use::kRead, wait));
-          if (block == nullptr) return OkStatus();
-          part.TakeFrom(std::move(block));
-          if (wait) part.Copy();
-          return OkStatus();
-        });
-        if (status.ok()) return;
-        const std::lock_guard lock(mutex);
-        if (!failed.exchange(true)) first = status;
+        ASSIGN_OR_RETURN(BlockPtr block, GetBlock(*part.tensor, part.index, Use::kRead, wait));
+        if (block == nullptr) return OkStatus();
+        part.TakeFrom(std::move(block));
+        if (wait) part.Copy();
+        return OkStatus();
       });
       std::erase_if(missing, [](const Part* part) { return !part->bytes.empty(); });
-      return first;
+      return status;
     };
     if (missing.empty()) return OkStatus();
     RETURN_IF_ERROR(fill(false));
@@ -533,6 +518,11 @@ struct ReadEngine::Impl {
   // Queues the blocks of [begin, end) in pieces of about a block, or of a batch for the device; what does not fit the
   // queue is dropped. `advised`: skip what the reader that it was advised for has passed meanwhile.
   void SubmitPrefetch(const FileRef& file, uint64_t begin, uint64_t end, bool advised, uint64_t batch_bytes = 0) {
+    // Without the memory for a task there is no reading ahead: what it would have failed of is the reader's to report.
+    (void)Guarded([&] { return SubmitPieces(file, begin, end, advised, batch_bytes); });
+  }
+
+  Status SubmitPieces(const FileRef& file, uint64_t begin, uint64_t end, bool advised, uint64_t batch_bytes) {
     while (begin < end) {
       const bool is_batch = batch_bytes != 0 && end - begin >= batch_bytes;
       const uint64_t step = is_batch ? batch_bytes : kBlockBytes;
@@ -543,33 +533,45 @@ struct ReadEngine::Impl {
         if (!is_batch) return PrefetchPiece(opened, begin, piece_end);
         if (!PrefetchOnDevice(held, begin, piece_end)) SubmitPrefetch(held, begin, piece_end, advised);
       };
-      if (!Submit(prefetch)) return;
+      if (!Submit(prefetch)) break;
       begin = piece_end;
     }
+    return OkStatus();
   }
 
   // Runs `task` some time later; false: not, as the queue is full or the engine ends.
   bool Submit(std::function<void()> task) {
-    {
-      const std::lock_guard lock(prefetch_mutex);
-      if (stopping) return false;
-      ++prefetches;
-    }
-    bool queued = false;
-    try {
-      queued = pool.Submit(
-          [this, run = std::move(task)]() mutable {
-            run();
-            run = nullptr;  // what it holds goes before ~ReadEngine may end
-            EndPrefetch();
-          },
-          device == nullptr ? kMaxQueuedPrefetches : kMaxQueuedWithDevice);
-    } catch (const std::bad_alloc&) {
-      // Not queued: ~ReadEngine must not wait for it.
-    }
-    if (!queued) EndPrefetch();
-    return queued;
+    // What ~ReadEngine waits for, as long as the task is queued or runs.
+    auto under_way = std::make_shared<Prefetching>(this);
+    if (under_way->is_refused()) return false;
+    return pool.Submit(
+        [under_way = std::move(under_way), run = std::move(task)]() mutable {
+          const std::shared_ptr<Prefetching> last = std::move(under_way);
+          const std::function<void()> now = std::move(run);  // what it holds goes before ~ReadEngine may end
+          now();
+        },
+        device == nullptr ? kMaxQueuedPrefetches : kMaxQueuedWithDevice);
   }
+
+  // Counts a prefetch from when it is submitted to its end.
+  class Prefetching {
+   public:
+    explicit Prefetching(Impl* engine) : engine_(*engine) {
+      const std::lock_guard lock(engine_.prefetch_mutex);
+      is_refused_ = engine_.stopping;
+      if (!is_refused_) ++engine_.prefetches;
+    }
+    ~Prefetching() {
+      if (!is_refused_) engine_.EndPrefetch();
+    }
+    Prefetching(const Prefetching&) = delete;
+    Prefetching& operator=(const Prefetching&) = delete;
+    bool is_refused() const { return is_refused_; }
+
+   private:
+    Impl& engine_;
+    bool is_refused_ = false;
+  };
 
   void EndPrefetch() {
     const std::lock_guard lock(prefetch_mutex);
@@ -660,7 +662,10 @@ struct ReadEngine::Impl {
 
   // What a device leaves to the CPU.
   void SubmitPrefetch(const FileRef& file, const TensorRef& tensor, uint32_t index) {
-    Submit([this, file, tensor, index] { (void)Guarded([&] { return PrefetchBlock(tensor, index); }); });
+    (void)Guarded([&] {
+      Submit([this, file, tensor, index] { (void)Guarded([&] { return PrefetchBlock(tensor, index); }); });
+      return OkStatus();
+    });
   }
 
   Status AssembleNow(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out,
@@ -679,11 +684,11 @@ struct ReadEngine::Impl {
     BlockCache::Reservation own = cache.TryReserve(taken, taken);
     BlockPtr block = own ? Block::Create(cache.ledger(), bytes.size()) : nullptr;
     if (block == nullptr) return 0;
-    BlockCache::FlightPtr mine;
+    BlockCache::Flight mine;
     (void)cache.Join(GeometryOf(*from.tensor).Id(from.index), Use::kPrefetch, &own, taken, &mine);
-    if (mine == nullptr) return 0;
+    if (!mine) return 0;
     std::memcpy(block->mutable_bytes().data(), bytes.data(), bytes.size());
-    cache.Finish(mine, Result<BlockPtr>(block), Use::kPrefetch, &own);
+    cache.Finish(std::move(mine), Result<BlockPtr>(block), Use::kPrefetch, &own);
     decoded_blocks.fetch_add(1, std::memory_order_relaxed);
     decoded_bytes.fetch_add(bytes.size(), std::memory_order_relaxed);
     return bytes.size();

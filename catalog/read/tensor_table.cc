@@ -121,7 +121,12 @@ Result<TensorRef> TensorTable::Open(const TensorId& id, TensorRecord record, uin
 
 void TensorTable::Introduce(TensorRef tensor) {
   const std::lock_guard lock(mutex_);
-  introduced_[tensor->id].push_back(std::move(tensor));
+  const auto known = introduced_.find(tensor->id);
+  if (known == introduced_.end()) {
+    introduced_.emplace(tensor->id, std::vector{tensor});  // or there is no list: it may not be empty
+  } else {
+    known->second.push_back(std::move(tensor));
+  }
 }
 
 void TensorTable::Withdraw(const TensorRef& tensor) {
@@ -158,8 +163,10 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
     slots_.erase(recent_.back().tensor->id);
     recent_.pop_back();
   }
-  recent_.push_front(Slot{tensor, bytes});
-  slots_.emplace(id, recent_.begin());
+  std::list<Slot> made;
+  made.push_front(Slot{tensor, bytes});
+  slots_.emplace(id, made.begin());
+  recent_.splice(recent_.begin(), made);  // from here on nothing fails
   bytes_ += bytes;
   peak_bytes_ = std::max(peak_bytes_, bytes_);
   return tensor;

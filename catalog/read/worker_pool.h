@@ -8,6 +8,8 @@
 #include <functional>
 #include <memory>
 
+#include "codec/support/status.h"
+
 namespace modelstore {
 
 class WorkerPool {
@@ -19,10 +21,13 @@ class WorkerPool {
   WorkerPool& operator=(const WorkerPool&) = delete;
 
   unsigned threads() const;
-  // Runs task(i) for every i in [0, n) on the caller and the workers; returns when all have returned.
-  void ParallelFor(size_t n, const std::function<void(size_t)>& task);
-  // Runs `task` some time later on a worker. False (not run) when more than `max_queued` tasks wait.
-  bool Submit(std::function<void()> task, size_t max_queued = 1024);
+  // Runs task(i), guarded (codec/support/guarded.h), for every i in [0, n) on the caller and the workers; returns when
+  // all have returned. After the first failure the tasks that have not started are skipped and that failure is
+  // returned.
+  Status ParallelFor(size_t n, const std::function<Status(size_t)>& task) noexcept;
+  // Runs `task` some time later on a worker; what it throws is logged. False (not run) when `max_queued` tasks wait,
+  // when there is no worker, or no memory to queue it.
+  bool Submit(std::function<void()> task, size_t max_queued = 1024) noexcept;
 
  private:
   struct Impl;

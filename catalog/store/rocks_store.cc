@@ -26,7 +26,9 @@
 #include "catalog/store/hooked_env.h"
 #include "catalog/store/kv_store.h"
 #include "catalog/store/store_folder.h"
+#include "codec/support/guarded.h"
 #include "codec/support/hash.h"
+#include "codec/support/thread.h"
 
 namespace modelstore {
 namespace {
@@ -52,7 +54,7 @@ Status FromRocks(const rocksdb::Status& s, std::string_view what) {
     code = StatusCode::kCorruption;
   } else if (s.IsNotFound()) {
     code = StatusCode::kNotFound;
-  } else if (s.IsMemoryLimit() || Mentions(text, EMFILE) || Mentions(text, ENOMEM)) {
+  } else if (s.IsMemoryLimit() || Mentions(text, EMFILE) || Mentions(text, ENOMEM) || Mentions(text, EFBIG)) {
     code = StatusCode::kResourceExhausted;
   } else if (s.IsBusy() || s.IsTryAgain() || s.IsTimedOut()) {
     code = StatusCode::kBusy;
@@ -88,6 +90,19 @@ class NoAutomaticRecovery final : public rocksdb::EventListener {
   }
 };
 
+// Threads of RocksDB for compactions and for flushes.
+constexpr int kLowThreads = 1, kHighThreads = 1;
+
+// RocksDB starts its threads when there is work for them, holding locks that it leaves taken where the system refuses
+// one. Here nothing is lost by that, and later none is started.
+Status StartBackgroundThreads(rocksdb::Env* env) {
+  return Guarded([&] {
+    env->IncBackgroundThreadsIfNeeded(kLowThreads, rocksdb::Env::LOW);
+    env->IncBackgroundThreadsIfNeeded(kHighThreads, rocksdb::Env::HIGH);
+    return OkStatus();
+  });
+}
+
 struct MemoryPlan {
   uint64_t block_cache, write_buffers, blocks_memtable, other_memtable;
 };
@@ -112,7 +127,9 @@ rocksdb::DBOptions MakeDbOptions(const MemoryPlan& memory, rocksdb::Env* env) {
   db.paranoid_checks = true;
   db.info_log = std::make_shared<NullLogger>();
   db.max_open_files = static_cast<int>(StoreDescriptors());
-  db.max_background_jobs = 2;
+  db.max_background_jobs = kLowThreads + kHighThreads;
+  // More would be started inside of DB::Open, which ends the program where the system refuses one of them.
+  db.max_file_opening_threads = 1;
   db.max_total_wal_size = 8 * kMiB;
   db.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(memory.write_buffers);
   db.allow_fallocate = false;  // else 4 MiB for every MANIFEST
@@ -348,6 +365,7 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
   rocksdb::Env* env = env_ ? env_.get() : rocksdb::Env::Default();
   const rocksdb::DBOptions db_options = MakeDbOptions(memory, env);
   const std::string what = "opening store " + folder_->dir();
+  if (const Status started = StartBackgroundThreads(env); !started.ok()) return started.WithContext(what);
   if (folder_->has_db()) {
     std::vector<std::string> names;
     RETURN_IF_ERROR(FromRocks(rocksdb::DB::ListColumnFamilies(db_options, folder_->db_dir(), &names), what));
@@ -369,15 +387,20 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
   }
   families.emplace_back(rocksdb::kDefaultColumnFamilyName, MakeFamilyOptions(Family::kMeta, memory, cache));
   rocksdb::DB* db = nullptr;
+  rocksdb::Status s;
   const auto open = [&] {
-    return read_only_ ? rocksdb::DB::OpenForReadOnly(db_options, folder_->db_dir(), families, &handles_, &db)
-                      : rocksdb::DB::Open(db_options, folder_->db_dir(), families, &handles_, &db);
+    const Status opened = Guarded([&] {
+      s = read_only_ ? rocksdb::DB::OpenForReadOnly(db_options, folder_->db_dir(), families, &handles_, &db)
+                     : rocksdb::DB::Open(db_options, folder_->db_dir(), families, &handles_, &db);
+      return OkStatus();
+    });
+    return opened.WithContext(what);
   };
-  rocksdb::Status s = open();
+  RETURN_IF_ERROR(open());
   bool used_ballast = false;
   if (s.IsNoSpace() && !read_only_ && folder_->ReleaseBallast()) {
     used_ballast = true;
-    s = open();
+    RETURN_IF_ERROR(open());
   }
   db_.reset(db);
   reads_ = db;
@@ -481,9 +504,10 @@ Status RocksStore::Compact(Family family, const rocksdb::CompactRangeOptions& op
     first = range->first;
     last = range->last;
   }
-  auto done = std::async(std::launch::async, [&] {
-    return db_->CompactRange(compact, Handle(family), range ? &first : nullptr, range ? &last : nullptr);
-  });
+  std::packaged_task<rocksdb::Status()> task(
+      [&] { return db_->CompactRange(compact, Handle(family), range ? &first : nullptr, range ? &last : nullptr); });
+  std::future<rocksdb::Status> done = task.get_future();
+  ASSIGN_OR_RETURN(const Thread compacting, Thread::Start([&] { task(); }));
   while (done.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready)
     if (cancelled && cancelled()) stop = true;
   const rocksdb::Status s = done.get();

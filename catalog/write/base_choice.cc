@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "catalog/read/tensor_table.h"
-#include "catalog/write/parallel.h"
 #include "codec/decode/block_decoder.h"
 
 namespace modelstore {
@@ -280,7 +279,7 @@ Status BaseChooser::ReadSample(const BaseCandidate& candidate, const SourceExten
   // All windows but the last are as long as the first.
   const uint64_t window_bytes = SampleWindowElems(elems, 0) * width;
   const size_t tasks = (windows + kWindowsPerTask - 1) / kWindowsPerTask;
-  return ParallelRun(catalog_.pool(), tasks, [&](size_t task) -> Status {
+  return catalog_.pool().ParallelFor(tasks, [&](size_t task) -> Status {
     const uint64_t end = std::min<uint64_t>((task + 1) * kWindowsPerTask, windows);
     for (uint64_t w = task * kWindowsPerTask; w < end; ++w) {
       const uint64_t begin = SampleWindowBegin(elems, w);

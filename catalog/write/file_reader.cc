@@ -5,7 +5,6 @@
 #include <set>
 #include <span>
 
-#include "catalog/write/parallel.h"
 #include "catalog/write/tensor_data.h"
 #include "codec/decode/block_decoder.h"
 
@@ -217,7 +216,7 @@ Status ReadWholeFile(Catalog& catalog, const Sha256Digest& sha256, JobControl& j
       }
       return OkStatus();
     };
-    RETURN_IF_ERROR(ParallelRun(catalog.pool(), starts.size() + 1, work));
+    RETURN_IF_ERROR(catalog.pool().ParallelFor(starts.size() + 1, work));
     job.Advance(previous.size());
     previous = window;
   }

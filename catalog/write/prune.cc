@@ -4,9 +4,9 @@
 #include <optional>
 
 #include "catalog/write/maintain.h"
-#include "catalog/write/parallel.h"
 #include "catalog/write/store_usage.h"
 #include "catalog/write/store_walk.h"
+#include "codec/support/guarded.h"
 
 namespace modelstore {
 namespace {

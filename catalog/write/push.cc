@@ -1,7 +1,7 @@
 #include "catalog/write/push.h"
 
-#include "catalog/write/parallel.h"
 #include "catalog/write/push_job.h"
+#include "codec/support/guarded.h"
 
 namespace modelstore {
 

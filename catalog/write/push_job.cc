@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "codec/decode/block_decoder.h"
+#include "codec/support/guarded.h"
 
 namespace modelstore {
 namespace {

@@ -11,6 +11,7 @@
 #include "catalog/write/model_names.h"
 #include "catalog/write/push_job.h"
 #include "catalog/write/store_usage.h"
+#include "codec/support/guarded.h"
 
 namespace modelstore {
 namespace {

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstring>
+#include <list>
 #include <memory>
 #include <mutex>
-#include <vector>
 
 #include "catalog/write/file_layout.h"
 
@@ -38,16 +38,16 @@ class BufferPool {
   // A buffer that returns to the pool, with its memory, when it dies.
   class Lease {
    public:
-    explicit Lease(BufferPool& pool) : pool_(pool), buffer_(pool.Take()) {}
-    ~Lease() { pool_.Give(std::move(buffer_)); }
+    explicit Lease(BufferPool& pool) : pool_(pool) { pool_.Take(&buffer_); }
+    ~Lease() { pool_.Give(&buffer_); }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
-    Buffer* get() { return &buffer_; }
-    Buffer* operator->() { return &buffer_; }
+    Buffer* get() { return &buffer_.front(); }
+    Buffer* operator->() { return get(); }
 
    private:
     BufferPool& pool_;
-    Buffer buffer_;
+    std::list<Buffer> buffer_;  // one, as a node of a list: it returns without taking memory
   };
 
   // Gives the memory of buffers that nobody uses back.
@@ -57,20 +57,21 @@ class BufferPool {
   }
 
  private:
-  Buffer Take() {
+  void Take(std::list<Buffer>* buffer) {
     const std::lock_guard lock(mutex_);
-    if (free_.empty()) return {};
-    Buffer buffer = std::move(free_.back());
-    free_.pop_back();
-    return buffer;
+    if (free_.empty()) {
+      buffer->emplace_back();
+    } else {
+      buffer->splice(buffer->begin(), free_, free_.begin());  // the one that was used last
+    }
   }
-  void Give(Buffer buffer) {
+  void Give(std::list<Buffer>* buffer) noexcept {
     const std::lock_guard lock(mutex_);
-    free_.push_back(std::move(buffer));
+    free_.splice(free_.begin(), *buffer);
   }
 
   std::mutex mutex_;
-  std::vector<Buffer> free_;
+  std::list<Buffer> free_;
 };
 
 inline bool SameBytes(ByteSpan a, ByteSpan b) {

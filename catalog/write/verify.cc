@@ -4,7 +4,6 @@
 
 #include "catalog/write/file_reader.h"
 #include "catalog/write/maintain.h"
-#include "catalog/write/parallel.h"
 #include "catalog/write/store_usage.h"
 #include "catalog/write/store_walk.h"
 #include "codec/decode/block_decoder.h"
@@ -186,7 +185,7 @@ class Verification {
   Status ReadFiles() {
     std::vector<std::pair<const Sha256Digest, Status>*> files;
     for (auto& file : files_) files.push_back(&file);
-    RETURN_IF_ERROR(ParallelRun(catalog_.pool(), files.size(), [&](size_t i) -> Status {
+    RETURN_IF_ERROR(catalog_.pool().ParallelFor(files.size(), [&](size_t i) -> Status {
       files[i]->second = ReadWholeFile(catalog_, files[i]->first, job_, [](ByteSpan) { return OkStatus(); });
       return files[i]->second.code() == StatusCode::kCancelled ? files[i]->second : OkStatus();
     }));
@@ -201,7 +200,7 @@ class Verification {
   Status ReadOthers() {
     std::vector<std::pair<const TensorId, Other>*> others;
     for (auto& other : others_) others.push_back(&other);
-    RETURN_IF_ERROR(ParallelRun(catalog_.pool(), others.size(), [&](size_t i) -> Status {
+    RETURN_IF_ERROR(catalog_.pool().ParallelFor(others.size(), [&](size_t i) -> Status {
       others[i]->second.status = ReadTensor(others[i]->first);
       return others[i]->second.status.code() == StatusCode::kCancelled ? others[i]->second.status : OkStatus();
     }));

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <exception>
+#include <mutex>
 
 #include "codec/encode/input_moments.h"
 
@@ -21,12 +23,24 @@ void ForEachPanel(const CompactInput& input, uint64_t rows,
                   const std::function<void(size_t panel, uint64_t first, uint64_t count)>& visit) {
   const uint64_t each = PanelRows(input.columns), panels = PanelCount(rows, input.columns);
   std::atomic<size_t> next{0};
-  const auto work = [&](size_t) {
-    for (size_t panel; (panel = next.fetch_add(1, std::memory_order_relaxed)) < panels;)
-      visit(panel, panel * each, std::min(each, rows - panel * each));
+  std::mutex mutex;
+  std::exception_ptr thrown;
+  const auto work = [&](size_t) noexcept {
+    try {
+      for (size_t panel; (panel = next.fetch_add(1, std::memory_order_relaxed)) < panels;)
+        visit(panel, panel * each, std::min(each, rows - panel * each));
+    } catch (...) {
+      next.store(panels, std::memory_order_relaxed);
+      const std::lock_guard lock(mutex);
+      if (thrown == nullptr) thrown = std::current_exception();
+    }
   };
-  if (input.parallel == nullptr || panels < 2) return work(0);
-  (*input.parallel)(std::min(kPanelsAtOnce, panels), work);
+  if (input.parallel == nullptr || panels < 2) {
+    work(0);
+  } else {
+    (*input.parallel)(std::min(kPanelsAtOnce, panels), work);
+  }
+  if (thrown != nullptr) std::rethrow_exception(thrown);
 }
 
 uint16_t ToBf16(float value) {

@@ -20,8 +20,8 @@ const uint64_t* BuildSlotTable(const DecodeTables& t) {
   thread_local std::vector<uint64_t> slots;
   thread_local uint64_t serial = 0;
   if (serial == t.serial) return slots.data();
-  serial = t.serial;
   slots.resize(size_t{kDeltaContexts} << kProbBits);
+  serial = t.serial;  // not before there is memory for it
   for (unsigned c = 0; c < t.contexts; ++c) {
     const uint16_t* start = &t.start[size_t{c} * t.symbols];
     for (unsigned s = 0; s < t.symbols; ++s) {

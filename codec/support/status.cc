@@ -1,6 +1,7 @@
 #include "codec/support/status.h"
 
 #include <cerrno>
+#include <exception>
 #include <system_error>
 
 namespace modelstore {
@@ -62,9 +63,14 @@ std::string Status::ToString() const {
   return std::string(StatusCodeName(code())) + ": " + rep_->message;
 }
 
+// Without the context where there is no memory for it: the failure counts.
 Status Status::WithContext(std::string_view context) const {
   if (ok()) return *this;
-  return Status(code(), std::string(context) + ": " + rep_->message);
+  try {
+    return Status(code(), std::string(context) + ": " + rep_->message);
+  } catch (const std::exception&) {
+    return *this;
+  }
 }
 
 Status StatusFromErrno(int error_number, std::string_view what) {
@@ -86,6 +92,8 @@ Status StatusFromErrno(int error_number, std::string_view what) {
       code = StatusCode::kNoSpace;
       break;
     case ENOMEM:
+    case EAGAIN:
+    case EFBIG:
     case EMFILE:
     case ENFILE:
       code = StatusCode::kResourceExhausted;

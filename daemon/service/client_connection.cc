@@ -6,14 +6,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <exception>
-#include <functional>
-#include <new>
 
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/thread.h"
 #include "daemon/protocol/wire.h"
 #include "daemon/service/peer.h"
-#include "daemon/service/small_thread.h"
 
 namespace modelstore {
 namespace {
@@ -59,17 +57,6 @@ Result<std::string> ReceiveJson(int socket, const FrameLimits& limits, int timeo
   return std::move(frame.payload);
 }
 
-// What `work` answers; what it throws as an error.
-Result<std::string> Caught(const std::function<Result<std::string>()>& work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc&) {
-    return ResourceExhausted("the daemon is out of memory");
-  } catch (const std::exception& e) {
-    return Internal(e.what());
-  }
-}
-
 }  // namespace
 
 ClientConnection::ClientConnection(int socket, ServerState* state)
@@ -87,16 +74,16 @@ ClientConnection::ClientConnection(int socket, ServerState* state)
 ClientConnection::~ClientConnection() { close(socket_); }
 
 void ClientConnection::Run() {
-  try {
+  const Status answered = Guarded([this] {
     Answer();
-  } catch (const std::exception& e) {
-    Log(LogLevel::kError, "a client's answer could not be sent", {{"error", e.what()}});
-  }
+    return OkStatus();
+  });
+  if (!answered.ok()) Log(LogLevel::kError, "a client's answer could not be sent for lack of memory");
 }
 
 void ClientConnection::Answer() {
   const auto start = Clock::now();
-  const Result<std::string> served = Caught([this] { return Serve(); });
+  const Result<std::string> served = Guarded([this] { return Serve(); });
   const Result<std::string> answer =
       !served.ok() && stopping_
           ? Unavailable("modelstored is stopping; the request was ended and what it did was rolled back")
@@ -200,8 +187,8 @@ Result<std::string> ClientConnection::RunHandler(const Handler& handler, const S
                                                  const SourceTree* moments) {
   entry_.emplace(&state_.jobs,
                  JobInfo{.request = std::string(handler.name), .model = request_.model, .uid = caller_.uid});
-  ASSIGN_OR_RETURN(SmallThread listener, SmallThread::Start(kThreadStackBytes, [this] { Listen(); }));
-  Result<std::string> answer = Caught([&] { return RunInTurn(handler, source, moments); });
+  ASSIGN_OR_RETURN(Thread listener, Thread::Start([this] { Listen(); }, kThreadStackBytes));
+  Result<std::string> answer = Guarded([&] { return RunInTurn(handler, source, moments); });
   if (!answer.ok() || answer->size() < kLargeDocumentBytes) place_.reset();
   shutdown(socket_, SHUT_RD);  // ends the listening
   listener.Join();
@@ -245,10 +232,13 @@ Gate* ClientConnection::GateOf(const Handler& handler) const {
 }
 
 void ClientConnection::Listen() {
-  said_ = Caught([this]() -> Result<std::string> {
-            for (;;) RETURN_IF_ERROR(TakeLaterFrame());
-          }).status();
-  if (said_.code() == StatusCode::kUnavailable) said_ = Cancelled("the client went away");
+  said_ = Guarded([this]() -> Status {
+    for (;;) {
+      const Status later = TakeLaterFrame();
+      if (later.code() == StatusCode::kUnavailable) return Cancelled("the client went away");
+      RETURN_IF_ERROR(later);
+    }
+  });
   passed_files_.End(said_);
   Cancel();
 }

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <exception>
 #include <string>
 
 #include "catalog/write/compact_model.h"
 #include "catalog/write/maintain.h"
 #include "codec/support/files.h"
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
 
 namespace modelstore {
@@ -32,8 +32,11 @@ std::optional<ModelRecord> NextToCompact(const std::vector<ModelRecord>& models,
   return oldest == nullptr ? std::nullopt : std::optional(*oldest);
 }
 
-CompactPolicy::CompactPolicy(const Config& config, ServerState* state)
-    : config_(config), state_(*state), thread_([this] { Run(); }) {}
+Result<std::unique_ptr<CompactPolicy>> CompactPolicy::Start(const Config& config, ServerState* state) {
+  std::unique_ptr<CompactPolicy> policy(new CompactPolicy(config, state));
+  ASSIGN_OR_RETURN(policy->thread_, Thread::Start([raw = policy.get()] { raw->Run(); }));
+  return policy;
+}
 
 CompactPolicy::~CompactPolicy() {
   {
@@ -43,19 +46,14 @@ CompactPolicy::~CompactPolicy() {
   }
   changed_.notify_all();
   state_.pushes.WakeAll();
-  thread_.join();
+  thread_.Join();
 }
 
 void CompactPolicy::Run() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     lock.unlock();
-    Status status;
-    try {
-      status = Relieve();
-    } catch (const std::exception& e) {
-      status = Internal(e.what());
-    }
+    const Status status = Guarded([this] { return Relieve(); });
     if (!status.ok() && status.code() != StatusCode::kCancelled)
       Log(LogLevel::kError, "making models compact", {{"error", std::string(status.message())}});
     lock.lock();
@@ -111,7 +109,7 @@ Status CompactPolicy::MakeCompact(const ModelRecord& model) {
          {"freed_bytes", std::to_string(pruned.freed_bytes)}});
     return OkStatus();
   };
-  const Status status = work();
+  const Status status = Guarded(work);
   const std::lock_guard lock(mutex_);
   job_.reset();
   return status;

@@ -7,9 +7,9 @@
 #include <mutex>
 #include <optional>
 #include <set>
-#include <thread>
 #include <utility>
 
+#include "codec/support/thread.h"
 #include "daemon/service/client_connection.h"
 #include "daemon/service/config.h"
 
@@ -21,11 +21,12 @@ std::optional<ModelRecord> NextToCompact(const std::vector<ModelRecord>& models,
 
 class CompactPolicy {
  public:
-  // `state` outlives the object. Looks at the disk now and every minute.
-  CompactPolicy(const Config& config, ServerState* state);
+  // `config` and `state` outlive the object. Looks at the disk now and every minute. Errors: ResourceExhausted.
+  static Result<std::unique_ptr<CompactPolicy>> Start(const Config& config, ServerState* state);
   ~CompactPolicy();  // ends a job under way; it rolls back
 
  private:
+  CompactPolicy(const Config& config, ServerState* state) : config_(config), state_(*state) {}
   void Run();
   // Until enough is free or no model is left.
   Status Relieve();
@@ -38,7 +39,7 @@ class CompactPolicy {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool stopping_ = false;
-  std::thread thread_;
+  Thread thread_;
 };
 
 }  // namespace modelstore

@@ -15,14 +15,13 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
-#include <exception>
 #include <optional>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/thread.h"
 #include "daemon/service/http_answer.h"
 
 namespace modelstore {
@@ -202,15 +201,14 @@ class HttpLoop {
 
   // One step of a client whose descriptor is ready. False: it is to be closed.
   bool Serve(Client& client) {
-    try {
+    const Result<bool> goes_on = Guarded([&]() -> Result<bool> {
       if (!client.answer.empty()) return client.answering() ? Send(client) : Receive(client.fd, nullptr);
       if (!Receive(client.fd, &client.received)) return false;
       if (HttpHeadEnded(client.received)) client.answer = HttpAnswer(client.received, text_);
       return true;
-    } catch (const std::exception& error) {  // no memory for its answer
-      Log(LogLevel::kError, "the metrics could not be served", {{"reason", error.what()}});
-      return false;
-    }
+    });
+    if (!goes_on.ok()) Log(LogLevel::kError, "the metrics could not be served: there was no memory for the answer");
+    return goes_on.ok() && *goes_on;
   }
 
   // What a client still sends after its answer is read and dropped until it closes: closing before that would reset
@@ -237,12 +235,12 @@ struct MetricsServer::Impl {
   int listener = -1, stop = -1;
   std::string address, path;
   std::unique_ptr<HttpLoop> loop;
-  std::thread thread;
+  Thread thread;
 
   ~Impl() {
     if (thread.joinable()) {
       ::eventfd_write(stop, 1);
-      thread.join();
+      thread.Join();
     }
     loop.reset();
     if (stop >= 0) ::close(stop);
@@ -273,14 +271,10 @@ Result<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& a
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  Status started = OkStatus();
-  try {
-    impl->thread = std::thread([loop = impl->loop.get()] { loop->Run(); });
-  } catch (const std::system_error& error) {
-    started = ResourceExhausted(std::string("metrics: starting a thread: ") + error.what());
-  }
+  Result<Thread> started = Thread::Start([loop = impl->loop.get()] { loop->Run(); });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  RETURN_IF_ERROR(started);
+  if (!started.ok()) return started.status().WithContext("metrics");
+  impl->thread = *std::move(started);
   return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(impl)));
 }
 

@@ -36,11 +36,12 @@ Status MountKeeper::MountNow() {
   const MountState state = mount_->state();
   ASSIGN_OR_RETURN(const std::optional<MountEntry> entry, FindMount(state.mountpoint));
   if (!entry) return Unavailable("the mount on " + state.mountpoint + " vanished while it was set up");
-  ASSIGN_OR_RETURN(watcher_, SmallThread::Start(kWatcherStackBytes, [this, mount = mount_.get()] {
-                     mount->Wait();
-                     const uint64_t one = 1;
-                     (void)!write(ended_fd_, &one, sizeof one);
-                   }));
+  const auto watch = [this, mount = mount_.get()] {
+    mount->Wait();
+    const uint64_t one = 1;
+    (void)!write(ended_fd_, &one, sizeof one);
+  };
+  ASSIGN_OR_RETURN(watcher_, Thread::Start(watch, kWatcherStackBytes));
   const std::lock_guard lock(mutex_);
   state_ = state;
   device_ = makedev(entry->device_major, entry->device_minor);

@@ -12,7 +12,7 @@
 
 #include "catalog/read/catalog.h"
 #include "codec/support/status.h"
-#include "daemon/service/small_thread.h"
+#include "codec/support/thread.h"
 #include "fuse/mount.h"
 
 namespace modelstore {
@@ -41,7 +41,7 @@ class MountKeeper {
   const MountOptions options_;
   const int ended_fd_;
   std::unique_ptr<Mount> mount_;  // set and reset under mutex_
-  SmallThread watcher_;           // waits for the end of mount_
+  Thread watcher_;                // waits for the end of mount_
 
   mutable std::mutex mutex_;
   std::optional<MountState> state_;

@@ -8,8 +8,9 @@
 #include <string>
 #include <utility>
 
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
-#include "daemon/service/small_thread.h"
+#include "codec/support/thread.h"
 
 namespace modelstore {
 namespace {
@@ -30,12 +31,23 @@ Server::~Server() { Stop(); }
 
 void Server::Serve(int socket) {
   const uid_t uid = UserOf(socket);
-  const auto connection = std::make_shared<ClientConnection>(socket, &state_);
-  Status status = Admit(connection.get(), uid);
+  const Result<std::shared_ptr<ClientConnection>> made = Guarded([&]() -> Result<std::shared_ptr<ClientConnection>> {
+    return std::make_shared<ClientConnection>(socket, &state_);
+  });
+  if (!made.ok()) {
+    close(socket);
+    Log(LogLevel::kError, "a client was sent away for lack of memory");
+    return;
+  }
+  const std::shared_ptr<ClientConnection>& connection = *made;
+  Status status = Guarded([&] { return Admit(connection.get(), uid); });
   if (status.ok()) {
-    Result<SmallThread> thread = SmallThread::Start(kThreadStackBytes, [this, connection, uid]() mutable {
-      connection->Run();
-      Leave(std::move(connection), uid);
+    Result<Thread> thread = Guarded([&] {
+      const auto serve = [this, connection, uid]() mutable {
+        connection->Run();
+        Leave(std::move(connection), uid);
+      };
+      return Thread::Start(serve, kThreadStackBytes);
     });
     if (thread.ok()) return thread->Detach();
     status = Busy(std::string(thread.status().message()));
@@ -71,8 +83,9 @@ Status Server::Admit(ClientConnection* connection, uid_t uid) {
   if (!unlimited && by_user_[uid] >= share)
     return Busy("modelstored serves " + std::to_string(share) + " clients of user " + std::to_string(uid) +
                 " already; try again later");
+  size_t& of_user = by_user_[uid];
   connections_.insert(connection);
-  ++by_user_[uid];
+  ++of_user;  // from here on nothing fails: Leave takes back what was counted
   ++threads_;
   state_.counters.Connected();
   return OkStatus();

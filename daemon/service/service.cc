@@ -14,9 +14,10 @@
 #include <cstdlib>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <thread>
 
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/thread.h"
 #include "daemon/service/access_log.h"
 #include "daemon/service/compact_policy.h"
 #include "daemon/service/limits.h"
@@ -41,28 +42,35 @@ constexpr auto kMountsAgainWindow = std::chrono::minutes(1);
 // Ends the process when an orderly end takes too long.
 class ShutdownLimit {
  public:
-  explicit ShutdownLimit(std::chrono::seconds limit)
-      : thread_([this, limit] {
-          std::unique_lock lock(mutex_);
-          if (changed_.wait_for(lock, limit, [this] { return done_; })) return;
-          Log(LogLevel::kError, "not stopped in time; ending at once (the store survives that)",
-              {{"seconds", std::to_string(limit.count())}});
-          _exit(1);
-        }) {}
+  // Without a thread there is no limit.
+  explicit ShutdownLimit(std::chrono::seconds limit) {
+    Result<Thread> thread = Thread::Start([this, limit] {
+      std::unique_lock lock(mutex_);
+      if (changed_.wait_for(lock, limit, [this] { return done_; })) return;
+      Log(LogLevel::kError, "not stopped in time; ending at once (the store survives that)",
+          {{"seconds", std::to_string(limit.count())}});
+      _exit(1);
+    });
+    if (thread.ok()) {
+      thread_ = *std::move(thread);
+    } else {
+      Log(LogLevel::kWarning, "stopping may take as long as it takes: there is no thread to watch it");
+    }
+  }
   ~ShutdownLimit() {
     {
       const std::lock_guard lock(mutex_);
       done_ = true;
     }
     changed_.notify_all();
-    thread_.join();
+    thread_.Join();
   }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   bool done_ = false;
-  std::thread thread_;
+  Thread thread_;
 };
 
 void Notify(const std::string& state) { (void)sd_notify(0, state.c_str()); }
@@ -126,8 +134,8 @@ class Service {
   explicit Service(const Config& config) : config_(config) {}
 
   Status Run() {
-    const Status status = StartAll();
-    const Status end = status.ok() ? Loop() : status;
+    const Status status = Guarded([this] { return StartAll(); });
+    const Status end = status.ok() ? Guarded([this] { return Loop(); }) : status;
     Notify("STOPPING=1");
     const ShutdownLimit limit{std::chrono::seconds(config_.shutdown_seconds)};
     StopAll();
@@ -164,8 +172,9 @@ class Service {
       ShowMount();
     }
     server_ = std::make_unique<Server>(state_.get(), config_.max_clients);
-    if (config_.compact_below_free_bytes > 0 && why_read_only.ok())
-      policy_ = std::make_unique<CompactPolicy>(config_, state_.get());
+    if (config_.compact_below_free_bytes > 0 && why_read_only.ok()) {
+      ASSIGN_OR_RETURN(policy_, CompactPolicy::Start(config_, state_.get()));
+    }
     if (!config_.metrics.empty()) {
       ASSIGN_OR_RETURN(metrics_, MetricsServer::Start(config_.metrics, [this] { return MetricsText(Sample()); }));
       Log(LogLevel::kInfo, "metrics", {{"address", metrics_->address()}});

@@ -87,7 +87,7 @@ Result<DeviceSpeed> MeasureDevice(const PluginSession& session, const std::vecto
         std::max(speed.download, Rate(static_cast<double>(program.output_bytes), times.download_ms * 1e-3));
 
     const Clock::time_point cpu_start = Clock::now();
-    pool.ParallelFor(added.size(), [&](size_t i) { (void)DecodeOnCpu(blocks[i], out[i]); });
+    RETURN_IF_ERROR(pool.ParallelFor(added.size(), [&](size_t i) { return DecodeOnCpu(blocks[i], out[i]); }));
     speed.cpu = std::max(speed.cpu, Rate(bytes, Seconds(cpu_start)));
   }
   return speed;

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <exception>
 
+#include "codec/support/guarded.h"
 #include "codec/support/log.h"
 #include "gpu/engine/gpu_probe.h"
 
@@ -127,13 +127,8 @@ std::shared_ptr<GpuDecoder> GpuDecoder::Start(const GpuOptions& options, WorkerP
   std::shared_ptr<GpuDecoder> decoder(new GpuDecoder(options, pool));
   if (options.mode == GpuOptions::Mode::kOff) return decoder;
   decoder->state_.kind = GpuState::Kind::kStarting;
-  decoder->starting_ = std::thread([raw = decoder.get()] {
-    Status status;
-    try {
-      status = raw->Open();
-    } catch (const std::exception& e) {
-      status = Unavailable(std::string("starting the GPU: ") + e.what());
-    }
+  Result<Thread> starting = Thread::Start([raw = decoder.get()] {
+    const Status status = Guarded([&] { return raw->Open(); });
     const std::lock_guard lock(raw->mutex_);
     if (!status.ok()) {
       raw->state_.kind = GpuState::Kind::kNone;
@@ -155,6 +150,12 @@ std::shared_ptr<GpuDecoder> GpuDecoder::Start(const GpuOptions& options, WorkerP
          {"device_bytes_per_second", std::to_string(static_cast<uint64_t>(state.device_bytes_per_second))}});
     raw->changed_.notify_all();
   });
+  if (starting.ok()) {
+    decoder->starting_ = *std::move(starting);
+  } else {
+    decoder->state_.kind = GpuState::Kind::kNone;
+    decoder->state_.reason = std::string(starting.status().message());
+  }
   return decoder;
 }
 
@@ -163,7 +164,7 @@ GpuDecoder::GpuDecoder(const GpuOptions& options, WorkerPool& pool)
 
 GpuDecoder::~GpuDecoder() {
   if (stop_fd_ >= 0) eventfd_write(stop_fd_, 1);
-  if (starting_.joinable()) starting_.join();
+  starting_.Join();
   if (stop_fd_ >= 0) close(stop_fd_);
 }
 

@@ -11,11 +11,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "catalog/read/batch_decoder.h"
 #include "catalog/read/worker_pool.h"
+#include "codec/support/thread.h"
 #include "gpu/engine/device_check.h"
 #include "gpu/engine/plugin.h"
 
@@ -73,7 +73,7 @@ class GpuDecoder : public BatchDecoder {
   const GpuOptions options_;
   WorkerPool& pool_;
   int stop_fd_ = -1;  // readable once the start is to be given up
-  std::thread starting_;
+  Thread starting_;
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable changed_;

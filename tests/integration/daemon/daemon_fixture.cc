@@ -194,6 +194,10 @@ void DaemonTest::SpawnDaemon(const DaemonOptions& options) {
     const rlimit limit{options.max_open_files, options.max_open_files};
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(99);
   }
+  if (options.max_threads != 0) {
+    const rlimit limit{options.max_threads, options.max_threads};
+    if (setrlimit(RLIMIT_NPROC, &limit) != 0) _exit(99);
+  }
   if (options.uid != 0 && (setgroups(0, nullptr) != 0 || setgid(options.uid) != 0 || setuid(options.uid) != 0))
     _exit(99);
   for (int fd = 0; options.without_streams && fd <= STDERR_FILENO; ++fd) close(fd);
@@ -205,6 +209,23 @@ void DaemonTest::SpawnDaemon(const DaemonOptions& options) {
 void DaemonTest::StartDaemon(const DaemonOptions& options) {
   SpawnDaemon(options);
   AwaitNotification("READY=1");
+}
+
+bool DaemonTest::TryToStartDaemon(const DaemonOptions& options) {
+  SpawnDaemon(options);
+  const auto deadline = Clock::now() + std::chrono::milliseconds(kPatienceMs);
+  while (Clock::now() < deadline) {
+    siginfo_t ended{};
+    if (waitid(P_PID, static_cast<id_t>(pid_), &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid == pid_)
+      return false;
+    pollfd polled{notify_, POLLIN, 0};
+    if (poll(&polled, 1, 50) <= 0) continue;
+    char text[512];
+    const ssize_t n = recv(notify_, text, sizeof text, 0);
+    if (n > 0 && std::string_view(text, static_cast<size_t>(n)).find("READY=1") != std::string_view::npos) return true;
+  }
+  ADD_FAILURE() << "the daemon neither starts nor ends";
+  return false;
 }
 
 void DaemonTest::AwaitNotification(const std::string& expected) {

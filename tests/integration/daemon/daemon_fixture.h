@@ -27,6 +27,7 @@ struct DaemonOptions {
   uint64_t watchdog_usec = 0;    // as systemd asks for signs of life; 0: it does not
   uint64_t max_open_files = 0;   // 0: as the test has
   bool without_streams = false;  // standard input, output and error are closed
+  uint64_t max_threads = 0;      // of `uid`; 0: as many as it likes
 };
 
 // A JSON object that a daemon sent; data frames are {"data": BYTES}, the end of the connection is {"closed": WHY}.
@@ -88,6 +89,8 @@ class DaemonTest : public ::testing::Test {
   bool can_mount() const { return can_mount_; }
 
   void StartDaemon(const DaemonOptions& options = {});
+  // Where it may fail to start: true when it is ready, false when it ended (WaitForDaemon then says how).
+  bool TryToStartDaemon(const DaemonOptions& options);
   // Waits for what the daemon tells systemd, in order.
   void AwaitNotification(const std::string& text);
   void Signal(int number) const;

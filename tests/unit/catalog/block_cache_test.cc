@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <optional>
 #include <thread>
+#include <utility>
 
 namespace modelstore {
 namespace {
@@ -18,10 +20,10 @@ bool Get(BlockCache& cache, uint32_t index, Use use = Use::kRead) {
   if (cache.Find(Id(index), use)) return true;
   auto own = cache.Reserve(2 * kUnit);
   EXPECT_TRUE(own.ok());
-  BlockCache::FlightPtr mine;
+  BlockCache::Flight mine;
   auto block = cache.Join(Id(index), use, &*own, kUnit, &mine);
-  EXPECT_NE(mine, nullptr);
-  cache.Finish(mine, Block::Create(cache.ledger(), kUnit), use, &*own);
+  EXPECT_TRUE(mine);
+  cache.Finish(std::move(mine), Block::Create(cache.ledger(), kUnit), use, &*own);
   return false;
 }
 
@@ -113,9 +115,9 @@ TEST(BlockCache, PrefetchTakesOnlyWhatIsSpare) {
   const auto prefetch = [&](uint32_t index) {
     auto own = cache.TryReserve(2 * kUnit, kUnit);
     if (!own) return false;
-    BlockCache::FlightPtr mine;
+    BlockCache::Flight mine;
     (void)cache.Join(Id(index), Use::kPrefetch, &own, kUnit, &mine);
-    cache.Finish(mine, Block::Create(cache.ledger(), kUnit), Use::kPrefetch, &own);
+    cache.Finish(std::move(mine), Block::Create(cache.ledger(), kUnit), Use::kPrefetch, &own);
     return true;
   };
   for (uint32_t i = 0; i < 25; ++i) EXPECT_TRUE(prefetch(i)) << i;
@@ -138,9 +140,9 @@ TEST(BlockCache, WhatWasPrefetchedInVainMakesRoom) {
   const auto prefetch = [&](uint32_t index) {
     auto own = cache.TryReserve(2 * kUnit, kUnit);
     if (!own) return false;
-    BlockCache::FlightPtr mine;
+    BlockCache::Flight mine;
     (void)cache.Join(Id(index), Use::kPrefetch, &own, kUnit, &mine);
-    cache.Finish(mine, Block::Create(cache.ledger(), kUnit), Use::kPrefetch, &own);
+    cache.Finish(std::move(mine), Block::Create(cache.ledger(), kUnit), Use::kPrefetch, &own);
     return true;
   };
   for (uint32_t i = 0; i < 25; ++i) EXPECT_TRUE(prefetch(i)) << i;
@@ -158,10 +160,10 @@ TEST(BlockCache, ABaseBlockIsCachedOnlyWhenThereIsRoom) {
   BlockCache cache(10 * kUnit);
   auto own = cache.Reserve(10 * kUnit);
   ASSERT_TRUE(own.ok());
-  BlockCache::FlightPtr mine;
+  BlockCache::Flight mine;
   (void)cache.Join(Id(1), Use::kPredict, nullptr, 0, &mine);
-  ASSERT_NE(mine, nullptr);
-  cache.Finish(mine, Block::Create(cache.ledger(), kUnit), Use::kPredict, nullptr);
+  ASSERT_TRUE(mine);
+  cache.Finish(std::move(mine), Block::Create(cache.ledger(), kUnit), Use::kPredict, nullptr);
   EXPECT_FALSE(cache.Contains(Id(1)));
   EXPECT_EQ(cache.stats().peak_bytes, 10 * kUnit);
 }
@@ -171,9 +173,9 @@ TEST(BlockCache, ABaseBlockStaysWhenItIsWantedAgain) {
   BlockCache cache(160 * kBytes);
   const auto predict = [&](uint32_t index) {
     if (cache.Find(Id(index), Use::kPredict)) return true;
-    BlockCache::FlightPtr mine;
+    BlockCache::Flight mine;
     (void)cache.Join(Id(index), Use::kPredict, nullptr, 0, &mine);
-    cache.Finish(mine, Block::Create(cache.ledger(), kBytes), Use::kPredict, nullptr);
+    cache.Finish(std::move(mine), Block::Create(cache.ledger(), kBytes), Use::kPredict, nullptr);
     return false;
   };
   for (uint32_t i = 0; i < 100; ++i) {
@@ -192,10 +194,41 @@ TEST(BlockCache, AFailedDecodeIsForgotten) {
   BlockCache cache(10 * kUnit);
   auto own = cache.Reserve(kUnit);
   ASSERT_TRUE(own.ok());
-  BlockCache::FlightPtr mine;
+  BlockCache::Flight mine;
   (void)cache.Join(Id(1), Use::kRead, &*own, kUnit, &mine);
-  cache.Finish(mine, Corruption("bad"), Use::kRead, &*own);
+  cache.Finish(std::move(mine), Corruption("bad"), Use::kRead, &*own);
   EXPECT_FALSE(cache.Contains(Id(1)));
+}
+
+TEST(BlockCache, AFlightThatEndsEarlyWakesWhoWaits) {
+  BlockCache cache(10 * kUnit);
+  std::thread waiter;
+  {
+    BlockCache::Flight mine;
+    (void)cache.Join(Id(1), Use::kRead, nullptr, 0, &mine);
+    ASSERT_TRUE(mine);
+    waiter = std::thread([&] {
+      BlockCache::Flight none;
+      EXPECT_EQ(cache.Join(Id(1), Use::kRead, nullptr, 0, &none).status().code(), StatusCode::kResourceExhausted);
+      EXPECT_FALSE(none);
+    });
+    while (cache.stats().waits == 0) std::this_thread::yield();
+  }  // as when an exception passes
+  waiter.join();
+  EXPECT_FALSE(Get(cache, 1)) << "the next one decodes";
+  EXPECT_TRUE(Get(cache, 1));
+}
+
+TEST(BlockCache, AReservationThatIsGivenUpLetsOthersPass) {
+  Ledger ledger(10);
+  std::unique_lock lock(ledger.mutex);
+  std::optional<Ledger::Ticket> first(std::in_place, ledger), second(std::in_place, ledger);
+  const Ledger::Ticket third(ledger);
+  EXPECT_TRUE(first->is_first());
+  second.reset();
+  EXPECT_FALSE(third.is_first());
+  first.reset();
+  EXPECT_TRUE(third.is_first());
 }
 
 TEST(BlockCache, BlocksOutliveTheCache) {

@@ -3,18 +3,30 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
 #include <latch>
+#include <new>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
 namespace modelstore {
 namespace {
 
+// A task that does not fail.
+template <typename Body>
+std::function<Status(size_t)> Each(const Body& body) {
+  return [&body](size_t i) {
+    body(i);
+    return OkStatus();
+  };
+}
+
 TEST(WorkerPool, RunsEveryIndexOnce) {
   WorkerPool pool(4);
   for (const size_t n : {0, 1, 2, 3, 1000}) {
     std::vector<std::atomic<int>> runs(n);
-    pool.ParallelFor(n, [&](size_t i) { ++runs[i]; });
+    EXPECT_TRUE(pool.ParallelFor(n, Each([&](size_t i) { ++runs[i]; })).ok());
     for (const auto& r : runs) EXPECT_EQ(r, 1);
   }
 }
@@ -24,7 +36,7 @@ TEST(WorkerPool, UsesTheCallerAndTheWorkers) {
   EXPECT_EQ(pool.threads(), 4u);
   // Returns only when four threads are inside at once.
   std::latch all(4);
-  pool.ParallelFor(4, [&](size_t) { all.arrive_and_wait(); });
+  EXPECT_TRUE(pool.ParallelFor(4, Each([&](size_t) { all.arrive_and_wait(); })).ok());
 }
 
 TEST(WorkerPool, LoopsNestAndComeFromManyThreads) {
@@ -32,7 +44,9 @@ TEST(WorkerPool, LoopsNestAndComeFromManyThreads) {
   std::atomic<int> sum{0};
   std::vector<std::thread> callers;
   for (int c = 0; c < 8; ++c) {
-    callers.emplace_back([&] { pool.ParallelFor(10, [&](size_t) { pool.ParallelFor(10, [&](size_t) { ++sum; }); }); });
+    callers.emplace_back([&] {
+      (void)pool.ParallelFor(10, [&](size_t) { return pool.ParallelFor(10, Each([&](size_t) { ++sum; })); });
+    });
   }
   for (std::thread& t : callers) t.join();
   EXPECT_EQ(sum, 800);
@@ -41,7 +55,27 @@ TEST(WorkerPool, LoopsNestAndComeFromManyThreads) {
 TEST(WorkerPool, OneThreadRunsLoopsOnTheCaller) {
   WorkerPool pool(1);
   const auto me = std::this_thread::get_id();
-  pool.ParallelFor(5, [&](size_t) { EXPECT_EQ(std::this_thread::get_id(), me); });
+  EXPECT_TRUE(pool.ParallelFor(5, Each([&](size_t) { EXPECT_EQ(std::this_thread::get_id(), me); })).ok());
+}
+
+TEST(WorkerPool, WhatATaskThrowsIsItsFailure) {
+  for (const unsigned threads : {1u, 3u}) {
+    WorkerPool pool(threads);
+    for (const size_t n : {size_t{1}, size_t{20}}) {
+      const auto run = [&](const std::function<Status(size_t)>& task) { return pool.ParallelFor(n, task); };
+      EXPECT_EQ(run([](size_t) -> Status { throw std::bad_alloc(); }).code(), StatusCode::kResourceExhausted);
+      const Status thrown = run([](size_t) -> Status { throw std::length_error("too long"); });
+      EXPECT_EQ(thrown.code(), StatusCode::kInternal);
+      EXPECT_NE(thrown.message().find("too long"), std::string_view::npos);
+      EXPECT_EQ(run([](size_t) -> Status { throw 7; }).code(), StatusCode::kInternal);
+      EXPECT_EQ(run([](size_t) { return IoError("it"); }).message(), "it");
+      EXPECT_TRUE(run([](size_t) { return OkStatus(); }).ok());
+    }
+    std::latch done(1);
+    ASSERT_TRUE(pool.Submit([] { throw std::bad_alloc(); }));
+    ASSERT_TRUE(pool.Submit([&] { done.count_down(); })) << "the worker goes on";
+    done.wait();
+  }
 }
 
 TEST(WorkerPool, LoopsGoOnWhileWorkersAreBusy) {
@@ -55,7 +89,7 @@ TEST(WorkerPool, LoopsGoOnWhileWorkersAreBusy) {
   }
   busy.wait();
   std::atomic<int> runs{0};
-  pool.ParallelFor(100, [&](size_t) { ++runs; });
+  EXPECT_TRUE(pool.ParallelFor(100, Each([&](size_t) { ++runs; })).ok());
   EXPECT_EQ(runs, 100);
   release.count_down();
 }
