@@ -42,8 +42,9 @@ BlockCache::Reservation::~Reservation() {
 }
 
 // As many are remembered as the cache could hold, if they were a quarter of the usual size.
-BlockCache::BlockCache(uint64_t capacity_bytes)
-    : ledger_(std::make_shared<Ledger>(capacity_bytes)), gone_(1 + capacity_bytes / (BlockMemory::kSlotBytes / 4)) {}
+BlockCache::BlockCache(uint64_t capacity_bytes, uint64_t spare_bytes)
+    : ledger_(std::make_shared<Ledger>(capacity_bytes, spare_bytes)),
+      gone_(1 + capacity_bytes / (BlockMemory::kSlotBytes / 4)) {}
 
 BlockCache::~BlockCache() { Clear(); }
 

@@ -50,7 +50,8 @@ struct BlockId {
 };
 
 struct Ledger {
-  explicit Ledger(uint64_t capacity) : memory(capacity / 8), capacity_bytes(capacity) {}
+  // `spare`: bytes of free slots that are kept, which the capacity does not cover.
+  explicit Ledger(uint64_t capacity, uint64_t spare = 0) : memory(spare), capacity_bytes(capacity) {}
 
   BlockMemory memory;
   const uint64_t capacity_bytes;
@@ -175,7 +176,8 @@ class BlockCache {
     std::shared_ptr<Landing> landing_;
   };
 
-  explicit BlockCache(uint64_t capacity_bytes);
+  // Holds at most both together: blocks and reservations of `capacity_bytes`, and free slots of `spare_bytes`.
+  explicit BlockCache(uint64_t capacity_bytes, uint64_t spare_bytes = 0);
   ~BlockCache();
 
   const std::shared_ptr<Ledger>& ledger() const { return ledger_; }

@@ -25,7 +25,9 @@ namespace modelstore {
 struct CatalogOptions {
   bool create_if_missing = false;
   bool read_only = false;
-  uint64_t memory_budget_bytes = 1ull << 30;     // hard, all of it: RocksDB's share, block cache, buffers of pushes
+  // Bounds caches and buffers together: RocksDB's, decoded blocks and what decoding them holds, those of pushes. What
+  // the process takes besides is in docs/architecture.md, "Memory".
+  uint64_t memory_budget_bytes = 1ull << 30;
   unsigned threads = 0;                          // 0: one a core
   std::function<Status(uint64_t)> before_write;  // StoreOptions::before_write
 };

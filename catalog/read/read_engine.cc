@@ -28,8 +28,13 @@ namespace {
 
 using Use = BlockCache::Use;
 
-// Parsed tensors get this share of the budget, blocks and buffers the rest.
-constexpr uint64_t kTensorShare = 16;
+// Parsed tensors get this share of the budget, free slots for blocks as much and at most kMaxSpareBytes (the slots that
+// readers have passed are soon taken by what is read ahead), blocks and buffers the rest.
+constexpr uint64_t kTensorShare = 16, kSpareShare = 16;
+constexpr uint64_t kMaxSpareBytes = 32 << 20;
+
+uint64_t SpareBytes(uint64_t budget_bytes) { return std::min(budget_bytes / kSpareShare, kMaxSpareBytes); }
+
 constexpr size_t kMaxQueuedPrefetches = 256;
 // Batches are larger, and fall apart into pieces where a device does not take them.
 constexpr size_t kMaxQueuedWithDevice = 1024;
@@ -68,7 +73,7 @@ struct ReadEngine::Impl {
         pool(the_pool),
         prefetch_bytes(the_options.prefetch_bytes),
         budget_bytes(std::max(the_options.memory_budget_bytes, kMinReadBudgetBytes)),
-        cache(budget_bytes - budget_bytes / kTensorShare),
+        cache(budget_bytes - budget_bytes / kTensorShare - SpareBytes(budget_bytes), SpareBytes(budget_bytes)),
         tensors(the_store, budget_bytes / kTensorShare) {}
 
   const KvReader& store;

@@ -1,11 +1,11 @@
 // ReadEngine: (file, offset, length) -> bytes (layer: catalog/read; never sees catalog/write).
 //
 // Thread-safe, any number of readers. Decoded blocks live in one cache; a block that many readers want is decoded once
-// (single flight) and no lock is held while anything is decoded or read from the store. Everything the engine holds
-// (cached blocks, blocks being decoded, predictions, coded bytes, parsed tensors) counts against one hard budget; the
-// records of open files do not. Opened files and
-// tensors are immutable snapshots: they stay readable while the object lives, whatever is removed from the catalog,
-// until prune collects; prune asks PinnedTensors() what must stay.
+// (single flight) and no lock is held while anything is decoded or read from the store. Cached blocks, free slots for
+// blocks, blocks being decoded with their predictions and coded bytes, and the parsed tensors that are kept count
+// against one hard budget; records of open files, parsed tensors that callers hold and the decoders' tables (128 KiB a
+// thread) do not. Opened files and tensors are immutable snapshots: they stay readable while the object lives, whatever
+// is removed from the catalog, until prune collects; prune asks PinnedTensors() what must stay.
 #pragma once
 
 #include <cstdint>
