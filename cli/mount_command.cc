@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
+#include "codec/support/signals.h"
 #include "fuse/mount.h"
 
 namespace modelstore {
@@ -37,6 +38,7 @@ Result<Outcome> RunMount(Session& session, const Arguments& arguments) {
   ASSIGN_OR_RETURN(options.mountpoint, AbsolutePath(arguments.positionals[0]));
   options.allow_other = geteuid() == 0;
 
+  IgnoreStraySignals();
   MountStop stop;
   const InterruptScope interrupt(RequestStop, &stop, /*second_exits=*/false);
   ASSIGN_OR_RETURN(Catalog* const catalog, session.OpenToServe());

@@ -22,7 +22,7 @@ namespace modelstore {
 namespace {
 
 constexpr unsigned kQuickAnswerSeconds = 10;
-constexpr std::array<int, 3> kSignals = {SIGINT, SIGTERM, SIGHUP};
+constexpr std::array<int, 5> kSignals = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU};
 
 std::atomic<void (*)(void*)> interrupt_function{nullptr};
 std::atomic<void*> interrupt_argument{nullptr};

@@ -76,8 +76,8 @@ inline constexpr OptionSpec kMemoryBudgetOption = {"--memory-budget", "BYTES",
                                                    "with --store: memory for caches and buffers together (256M, 2G; "
                                                    "default 2G); a daemon has its own"};
 
-// While it lives, SIGINT, SIGTERM and SIGHUP call `on_signal` (async-signal-safe code only). A second SIGINT or SIGTERM
-// ends the process at once with 130 when `second_exits`.
+// While it lives, SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGXCPU call `on_signal` (async-signal-safe code only). A second
+// SIGINT or SIGTERM ends the process at once with 130 when `second_exits`.
 class InterruptScope {
  public:
   InterruptScope(void (*on_signal)(void*), void* argument, bool second_exits);

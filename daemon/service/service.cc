@@ -12,11 +12,13 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/signals.h"
 #include "codec/support/thread.h"
 #include "daemon/service/access_log.h"
 #include "daemon/service/compact_policy.h"
@@ -86,9 +88,9 @@ int WatchdogPeriodMs() {
 Result<int> TakeSignals() {
   sigset_t taken;
   sigemptyset(&taken);
-  for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&taken, number);
+  IgnoreStraySignals();
+  for (const int number : {SIGTERM, SIGINT, SIGQUIT, SIGXCPU, SIGHUP, SIGUSR1}) sigaddset(&taken, number);
   pthread_sigmask(SIG_BLOCK, &taken, nullptr);
-  signal(SIGPIPE, SIG_IGN);
   const int fd = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
   if (fd < 0) return StatusFromErrno(errno, "creating a signalfd");
   return fd;
@@ -228,7 +230,7 @@ class Service {
         state_->log_reads = !state_->log_reads;
         Log(LogLevel::kInfo, "access log", {{"on", state_->log_reads ? "true" : "false"}});
       } else if (number != SIGHUP) {
-        Log(LogLevel::kInfo, "stopping", {{"signal", number == SIGTERM ? "SIGTERM" : "SIGINT"}});
+        Log(LogLevel::kInfo, "stopping", {{"signal", std::string("SIG") + sigabbrev_np(number)}});
         return true;
       }
     }

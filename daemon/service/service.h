@@ -1,7 +1,7 @@
 // The daemon's life: store, socket, mount, signals, systemd (layer: daemon/service).
 //
-// One thread runs it. SIGTERM and SIGINT end it: jobs are rolled back, the mount is taken away, the store closed.
-// SIGUSR1 switches the access log; SIGHUP changes nothing.
+// One thread runs it. SIGTERM, SIGINT, SIGQUIT and SIGXCPU end it: jobs are rolled back, the mount is taken away, the
+// store closed. SIGUSR1 switches the access log; SIGHUP and stray signals change nothing.
 #pragma once
 
 #include "codec/support/status.h"

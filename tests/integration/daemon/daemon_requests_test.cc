@@ -387,10 +387,25 @@ TEST_F(DaemonTest, TellsSystemdThatItLivesAndThatItStops) {
 
 TEST_F(DaemonTest, SignalsThatMeanNothingEndNothing) {
   StartDaemon();
-  Signal(SIGHUP);
-  Signal(SIGUSR1);
-  Signal(SIGUSR1);
+  for (const int number : {SIGHUP, SIGUSR1, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGPIPE, SIGXFSZ,
+                           SIGPWR, SIGSTKFLT, SIGCHLD, SIGRTMIN, SIGRTMIN + 5, SIGRTMAX})
+    Signal(number);
   EXPECT_EQ(Call("ls").Code(), "");
+  if (can_mount()) {
+    EXPECT_TRUE(fs::exists(mountpoint() + "/."));
+  }
+}
+
+TEST_F(DaemonTest, SignalsThatMeanAnEndEndItInOrder) {
+  for (const int number : {SIGTERM, SIGINT, SIGQUIT, SIGXCPU}) {
+    StartDaemon();
+    Signal(number);
+    EXPECT_EQ(WaitForDaemon(), 0) << "signal " << number;
+    EXPECT_FALSE(fs::exists(socket()));
+    std::error_code error;
+    fs::status(mountpoint(), error);
+    EXPECT_FALSE(error) << "a dead mount is left: " << error.message();
+  }
 }
 
 TEST_F(DaemonTest, AnExportThatNobodyTakesHoldsNothingUp) {
