@@ -1,5 +1,6 @@
 #include "catalog/read/collect_gate.h"
 
+#include <iterator>
 #include <string>
 
 namespace modelstore {
@@ -14,13 +15,32 @@ void CollectGate::Hold::Release() {
   if (gate_ == nullptr) return;
   {
     const std::lock_guard lock(gate_->mutex_);
-    if (alone_) {
-      gate_->is_collecting_ = false;
+    if (sharer_) {
+      gate_->sharing_.erase(*sharer_);
     } else {
-      --gate_->sharing_;
+      gate_->is_collecting_ = false;
     }
   }
   std::exchange(gate_, nullptr)->changed_.notify_all();
+}
+
+Status CollectGate::Hold::Keep() {
+  const std::lock_guard lock(gate_->mutex_);
+  RETURN_IF_ERROR((*sharer_)->job->Check());
+  (*sharer_)->stays = true;
+  return OkStatus();
+}
+
+size_t CollectGate::Awaited() {
+  size_t count = 0;
+  for (Hold::Sharer& sharer : sharing_) {
+    if (!sharer.stays && sharer.job->cancelled()) {
+      if (!sharer.cancelled) sharer.cancelled = Clock::now();
+      if (Clock::now() - *sharer.cancelled >= patience_) continue;
+    }
+    count += 1;
+  }
+  return count;
 }
 
 bool CollectGate::KeepsNewcomersOut() const {
@@ -40,8 +60,8 @@ Result<CollectGate::Hold> CollectGate::Share(JobControl& job) {
     RETURN_IF_ERROR(job.Check());
     changed_.wait_for(lock, kPoll);
   }
-  ++sharing_;
-  return Hold(this, false);
+  sharing_.push_back({.job = &job});
+  return Hold(this, std::prev(sharing_.end()));
 }
 
 // Counted until it ends, also by an exception: newcomers are not kept out for one who is gone.
@@ -67,10 +87,10 @@ Result<CollectGate::Hold> CollectGate::EnterAlone(JobControl& job) {
   const Collector collector(*this);
   std::unique_lock lock(mutex_);
   std::string announced;
-  while (is_collecting_ || sharing_ > 0) {
+  for (size_t awaited = 0; is_collecting_ || (awaited = Awaited()) > 0;) {
     const std::string phase =
         is_collecting_ ? "waiting for a removal or prune"
-                       : "waiting for " + std::to_string(sharing_) + " running " + (sharing_ == 1 ? "job" : "jobs");
+                       : "waiting for " + std::to_string(awaited) + " running " + (awaited == 1 ? "job" : "jobs");
     if (phase != announced) {
       announced = phase;
       lock.unlock();
@@ -82,7 +102,7 @@ Result<CollectGate::Hold> CollectGate::EnterAlone(JobControl& job) {
     changed_.wait_for(lock, kPoll);
   }
   is_collecting_ = true;
-  return Hold(this, true);
+  return Hold(this);
 }
 
 }  // namespace modelstore

@@ -69,7 +69,7 @@ Result<PushReport> PushJob::Run() {
     RETURN_IF_ERROR(Verify());
     const Result<const ModelRecord*> base = bases_->BaseModel();
     if (!base.ok()) RETURN_IF_ERROR(GoOnDespite(base.status()));
-    RETURN_IF_ERROR(job_.Check());
+    RETURN_IF_ERROR(keep.Keep());
     return Publish(base.ok() ? *base : nullptr, &report);
   });
   if (!status.ok()) {

@@ -71,6 +71,39 @@ TEST(CollectGate, ACollectorTellsForWhomItWaitsAndCanBeStopped) {
   EXPECT_TRUE(gate.Share(job).ok()) << "who gave up keeps nobody out";
 }
 
+// A push whose source lies on a file system that does not answer cannot end, however often it is cancelled.
+TEST(CollectGate, WhoIsCancelledAndDoesNotEndIsNotWaitedFor) {
+  CollectGate gate(Milliseconds(0), kForever, /*patience=*/Milliseconds(0));
+  JobControl stuck, kept, job;
+  Result<CollectGate::Hold> hanging = gate.Share(stuck);
+  Result<CollectGate::Hold> publishing = gate.Share(kept);
+  ASSERT_TRUE(hanging.ok() && publishing.ok());
+  ASSERT_TRUE(publishing->Keep().ok());
+  stuck.Cancel();
+  kept.Cancel();
+  EXPECT_EQ(hanging->Keep().code(), StatusCode::kCancelled);
+  Watched watched;
+  std::future<bool> collector = std::async(std::launch::async, [&] { return gate.EnterAlone(watched.job).ok(); });
+  watched.WaitFor("waiting for 1 running job");
+  publishing->Release();
+  EXPECT_TRUE(collector.get()) << "the other one is still inside";
+  hanging->Release();
+  EXPECT_TRUE(gate.EnterAlone(job).ok());
+}
+
+TEST(CollectGate, WhoIsCancelledHasTimeToEnd) {
+  CollectGate gate(Milliseconds(0), kForever, kForever);
+  JobControl cancelled;
+  Result<CollectGate::Hold> ending = gate.Share(cancelled);
+  ASSERT_TRUE(ending.ok());
+  cancelled.Cancel();
+  Watched watched;
+  std::future<bool> collector = std::async(std::launch::async, [&] { return gate.EnterAlone(watched.job).ok(); });
+  watched.WaitFor("waiting for 1 running job");
+  ending->Release();
+  EXPECT_TRUE(collector.get());
+}
+
 TEST(CollectGate, NewcomersGetInWhileACollectorWaits) {
   CollectGate gate(Milliseconds(20), kForever);
   JobControl job;
