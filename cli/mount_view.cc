@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "catalog/schema/records.h"
+#include "catalog/schema/xattrs.h"
 #include "cli/session.h"
 
 namespace modelstore {
@@ -24,8 +25,8 @@ Result<uint64_t> MountedFile::Bytes() const {
 
 Result<std::string> MountedFile::Sha256() const {
   char text[65];
-  const ssize_t n = fgetxattr(fd_.get(), "user.modelstore.sha256", text, sizeof text);
-  if (n < 0) return StatusFromErrno(errno, "reading user.modelstore.sha256 of a mounted file");
+  const ssize_t n = fgetxattr(fd_.get(), kSha256Xattr.data(), text, sizeof text);
+  if (n < 0) return StatusFromErrno(errno, "reading " + std::string(kSha256Xattr) + " of a mounted file");
   return std::string(text, static_cast<size_t>(n));
 }
 

@@ -78,6 +78,8 @@ std::string RenderShow(std::string_view document, const Style& style) {
                     {Text(file.at("sha256")), Tone::kDim}});
   }
   out += file_table.Render(style);
+  if (model.contains("unreadable_files"))
+    out += "not shown, because you may not read them: " + Plural(model.at("unreadable_files"), "file") + "\n";
 
   for (const json& file : files) {
     if (file.at("tensors").empty()) continue;

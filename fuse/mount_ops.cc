@@ -15,6 +15,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "catalog/schema/access.h"
+#include "catalog/schema/xattrs.h"
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
 
@@ -26,8 +28,6 @@ constexpr double kForeverSeconds = 1e9;
 constexpr uint64_t kStatBlockBytes = 512;
 constexpr uint64_t kFsBlockBytes = 4096;
 constexpr size_t kMaxNameBytes = 255;
-constexpr std::string_view kInfoXattr = "user.modelstore.info";
-constexpr std::string_view kSha256Xattr = "user.modelstore.sha256";
 
 // Only this file of /proc: others wait for locks that a process holds while it waits for us.
 std::string ProcessName(pid_t pid) {
@@ -191,7 +191,7 @@ uint64_t MountOps::StoredBytes(const NodeInfo& file) {
   return file.bytes;
 }
 
-std::string MountOps::Info(const NodeInfo& node) {
+std::string MountOps::Info(const NodeInfo& node, const std::function<bool(const ModelRecord&)>& may_see) {
   const std::shared_ptr<const ModelRecord> known = ModelNamed(node.model);
   if (!known) return "";
   const ModelRecord& model = *known;
@@ -203,8 +203,8 @@ std::string MountOps::Info(const NodeInfo& node) {
     info["drift_kind"] = model.drift_kind == DriftKind::kMoments ? "moments" : "plain";
   }
   if (model.derived) info["recipe"] = model.method;
-  const std::string base = NameOf(model.base);
-  info["base"] = base.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(base);
+  const std::shared_ptr<const ModelRecord> base = ModelNamed(NameOf(model.base));
+  info["base"] = base && may_see(*base) ? nlohmann::ordered_json(base->name) : nlohmann::ordered_json(nullptr);
   uint64_t logical = 0, stored = 0;
   if (node.directory) {
     std::set<Sha256Digest> counted;
@@ -511,6 +511,21 @@ struct MountRequests {
     }
   }
 
+  // As the daemon's handlers decide (daemon/handlers/caller.h).
+  static bool MaySee(fuse_req_t request, const ModelRecord& model) {
+    const fuse_ctx& context = *fuse_req_ctx(request);
+    Identity who{.uid = context.uid, .gid = context.gid, .groups = {}};
+    if (who.uid == 0 || who.uid == ::geteuid() || MaySeeModel(who, model)) return true;
+    // Only now, because they come from /proc. A process that cannot be seen from here has none.
+    const int count = fuse_req_getgroups(request, 0, nullptr);
+    if (count <= 0) return false;
+    who.groups.resize(static_cast<size_t>(count));
+    const int filled = fuse_req_getgroups(request, count, who.groups.data());
+    if (filled < 0) return false;
+    who.groups.resize(static_cast<size_t>(std::min(count, filled)));
+    return MaySeeModel(who, model);
+  }
+
   static void GetXattr(fuse_req_t request, fuse_ino_t id, const char* name, size_t size) {
     if (name != kInfoXattr && name != kSha256Xattr) {  // security.* is asked for often
       fuse_reply_err(request, ENODATA);
@@ -524,7 +539,7 @@ struct MountRequests {
       }
       std::string value;
       if (name == kInfoXattr) {
-        value = ops.Info(*node);
+        value = ops.Info(*node, [&](const ModelRecord& model) { return MaySee(request, model); });
       } else if (!node->directory) {
         value = ToHex(node->sha256);
       }

@@ -58,8 +58,9 @@ class MountOps {
   void ForgetFiles(const ModelRecord& model);
   // What `du` should count. A cost that cannot be read is reported once and counts as the logical size.
   uint64_t StoredBytes(const NodeInfo& file);
-  // JSON of user.modelstore.info; "" when the node is above models or its model is gone.
-  std::string Info(const NodeInfo& node);
+  // JSON of user.modelstore.info; "" when the node is above models or its model is gone. `may_see`: whether who asks
+  // may see a model, asked about the base.
+  std::string Info(const NodeInfo& node, const std::function<bool(const ModelRecord&)>& may_see);
   void ReportOnce(const NodeInfo& file, const Status& status);
   // The last descriptor and mapping of the handle are gone.
   void Close(std::unique_ptr<OpenFileHandle> handle);

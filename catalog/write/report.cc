@@ -358,7 +358,8 @@ Result<StoreReport> MakeReport(Catalog& catalog) {
   return report;
 }
 
-Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name) {
+Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name,
+                                  const std::function<bool(const ModelRecord&, const ModelFile&)>& may_read) {
   ASSIGN_OR_RETURN(const auto snapshot, catalog.store().Snapshot());
   const KvReader& store = *snapshot;
   ASSIGN_OR_RETURN(const ModelRecord model, FindModel(store, name));
@@ -371,6 +372,10 @@ Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name) {
   std::map<TensorId, BaseName> bases;
   std::vector<std::vector<std::pair<size_t, TensorId>>> based_tensors;
   for (const ModelFile& file : model.files) {
+    if (may_read && !may_read(model, file)) {
+      detail.files_left_out += 1;
+      continue;
+    }
     ASSIGN_OR_RETURN(FileUsage described, DescribeFile(store, file, &bases, &based_tensors.emplace_back()));
     detail.files.push_back(std::move(described));
   }

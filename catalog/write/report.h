@@ -64,9 +64,11 @@ struct FileUsage {
 };
 struct ModelDetail {
   ModelUsage usage;
-  std::vector<FileUsage> files;
+  std::vector<FileUsage> files;  // without those that are left out
+  uint64_t files_left_out = 0;
 };
-// Errors: NotFound.
-Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name);
+// `may_read` (null: all): files for which it says no are left out. Errors: NotFound.
+Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name,
+                                  const std::function<bool(const ModelRecord&, const ModelFile&)>& may_read = nullptr);
 
 }  // namespace modelstore

@@ -1,9 +1,6 @@
 #include "daemon/handlers/caller.h"
 
-#include <sys/stat.h>
 #include <unistd.h>
-
-#include <algorithm>
 
 #include "catalog/read/catalog.h"
 
@@ -18,22 +15,11 @@ Caller Caller::InProcess() {
   return caller;
 }
 
-bool Caller::IsIn(gid_t group) const {
-  return gid == group || std::find(groups.begin(), groups.end(), group) != groups.end();
-}
-
 bool Caller::MayReadFile(const ModelRecord& model, const ModelFile& file) const {
-  if (administrator) return true;
-  if (uid == model.owner_uid) return (file.mode & S_IRUSR) != 0;
-  if (IsIn(file.gid)) return (file.mode & S_IRGRP) != 0;
-  return (file.mode & S_IROTH) != 0;
+  return administrator || modelstore::MayReadFile(*this, model, file);
 }
 
-bool Caller::MaySee(const ModelRecord& model) const {
-  if (MayChange(model) || model.files.empty()) return true;
-  return std::any_of(model.files.begin(), model.files.end(),
-                     [&](const ModelFile& file) { return MayReadFile(model, file); });
-}
+bool Caller::MaySee(const ModelRecord& model) const { return administrator || MaySeeModel(*this, model); }
 
 bool Caller::MayChange(const ModelRecord& model) const { return administrator || uid == model.owner_uid; }
 

@@ -4,29 +4,20 @@
 // socket it is whoever the kernel says is at the other end, with all groups, not only the primary one.
 #pragma once
 
-#include <sys/types.h>
-
-#include <vector>
-
+#include "catalog/schema/access.h"
 #include "catalog/schema/records.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
 
-struct Caller {
-  uid_t uid = 0;
-  gid_t gid = 0;
-  std::vector<gid_t> groups;   // supplementary ones
+struct Caller : Identity {
   bool administrator = false;  // root, the user that the daemon runs as, or in process: everything
   bool may_push = false;       // administrators and members of the daemon's group
 
   static Caller InProcess();  // administrator, with the process's effective ids
 
-  bool IsIn(gid_t group) const;
-  // As the kernel decides on the mounted file: owner, group or others by the mode.
+  // As catalog/schema/access.h; an administrator everything.
   bool MayReadFile(const ModelRecord& model, const ModelFile& file) const;
-  // May see that the model exists and what it is: its owner, and who may read at least one of its files (of a model
-  // without files: everyone).
   bool MaySee(const ModelRecord& model) const;
   // Rename, remove, replace: the owner and administrators.
   bool MayChange(const ModelRecord& model) const;

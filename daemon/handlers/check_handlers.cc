@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -14,6 +17,26 @@ using Json = nlohmann::ordered_json;
 constexpr size_t kMaxVerifyNames = 10'000;
 
 std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+// Who checks everything learns that something is damaged, and what it is where the caller may read it.
+std::vector<VerifyFailure> FailuresFor(const Caller& caller, const Catalog& catalog, const VerifyReport& report) {
+  std::map<std::string, Result<ModelRecord>> models;
+  const auto may_read = [&](const VerifyFailure& failure) {
+    if (caller.administrator || failure.model.empty()) return true;
+    const auto found = models.find(failure.model);
+    const Result<ModelRecord>& model =
+        found != models.end() ? found->second
+                              : models.emplace(failure.model, catalog.FindModel(failure.model)).first->second;
+    return model.ok() && std::any_of(model->files.begin(), model->files.end(), [&](const ModelFile& file) {
+             return file.path == failure.file && caller.MayReadFile(*model, file);
+           });
+  };
+  std::vector<VerifyFailure> shown;
+  std::copy_if(report.failed.begin(), report.failed.end(), std::back_inserter(shown), may_read);
+  if (const size_t hidden = report.failed.size() - shown.size(); hidden != 0)
+    shown.push_back({"", "", std::to_string(hidden) + " damaged files that you may not read; root learns which"});
+  return shown;
+}
 
 }  // namespace
 
@@ -32,7 +55,7 @@ Result<std::string> HandleVerify(Catalog& catalog, const Request& request) {
   }
   ASSIGN_OR_RETURN(const VerifyReport report, Verify(catalog, {unique.begin(), unique.end()}, *request.job));
   Json failed = Json::array();
-  for (const VerifyFailure& failure : report.failed)
+  for (const VerifyFailure& failure : FailuresFor(*request.caller, catalog, report))
     failed.push_back({{"model", failure.model}, {"file", failure.file}, {"reason", failure.reason}});
   return Dump({{"checked", report.checked}, {"checked_bytes", report.checked_bytes}, {"failed", std::move(failed)}});
 }
@@ -47,7 +70,7 @@ Result<std::string> HandleExport(Catalog& catalog, const Request& request) {
   const auto may_read = [&](const ModelRecord& model, const ModelFile& file) -> Status {
     RETURN_IF_ERROR(request.caller->CheckMaySee(model));
     if (request.caller->MayReadFile(model, file)) return OkStatus();
-    return PermissionDenied(name + "/" + file.path + ": you may not read it");
+    return PermissionDenied("'" + name + "' has files that you may not read: what you may, the mount shows");
   };
   ASSIGN_OR_RETURN(const ExportReport report,
                    Export(catalog, name, may_read, folder ? *folder : *request.sink, *request.job,

@@ -30,7 +30,8 @@ Result<std::string> HandleDerive(Catalog& catalog, const Request& request) {
     RETURN_IF_ERROR(caller.CheckMaySee(source));
     for (const ModelFile& file : source.files) {
       if (!caller.MayReadFile(source, file))
-        return PermissionDenied(source.name + "/" + file.path + ": you may not read it");
+        return PermissionDenied("'" + source.name +
+                                "' has files that you may not read: it can be derived from by who may");
     }
     return OkStatus();
   };

@@ -111,7 +111,10 @@ Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
   RETURN_IF_ERROR(request.caller->CheckMaySee(model));
   ASSIGN_OR_RETURN(VisibleNames visible, VisibleNames::Of(*request.caller, catalog));
-  ASSIGN_OR_RETURN(ModelDetail detail, DescribeModel(catalog, name));
+  ASSIGN_OR_RETURN(ModelDetail detail,
+                   DescribeModel(catalog, name, [&](const ModelRecord& described, const ModelFile& file) {
+                     return request.caller->MayReadFile(described, file);
+                   }));
   RETURN_IF_ERROR(visible.Narrow(*request.caller, catalog));
   if (!visible.Has(name)) return NoModelNamed(name);  // replaced by one that is hidden, or gone, meanwhile
   if (!visible.Has(detail.usage.base)) detail.usage.base.clear();
@@ -143,6 +146,7 @@ Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
                      {"tensors", std::move(tensors)}});
   }
   out["files"] = std::move(files);
+  if (detail.files_left_out != 0) out["unreadable_files"] = detail.files_left_out;
   return Dump(out);
 }
 
