@@ -79,6 +79,7 @@ Result<Outcome> RunPush(Session& session, const Arguments& arguments) {
   ASSIGN_OR_RETURN(const std::string name, NameFor(path, arguments));
   ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(path));
   ASSIGN_OR_RETURN(const SourceTree source, OpenSource(absolute));
+  for (const std::string& note : source.notes()) session.Warn(note);
 
   std::optional<MountView> mount;
   if (replace) {

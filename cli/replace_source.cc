@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -109,11 +110,13 @@ Status CompareWithMount(const SourceReader& reader, const ReadLease& lease, cons
 }
 
 // Whether the link may take the file's place: what the file lets others do, its copy on the mount has to let them.
-Status CheckReplaceable(const struct stat& st, const SourceFile& file) {
+Status CheckReplaceable(const struct stat& st, const SourceFile& file, int fd) {
   if (!S_ISREG(st.st_mode) || st.st_dev != file.device || st.st_ino != file.inode) return Changed();
   if (st.st_nlink != 1)
     return Unsupported("it has " + std::to_string(st.st_nlink) + " names (hard links); replacing one frees nothing");
-  if (st.st_uid != geteuid() && (st.st_mode & S_IROTH) == 0)
+  if (fgetxattr(fd, "system.posix_acl_access", nullptr, 0) > 0)
+    return Unsupported("it has an access control list, which a file of the mount cannot have");
+  if (st.st_uid != geteuid() && (file.mode & S_IROTH) == 0)
     return Unsupported("it belongs to the user with id " + std::to_string(st.st_uid) +
                        ", who could not read it on the mount; let that user push it");
   return OkStatus();
@@ -177,7 +180,7 @@ Status ReplaceOne(const SourceFile& file, const std::string& model, const MountV
   struct stat st;
   if (fstatat(folder.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0)
     return StatusFromErrno(errno, "reading the attributes of " + real);
-  RETURN_IF_ERROR(CheckReplaceable(st, file));
+  RETURN_IF_ERROR(CheckReplaceable(st, file, reader.descriptor()));
 
   const std::string target = mount.path() + "/" + model + "/" + file.path;
   ASSIGN_OR_RETURN(const std::string temporary, RandomName(".modelstore-replace-"));

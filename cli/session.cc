@@ -126,15 +126,12 @@ Result<Catalog*> Session::Keep(Result<std::unique_ptr<Catalog>> opened) {
 
 Result<std::string> Session::RunJob(const std::function<Result<std::string>(JobControl&)>& work,
                                     Signals signals) const {
-  const Style error_style = StyleOf(STDERR_FILENO, options_.no_color);
   auto mode = ProgressReporter::Mode::kNone;
   if (!options_.quiet && !options_.json)
     mode = IsTerminal(STDERR_FILENO) ? ProgressReporter::Mode::kBar : ProgressReporter::Mode::kLines;
-  ProgressReporter reporter(mode, error_style, STDERR_FILENO);
+  ProgressReporter reporter(mode, StyleOf(STDERR_FILENO, options_.no_color), STDERR_FILENO);
   JobControl job([&](const JobProgress& progress) { reporter.Update(progress); });
-  job.on_warning = [&](const std::string& message) {
-    reporter.Message(Painted("warning: ", Tone::kWarn, error_style) + Printable(message));
-  };
+  job.on_warning = [&](const std::string& message) { reporter.Message(WarningLine(message)); };
   std::optional<InterruptScope> interrupt;
   if (signals == Signals::kCancel)
     interrupt.emplace([](void* j) { static_cast<JobControl*>(j)->Cancel(); }, &job, /*second_exits=*/true);
@@ -169,6 +166,12 @@ Result<std::string> Session::Call(std::string_view request, const ParameterList&
                                    .sink = with.sink});
   });
 }
+
+std::string Session::WarningLine(std::string_view message) const {
+  return Painted("warning: ", Tone::kWarn, StyleOf(STDERR_FILENO, options_.no_color)) + Printable(message);
+}
+
+void Session::Warn(std::string_view message) const { WriteAll(STDERR_FILENO, WarningLine(message) + "\n"); }
 
 void Session::Say(std::string_view line) const {
   if (!options_.quiet && !options_.json) WriteAll(STDERR_FILENO, std::string(line) + "\n");

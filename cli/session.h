@@ -61,9 +61,12 @@ class Session {
                              Signals signals = Signals::kCancel) const;
   // A message for people on stderr; nothing with -q or --json.
   void Say(std::string_view line) const;
+  // A line on stderr about what may not be as it was meant.
+  void Warn(std::string_view message) const;
 
  private:
   Result<Catalog*> Keep(Result<std::unique_ptr<Catalog>> opened);
+  std::string WarningLine(std::string_view message) const;
 
   GlobalOptions options_;
   Style style_;

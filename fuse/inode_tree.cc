@@ -233,8 +233,8 @@ struct InodeTree::Impl {
     info.sha256 = file.sha256;
     info.path = file.path;
     info.model = model.name;
-    const bool changed = Set(info.bytes, file.bytes) | Set(info.mode, file.mode & 0444) |
-                         Set(info.uid, model.owner_uid) | Set(info.gid, file.gid) | Set(info.mtime_ns, file.mtime_ns) |
+    const bool changed = Set(info.bytes, file.bytes) | Set(info.mode, file.mode) | Set(info.uid, model.owner_uid) |
+                         Set(info.gid, file.gid) | Set(info.mtime_ns, file.mtime_ns) |
                          Set(info.ctime_ns, model.created_ns);
     if ((changed || report_all_files) && node.placed) ReportAttributes(node);
   }

@@ -204,7 +204,8 @@ std::string MountOps::Info(const NodeInfo& node, const std::function<bool(const 
   }
   if (model.derived) info["recipe"] = model.method;
   const std::shared_ptr<const ModelRecord> base = ModelNamed(NameOf(model.base));
-  info["base"] = base && may_see(*base) ? nlohmann::ordered_json(base->name) : nlohmann::ordered_json(nullptr);
+  info["base"] = base && base->id == model.base && may_see(*base) ? nlohmann::ordered_json(base->name)
+                                                                  : nlohmann::ordered_json(nullptr);
   uint64_t logical = 0, stored = 0;
   if (node.directory) {
     std::set<Sha256Digest> counted;

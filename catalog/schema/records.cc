@@ -439,7 +439,6 @@ Bytes Serialize(const ModelRecord& record) {
 
 Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
   constexpr std::string_view kWhat = "model";
-  constexpr uint32_t kModeBits = 0444;
   ByteReader in(bytes);
   ModelRecord record;
   ASSIGN_OR_RETURN(const uint8_t version, TakeVersion(in, kWhat, kCompactModelVersion));
@@ -472,7 +471,7 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
     if (!in.ok()) break;
     if (gid > UINT32_MAX) return Malformed(kWhat, "group " + std::to_string(gid));
     file.gid = static_cast<uint32_t>(gid);
-    if ((mode & ~uint64_t{kModeBits}) != 0) return Malformed(kWhat, "file mode " + std::to_string(mode));
+    if ((mode & ~uint64_t{kFileModeBits}) != 0) return Malformed(kWhat, "file mode " + std::to_string(mode));
     file.mode = static_cast<uint32_t>(mode);
     if (const Status status = CheckFilePath(file.path); !status.ok()) return Malformed(kWhat, status.message());
     if (!record.files.empty() && record.files.back().path >= file.path)
@@ -491,7 +490,9 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
   return record;
 }
 
-bool FeatureIsKnown(std::string_view feature) { return feature == kCompactFeature || feature == kDerivedFeature; }
+bool FeatureIsKnown(std::string_view feature) {
+  return feature == kCompactFeature || feature == kDerivedFeature || feature == kExecutableFeature;
+}
 
 void AddFeature(CatalogMeta* meta, std::string_view feature) {
   std::vector<std::string>& features = meta->features;

@@ -117,10 +117,13 @@ struct ModelFile {
   std::string path;  // relative, '/'-separated, no empty, '.' or '..' component
   Sha256Digest sha256{};
   uint64_t bytes = 0;
-  uint32_t mode = 0444;  // permission bits of the source & 0444
+  uint32_t mode = 0444;  // who may read and execute it: within kFileModeBits
   uint32_t gid = 0;      // group of the source: who the group bits of `mode` speak of
   int64_t mtime_ns = 0;
 };
+
+inline constexpr uint32_t kFileModeBits = 0555;
+inline bool IsExecutable(const ModelFile& file) { return (file.mode & 0111) != 0; }
 
 enum class Fidelity : uint8_t { kExact = 0, kCompact = 1 };
 
@@ -159,8 +162,9 @@ struct CatalogMeta {
   uint64_t model_digest = 0;  // XOR over models of ModelDigest(record): notices a vanished model
 };
 inline constexpr std::string_view kCatalogMetaKey = "catalog";
-inline constexpr std::string_view kCompactFeature = "compact";  // some tensor is compact
-inline constexpr std::string_view kDerivedFeature = "derived";  // some model is derived
+inline constexpr std::string_view kCompactFeature = "compact";        // some tensor is compact
+inline constexpr std::string_view kDerivedFeature = "derived";        // some model is derived
+inline constexpr std::string_view kExecutableFeature = "executable";  // some file has execute bits
 
 bool FeatureIsKnown(std::string_view feature);
 // Unless the store has it already.

@@ -1,23 +1,9 @@
 #include "catalog/write/compact_model.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace modelstore {
 namespace {
-
-class StoredContent : public SourceContent {
- public:
-  StoredContent(Catalog& catalog, FileRef file) : catalog_(catalog), file_(std::move(file)) {}
-  Status ReadAt(uint64_t offset, MutableByteSpan out) const override {
-    ASSIGN_OR_RETURN(const size_t read, catalog_.reader().Read(file_, offset, out));
-    return read == out.size() ? OkStatus() : Corruption("the stored file ends early");
-  }
-
- private:
-  Catalog& catalog_;
-  const FileRef file_;  // keeps prune from what it needs
-};
 
 bool SameContent(const ModelRecord& a, const ModelRecord& b) {
   return a.id == b.id && a.push == b.push && a.fidelity == b.fidelity &&
@@ -26,23 +12,6 @@ bool SameContent(const ModelRecord& a, const ModelRecord& b) {
 }
 
 }  // namespace
-
-Result<SourceTree> SourceTree::OfModel(Catalog& catalog, const ModelRecord& model) {
-  SourceTree tree;
-  tree.default_name_ = model.name;
-  for (const ModelFile& file : model.files) {
-    SourceFile& added = tree.files_.emplace_back();
-    added.path = file.path;
-    added.shown_as = model.name + "/" + file.path;
-    added.bytes = file.bytes;
-    added.mode = file.mode;
-    added.gid = file.gid;
-    added.mtime_ns = file.mtime_ns;
-    ASSIGN_OR_RETURN(FileRef opened, catalog.reader().OpenFileByHash(file.sha256));
-    added.content = std::make_shared<StoredContent>(catalog, std::move(opened));
-  }
-  return tree;
-}
 
 Result<PushReport> CompactModel(Catalog& catalog, const PushOptions& options, JobControl& job) {
   ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(options.name));

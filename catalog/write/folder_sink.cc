@@ -124,7 +124,7 @@ class FolderSink final : public ExportSink {
   // Mode and times of the finished file, still under its temporary name.
   Status SetAttributes() {
     // The store keeps who may read; the owner of an export may change it too.
-    if (fchmod(fd_.get(), (file_->mode & 0444) | S_IWUSR) != 0)
+    if (fchmod(fd_.get(), (file_->mode & kFileModeBits) | S_IWUSR) != 0)
       RETURN_IF_ERROR(Tolerate(errno, "mode", "its options decide who may read what was exported", &modes_refused_));
     timespec times[2] = {{0, UTIME_OMIT}, {file_->mtime_ns / 1'000'000'000, file_->mtime_ns % 1'000'000'000}};
     if (times[1].tv_nsec < 0) {

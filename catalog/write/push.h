@@ -59,13 +59,16 @@ struct SourceFile {
   size_t ordinal = 0;                    // tells the files of a tree apart; of passed ones the order in which they came
   std::shared_ptr<SourceWindow> window;  // opens it then; null: it is opened by `shown_as`
   uint64_t bytes = 0;
-  uint32_t mode = 0;
-  uint32_t gid = 0;  // the group that `mode` speaks of
+  uint32_t mode = 0;         // who may read and execute it, its folders and access control list considered
+  bool is_narrowed = false;  // its own mode lets more people in than `mode`
+  uint32_t gid = 0;          // the group that `mode` speaks of
   int64_t mtime_ns = 0;
   int64_t ctime_ns = 0;  // of the last change of content or attributes: cannot be set back
   uint64_t device = 0, inode = 0;
   bool linked = true;  // false: had no name any more when it was opened (a descriptor of a deleted file)
   std::shared_ptr<const SourceContent> content;  // instead of a descriptor
+  // The SHA-256 of `content` that is a stored file: an exact push refers to that instead of storing it again.
+  std::optional<Sha256Digest> stored{};
 };
 
 // A file that a client of the daemon opened with its own rights.
@@ -73,6 +76,13 @@ struct OpenedFile {
   std::string path;      // within the model
   std::string shown_as;  // the path as the client knows it
   int fd = -1;           // owned by whoever holds the struct
+  uint32_t mode = 0;     // of the group and others no more than this: what the folders that lead to it let through
+};
+
+// The mount of the store that a push goes to, when it has one in this process.
+struct OwnMount {
+  uint64_t device = 0;  // 0: none
+  Catalog* catalog = nullptr;
 };
 
 // The files below a path, or passed by a client; as many as descriptors allow are open. Closes them when destroyed.
@@ -83,20 +93,21 @@ class SourceTree {
   SourceTree& operator=(SourceTree&& other) noexcept;
   ~SourceTree();
 
-  // `path`: a file, a folder, or a link to one. Links to files inside are followed; links to folders, sockets, devices
-  // and FIFOs are refused by name. Files are sorted by path. With more files than descriptors allow, the rest have
-  // fd -1: Push opens those by `shown_as` when their turn comes. Errors: NotFound, PermissionDenied, InvalidArgument,
-  // Io.
+  // `path`: a file, a folder, or a link to one. Links inside are followed, also those to folders but for links to a
+  // folder that they lie in; sockets, devices, FIFOs and links to them are refused by name. Files are sorted by path.
+  // With more files than descriptors allow, the rest have fd -1: Push opens those by `shown_as` when their turn comes.
+  // Whom a folder that leads to a file, from the root on, or an access control list keeps out, the file's mode keeps
+  // out too. Errors: NotFound, PermissionDenied, InvalidArgument, Io.
   static Result<SourceTree> Scan(const std::string& path);
   // Files that somebody else opened, taken over whatever comes of it. Each must be a regular file opened for reading
-  // only, not below `refused_device` (the daemon's own mount; 0: none); attributes are asked of the descriptor. Errors:
-  // InvalidArgument (not regular, opened for writing or O_PATH, two of one path, a bad path), PermissionDenied (of our
-  // own mount), Io.
+  // only; attributes are asked of the descriptor. A file of `own` is the stored file that it shows: a push that read it
+  // through the mount would wait for itself. Errors: InvalidArgument (not regular, opened for writing or O_PATH, two of
+  // one path, a bad path), NotFound and Corruption (of what our own mount showed), Io.
   static Result<SourceTree> FromDescriptors(std::string default_name, std::vector<OpenedFile> files,
-                                            uint64_t refused_device);
+                                            const OwnMount& own = {});
   // The same, file by file as they come. With a `window` the descriptor is closed at once, and the file opened by that
   // when its turn comes. Errors: of FromDescriptors but for two of one path.
-  Status AddDescriptor(OpenedFile file, uint64_t refused_device, std::shared_ptr<SourceWindow> window);
+  Status AddDescriptor(OpenedFile file, const OwnMount& own, std::shared_ptr<SourceWindow> window);
   // Ends that: puts the files in order. Errors: InvalidArgument (two of one path).
   Status FinishDescriptors();
 
@@ -109,10 +120,15 @@ class SourceTree {
   const std::string& default_name() const { return default_name_; }  // PATH's last component
   const std::vector<SourceFile>& files() const { return files_; }
   uint64_t total_bytes() const;
+  // What whoever pushes should know about how these files are stored, a line each.
+  const std::vector<std::string>& notes() const { return notes_; }
 
  private:
+  void NoteNarrowed();
+
   std::string default_name_;
   std::vector<SourceFile> files_;
+  std::vector<std::string> notes_;
 };
 
 // How a compact push spends its bytes. Without a target, a drift or a choice: kDefaultMaxDrift.

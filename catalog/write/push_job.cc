@@ -44,11 +44,18 @@ Status PushJob::Plan() {
   std::map<std::vector<uint64_t>, size_t> shapes;
   uint64_t blocks = 0;
   for (const SourceFile& source : source_.files()) {
-    ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(source));
-    RETURN_IF_ERROR(reader.CheckUnchanged());
-    ASSIGN_OR_RETURN(FileLayout layout, LayOutFile(reader, job_));
     PlannedFile& file = files_.emplace_back();
     file.source = &source;
+    file.mode = source.mode;
+    ASSIGN_OR_RETURN(file.is_record, HasRecord(source));
+    if (file.is_record) {
+      file.sha256 = *source.stored;
+      file.known = true;
+      continue;
+    }
+    ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(source));
+    RETURN_IF_ERROR(reader.CheckSame());
+    ASSIGN_OR_RETURN(FileLayout layout, LayOutFile(reader, job_));
     file.kind = layout.kind;
     for (SourceExtent& extent : layout.extents) {
       PlannedExtent& planned = file.extents.emplace_back();
@@ -73,6 +80,28 @@ Status PushJob::Plan() {
   std::vector<std::vector<uint64_t>> wanted;
   for (const auto& [shape, count] : shapes) wanted.push_back(shape);
   ASSIGN_OR_RETURN(bases_, BaseChooser::Load(catalog_, options_, wanted));
+  for (const PlannedFile& file : files_) {
+    if (file.is_record) RETURN_IF_ERROR(GoOnDespite(CountStored(file)));
+  }
+  return OkStatus();
+}
+
+// A file that lost its last model and is only kept for who has it open may have none: its content is pushed then.
+Result<bool> PushJob::HasRecord(const SourceFile& source) const {
+  if (!source.stored || options_.compact) return false;
+  const Status found = catalog_.store().Get(Family::kFiles, FileKey(*source.stored)).status();
+  if (!found.ok() && found.code() != StatusCode::kNotFound) return found;
+  return found.ok();
+}
+
+Status PushJob::CountStored(const PlannedFile& file) {
+  ASSIGN_OR_RETURN(const FileRef stored, catalog_.reader().OpenFileByHash(file.sha256));
+  for (const Extent& extent : stored->record().extents) {
+    if (extent.kind == Extent::Kind::kLiteral) continue;
+    ASSIGN_OR_RETURN(const TensorRef tensor, catalog_.reader().OpenTensorById(extent.tensor));
+    bases_->Vote(extent.tensor, extent.bytes);
+    CountBases(tensor->record);
+  }
   return OkStatus();
 }
 
@@ -90,13 +119,14 @@ Status PushJob::CodeAll() {
   std::vector<PlannedExtent*> extents;
   for (PlannedFile& file : files_) {
     if (!file.has_parts) SkipLiterals(file);
+    if (file.is_record) job_.Advance(file.source->bytes);
     for (PlannedExtent& extent : file.extents) {
       if (extent.needs_coding()) extents.push_back(&extent);
     }
   }
   RETURN_IF_ERROR(lanes_->Run(extents.size(), [&](size_t i) { return CodeInTurn(*extents[i]); }));
   for (PlannedFile& file : files_) {
-    if (!file.has_parts) file.sha256 = file.sha256_so_far.Finish();
+    if (!file.has_parts && !file.is_record) file.sha256 = file.sha256_so_far.Finish();
   }
   std::vector<const SourceExtent*> small;
   for (const PlannedExtent* extent : deferred_) small.push_back(&extent->source);
@@ -397,10 +427,35 @@ Status PushJob::ExplainNoSpace(const Status& status) const {
 }
 
 Status PushJob::CheckSources() {
-  for (const PlannedFile& file : files_) {
+  for (PlannedFile& file : files_) {
+    if (file.source->content != nullptr) continue;
     ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
-    RETURN_IF_ERROR(reader.CheckUnchanged());
+    RETURN_IF_ERROR(reader.CheckSame());
+    ASSIGN_OR_RETURN(const int64_t changed_ns, reader.ChangeTimeNow());
+    if (changed_ns != file.source->ctime_ns) RETURN_IF_ERROR(CheckContent(reader, file));
   }
+  return OkStatus();
+}
+
+// A new time of change alone may mean a new mode, name or owner, or a rewrite whose time of modification was set back:
+// only the content tells.
+Status PushJob::CheckContent(const SourceReader& reader, PlannedFile& file) {
+  if (file.has_parts) return SourceChanged(*file.source, "its content or attributes were changed");
+  ASSIGN_OR_RETURN(const int64_t before_ns, reader.ChangeTimeNow());
+  BufferPool::Lease window(scratches_);
+  Sha256 sha256;
+  for (uint64_t at = 0; at < file.source->bytes; at += kWindowBytes) {
+    RETURN_IF_ERROR(job_.Check());
+    const MutableByteSpan out = window->Resize(std::min(kWindowBytes, file.source->bytes - at));
+    RETURN_IF_ERROR(reader.ReadAt(at, out));
+    sha256.Update(out);
+  }
+  RETURN_IF_ERROR(reader.CheckSame());
+  ASSIGN_OR_RETURN(const int64_t after_ns, reader.ChangeTimeNow());
+  if (sha256.Finish() != file.sha256 || after_ns != before_ns)
+    return SourceChanged(*file.source, "its content was changed");
+  ASSIGN_OR_RETURN(const uint32_t mode, reader.ModeNow());
+  file.mode &= mode | 0500;
   return OkStatus();
 }
 

@@ -80,20 +80,26 @@ class PushJob {
   };
   struct PlannedFile {
     const SourceFile* source = nullptr;
+    uint32_t mode = 0;
     FileKind kind = FileKind::kContent;
     std::deque<PlannedExtent> extents;
     bool has_parts = false;  // it has parts of tensors, or placed extents, and is hashed as it will be read
     Sha256 sha256_so_far;    // of the extents before `turn`; unused with parts
     size_t turn = 0;
     Sha256Digest sha256{};
-    bool known = false;    // a file of this SHA-256 is stored already
-    bool repeats = false;  // a file of this SHA-256 comes earlier in this push
+    bool known = false;      // a file of this SHA-256 is stored already
+    bool repeats = false;    // a file of this SHA-256 comes earlier in this push
+    bool is_record = false;  // its source is that file, by its record: there is nothing to read or to hash
     // The stored one is damaged, or has as plain content what has tensors: this push's record replaces its record.
     bool mends = false;
   };
 
   // push_job.cc: reading and coding.
   Status Plan();
+  // Whether `source` can be stored by its record.
+  Result<bool> HasRecord(const SourceFile& source) const;
+  // Of a file by its record: the bases of its tensors count as if they were compared.
+  Status CountStored(const PlannedFile& file);
   static void Place(const SourceContent& content, PlannedExtent& extent);
   Status CodeAll();
   Status Code(PlannedExtent& extent);
@@ -113,7 +119,9 @@ class PushJob {
   Status StoreAxes();
   Result<TensorRecord> Project(const PlannedExtent& extent);
   void CountBases(const TensorRecord& record);
+  // Errors: Io (a source changed).
   Status CheckSources();
+  Status CheckContent(const SourceReader& reader, PlannedFile& file);
   Status ExplainNoSpace(const Status& status) const;
   static std::string Megabytes(uint64_t bytes);  // for messages
 

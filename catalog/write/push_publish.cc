@@ -223,6 +223,7 @@ Status PushJob::VerifyKnown() {
     if (read.code() != StatusCode::kCorruption) return read;
     for (PlannedFile& file : files_) {
       if (file.sha256 != sha256) continue;
+      if (file.is_record) return read.WithContext(file.source->shown_as + ", which is stored already");
       file.known = false;
       file.mends = true;
     }
@@ -398,7 +399,7 @@ ModelRecord PushJob::MakeModel() const {
     model.files.push_back({.path = source.path,
                            .sha256 = file.sha256,
                            .bytes = source.bytes,
-                           .mode = source.mode & 0444,
+                           .mode = file.mode & kFileModeBits,
                            .gid = source.gid,
                            .mtime_ns = source.mtime_ns});
   }
@@ -509,6 +510,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   if (options_.compact) AddFeature(&meta, kCompactFeature);
   if (options_.derivation) AddFeature(&meta, kDerivedFeature);
   ModelRecord model = MakeModel();
+  if (std::any_of(model.files.begin(), model.files.end(), IsExecutable)) AddFeature(&meta, kExecutableFeature);
   if (replaced) {
     // The model stays the same one to those that name it as their base.
     model.id = replaced->id;

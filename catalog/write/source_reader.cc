@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "catalog/write/source_access.h"
 #include "catalog/write/source_stat.h"
 
 namespace modelstore {
@@ -25,7 +26,7 @@ Result<SourceReader> SourceReader::Open(const SourceFile& file) {
     opened = std::make_shared<const UniqueFd>(std::move(fd));
   }
   SourceReader reader(&file, std::move(opened));
-  RETURN_IF_ERROR(reader.CheckUnchanged());
+  RETURN_IF_ERROR(reader.CheckSame());
   return reader;
 }
 
@@ -55,6 +56,28 @@ Status SourceReader::ReadAt(uint64_t offset, MutableByteSpan out) const {
 }
 
 Status SourceReader::CheckUnchanged() const {
+  RETURN_IF_ERROR(CheckSame());
+  if (file_->content != nullptr) return OkStatus();
+  ASSIGN_OR_RETURN(const int64_t changed_ns, ChangeTimeNow());
+  if (changed_ns != file_->ctime_ns) return SourceChanged(*file_, "its content or attributes were changed");
+  return OkStatus();
+}
+
+Result<int64_t> SourceReader::ChangeTimeNow() const {
+  struct stat now;
+  if (fstat(descriptor(), &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
+  return ChangeTime(now);
+}
+
+Result<uint32_t> SourceReader::ModeNow() const {
+  struct stat now;
+  if (fstat(descriptor(), &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
+  const Result<InodeAccess> access = InodeAccess::Of(descriptor());
+  if (!access.ok()) return access.status().WithContext(file_->shown_as);
+  return EffectiveMode(now, *access, {});
+}
+
+Status SourceReader::CheckSame() const {
   if (file_->content != nullptr) return OkStatus();
   struct stat now;
   if (fstat(descriptor(), &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
@@ -66,9 +89,6 @@ Status SourceReader::CheckUnchanged() const {
   if (now.st_dev != file_->device || now.st_ino != file_->inode)
     return SourceChanged(*file_, "another file has taken its place");
   if (now.st_nlink == 0 && file_->linked) return SourceChanged(*file_, "it was removed or replaced");
-  // Last, because it only says that something changed: a rewrite of the same size whose mtime was set back, also a new
-  // mode.
-  if (ChangeTime(now) != file_->ctime_ns) return SourceChanged(*file_, "its content or attributes were changed");
   return CheckEnd();
 }
 

@@ -20,9 +20,16 @@ class SourceReader {
   int descriptor() const { return own_ != nullptr ? own_->get() : file_->fd; }
   // Fills `out` from `offset`. Errors: Io ("… changed while it was pushed" when the file became shorter).
   Status ReadAt(uint64_t offset, MutableByteSpan out) const;
-  // Errors: Io when the attributes say that the file changed or was removed since it was listed, or when it has more
-  // bytes than they say: files that the kernel makes up (/proc) are regular and claim to be empty.
+  // Errors: Io when size, time of modification or identity say that the file changed or was removed since it was
+  // listed, or when it has more bytes than they say: files that the kernel makes up (/proc) are regular and claim to be
+  // empty.
+  Status CheckSame() const;
+  // Also when it has a new time of change. That only says that something changed: a rewrite of the same size whose time
+  // of modification was set back, but also a new mode or one more name.
   Status CheckUnchanged() const;
+  // Of an open file: its time of change; who may read and execute it, but for its folders. Errors: Io.
+  Result<int64_t> ChangeTimeNow() const;
+  Result<uint32_t> ModeNow() const;
 
  private:
   Status CheckEnd() const;

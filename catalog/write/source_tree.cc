@@ -6,19 +6,27 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <utility>
 
 #include "catalog/schema/records.h"
 #include "catalog/write/push.h"
+#include "catalog/write/source_access.h"
 #include "catalog/write/source_reader.h"
 #include "catalog/write/source_stat.h"
+#include "catalog/write/stored_content.h"
+#include "codec/support/unique_fd.h"
 
 namespace modelstore {
 namespace {
 
 // Descriptors left to the store, the mount and the sockets of this process; of few, three quarters.
 constexpr size_t kReservedDescriptors = 256;
+
+// Links to folders that have links to folders can lead to each of them in very many ways.
+constexpr size_t kMostLinkedFolders = 1000;
 
 size_t MaxHeldDescriptors() {
   rlimit limit{};
@@ -42,13 +50,16 @@ Status Refused(const std::string& shown, std::string_view kind) {
                          "a folder without it");
 }
 
-// Asks the open file what it is.
-Status Describe(SourceFile& file) {
+// Asks the open file what it is. `folders`: those that lead to it.
+Status Describe(std::span<const InodeAccess> folders, SourceFile& file) {
   struct stat st;
   if (fstat(file.fd, &st) != 0) return StatusFromErrno(errno, "reading the attributes of " + file.shown_as);
   if (!S_ISREG(st.st_mode)) return Refused(file.shown_as, KindOf(st.st_mode));
+  const Result<InodeAccess> access = InodeAccess::Of(file.fd);
+  if (!access.ok()) return access.status().WithContext(file.shown_as);
   file.bytes = static_cast<uint64_t>(st.st_size);
-  file.mode = st.st_mode & 0777;
+  file.mode = EffectiveMode(st, *access, folders);
+  file.is_narrowed = (st.st_mode & 0555 & ~file.mode) != 0;
   file.gid = st.st_gid;
   file.mtime_ns = ModificationTime(st);
   file.ctime_ns = ChangeTime(st);
@@ -80,8 +91,35 @@ class Scanner {
         max_held_(MaxHeldDescriptors()),
         window_(std::make_shared<SourceWindow>(kWindowFiles, OpenShown)) {}
 
+  // The file, or link to one, that is the whole source.
+  Status AddRootFile(const std::string& root, const std::string& path) {
+    return AddFile(AT_FDCWD, root.c_str(), path, root, /*is_link=*/true);
+  }
+
+  // The folder that is the whole source.
+  Status AddRootFolder(const std::string& root) {
+    UniqueFd fd(open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!fd.ok()) return StatusFromErrno(errno, "opening " + root);
+    return AddLinkedFolder(std::move(fd), "", root);
+  }
+
+  std::vector<std::string> Notes() const {
+    std::vector<std::string> notes;
+    if (!followed_.empty())
+      notes.push_back(Counted(followed_.size(), "link") + " to folders followed, such as " + followed_.front());
+    if (!empty_.empty())
+      notes.push_back(Counted(empty_.size(), "empty folder") + " not stored, such as " + empty_.front() +
+                      ": a model is made of files");
+    return notes;
+  }
+
+ private:
+  static std::string Counted(size_t count, std::string_view what) {
+    return std::to_string(count) + " " + std::string(what) + (count == 1 ? "" : "s");
+  }
+
   // `parent`/`entry` is a regular file or a link to one.
-  Status AddFile(int parent, const char* entry, const std::string& path, const std::string& shown) {
+  Status AddFile(int parent, const char* entry, const std::string& path, const std::string& shown, bool is_link) {
     RETURN_IF_ERROR(CheckFilePath(path).WithContext(shown));
     struct stat st;
     if (fstatat(parent, entry, &st, 0) != 0) return StatusFromErrno(errno, "reading the attributes of " + shown);
@@ -90,11 +128,18 @@ class Scanner {
     file.path = path;
     file.shown_as = shown;
     // O_NONBLOCK: opening what became a FIFO since must not hang.
-    file.fd = openat(parent, entry, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    file.fd = openat(parent, entry, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (is_link ? 0 : O_NOFOLLOW));
     if (file.fd < 0) return StatusFromErrno(errno, "opening " + shown);
     files_->push_back(std::move(file));
     SourceFile& added = files_->back();
-    RETURN_IF_ERROR(Describe(added));
+    if (is_link) {
+      ASSIGN_OR_RETURN(std::vector<InodeAccess> folders, FoldersOf(added.fd, shown));
+      // Who may not look into the folder of the link does not get to the file by it.
+      folders.insert(folders.end(), folders_.begin(), folders_.end());
+      RETURN_IF_ERROR(Describe(folders, added));
+    } else {
+      RETURN_IF_ERROR(Describe(folders_, added));
+    }
     if (files_->size() > max_held_) {
       close(added.fd);
       added.fd = -1;
@@ -104,16 +149,50 @@ class Scanner {
     return OkStatus();
   }
 
-  // Takes ownership of `fd`. `prefix`: of the paths within the model, "" or ending in '/'.
-  Status AddFolder(int fd, const std::string& prefix, const std::string& shown) {
-    DIR* dir = fdopendir(fd);
-    if (dir == nullptr) {
-      const int error = errno;
-      close(fd);
-      return StatusFromErrno(error, "listing " + shown);
-    }
+  // A folder inside the one whose entries are being added.
+  Status AddFolder(int parent, const std::string& name, const std::string& prefix, const std::string& shown) {
+    UniqueFd fd(openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!fd.ok()) return StatusFromErrno(errno, "opening " + shown);
+    Result<InodeAccess> access = InodeAccess::Of(fd.get());
+    if (!access.ok()) return access.status().WithContext(shown);
+    folders_.push_back(std::move(access).value());
+    RETURN_IF_ERROR(AddEntries(std::move(fd), prefix, shown));
+    folders_.pop_back();
+    return OkStatus();
+  }
+
+  // A link to a folder, inside the one whose entries are being added.
+  Status FollowLink(int parent, const std::string& name, const std::string& prefix, const std::string& shown) {
+    UniqueFd fd(openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    struct stat st;
+    if (!fd.ok() || fstat(fd.get(), &st) != 0) return StatusFromErrno(errno, "following the link " + shown);
+    if (std::any_of(folders_.begin(), folders_.end(), [&](const InodeAccess& above) { return above.IsOf(st); }))
+      return Refused(shown, "a link to a folder that it lies in");
+    if (followed_.size() >= kMostLinkedFolders)
+      return Refused(shown, "one of more than " + std::to_string(kMostLinkedFolders) + " links to folders");
+    followed_.push_back(shown);
+    return AddLinkedFolder(std::move(fd), prefix, shown);
+  }
+
+  // A folder that other folders lead to than those walked so far.
+  Status AddLinkedFolder(UniqueFd fd, const std::string& prefix, const std::string& shown) {
+    Result<std::vector<InodeAccess>> folders = FoldersFrom(fd.get());
+    if (!folders.ok()) return folders.status().WithContext(shown);
+    const size_t depth = folders_.size();
+    folders_.insert(folders_.end(), folders->begin(), folders->end());
+    RETURN_IF_ERROR(AddEntries(std::move(fd), prefix, shown));
+    folders_.erase(folders_.begin() + static_cast<std::ptrdiff_t>(depth), folders_.end());
+    return OkStatus();
+  }
+
+  // `prefix`: of the paths within the model, "" or ending in '/'.
+  Status AddEntries(UniqueFd folder, const std::string& prefix, const std::string& shown) {
+    DIR* dir = fdopendir(folder.get());
+    if (dir == nullptr) return StatusFromErrno(errno, "listing " + shown);
+    const int fd = folder.Release();
     const DirCloser closer{dir};
-    std::vector<std::string> folders;
+    std::vector<std::pair<std::string, bool>> folders;  // the name, whether it is a link
+    bool is_empty = true;
     while (true) {
       errno = 0;
       const dirent* entry = readdir(dir);
@@ -123,41 +202,41 @@ class Scanner {
       }
       const std::string name = entry->d_name;
       if (name == "." || name == "..") continue;
+      is_empty = false;
       const std::string entry_shown = shown + "/" + name;
       struct stat st;
       if (fstatat(fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0)
         return StatusFromErrno(errno, "reading the attributes of " + entry_shown);
+      const bool is_link = S_ISLNK(st.st_mode);
+      if (is_link && fstatat(fd, name.c_str(), &st, 0) != 0) {
+        if (errno == ENOENT || errno == ELOOP) return Refused(entry_shown, "a link to nothing");
+        return StatusFromErrno(errno, "following the link " + entry_shown);
+      }
       if (S_ISDIR(st.st_mode)) {
-        folders.push_back(name);
+        folders.emplace_back(name, is_link);
         continue;
       }
-      if (S_ISLNK(st.st_mode)) {
-        struct stat target;
-        if (fstatat(fd, name.c_str(), &target, 0) != 0) {
-          if (errno == ENOENT || errno == ELOOP) return Refused(entry_shown, "a link to nothing");
-          return StatusFromErrno(errno, "following the link " + entry_shown);
-        }
-        if (S_ISDIR(target.st_mode)) return Refused(entry_shown, "a link to a folder");
-        if (!S_ISREG(target.st_mode))
-          return Refused(entry_shown, "a link to what is " + std::string(KindOf(target.st_mode)));
-      }
-      RETURN_IF_ERROR(AddFile(fd, name.c_str(), prefix + name, entry_shown));
+      if (is_link && !S_ISREG(st.st_mode))
+        return Refused(entry_shown, "a link to what is " + std::string(KindOf(st.st_mode)));
+      RETURN_IF_ERROR(AddFile(fd, name.c_str(), prefix + name, entry_shown, is_link));
     }
-    for (const std::string& name : folders) {
+    if (is_empty && !prefix.empty()) empty_.push_back(shown);
+    for (const auto& [name, is_link] : folders) {
       const std::string folder_shown = shown + "/" + name;
       // Also bounds the recursion: a path is at most 4096 bytes.
       RETURN_IF_ERROR(CheckFilePath(prefix + name).WithContext(folder_shown));
-      const int child = openat(fd, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-      if (child < 0) return StatusFromErrno(errno, "opening " + folder_shown);
-      RETURN_IF_ERROR(AddFolder(child, prefix + name + "/", folder_shown));
+      const std::string folder_prefix = prefix + name + "/";
+      RETURN_IF_ERROR(is_link ? FollowLink(fd, name, folder_prefix, folder_shown)
+                              : AddFolder(fd, name, folder_prefix, folder_shown));
     }
     return OkStatus();
   }
 
- private:
   std::vector<SourceFile>* files_;
   size_t max_held_;
   std::shared_ptr<SourceWindow> window_;
+  std::vector<InodeAccess> folders_;  // that lead to the entries being added, and all above them
+  std::vector<std::string> followed_, empty_;
 };
 
 std::string_view LastComponent(std::string_view path) {
@@ -192,24 +271,24 @@ Result<SourceTree> SourceTree::Scan(const std::string& path) {
   }
   Scanner scanner(&tree.files_);
   if (S_ISDIR(st.st_mode)) {
-    const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return StatusFromErrno(errno, "opening " + shown);
-    RETURN_IF_ERROR(scanner.AddFolder(fd, "", shown));
+    RETURN_IF_ERROR(scanner.AddRootFolder(shown));
   } else {
-    RETURN_IF_ERROR(scanner.AddFile(AT_FDCWD, path.c_str(), tree.default_name_, shown));
+    RETURN_IF_ERROR(scanner.AddRootFile(shown, tree.default_name_));
   }
   std::sort(tree.files_.begin(), tree.files_.end(), ByPath);
+  tree.notes_ = scanner.Notes();
+  tree.NoteNarrowed();
   return tree;
 }
 
 Result<SourceTree> SourceTree::FromDescriptors(std::string default_name, std::vector<OpenedFile> files,
-                                               uint64_t refused_device) {
+                                               const OwnMount& own) {
   SourceTree tree;
   tree.default_name_ = std::move(default_name);
   Status status;
   for (OpenedFile& file : files) {
     if (status.ok())
-      status = tree.AddDescriptor(std::move(file), refused_device, nullptr);
+      status = tree.AddDescriptor(std::move(file), own, nullptr);
     else
       close(file.fd);
   }
@@ -218,7 +297,7 @@ Result<SourceTree> SourceTree::FromDescriptors(std::string default_name, std::ve
   return tree;
 }
 
-Status SourceTree::AddDescriptor(OpenedFile opened, uint64_t refused_device, std::shared_ptr<SourceWindow> window) {
+Status SourceTree::AddDescriptor(OpenedFile opened, const OwnMount& own, std::shared_ptr<SourceWindow> window) {
   SourceFile& file = files_.emplace_back();
   file.path = std::move(opened.path);
   file.shown_as = std::move(opened.shown_as);
@@ -226,9 +305,17 @@ Status SourceTree::AddDescriptor(OpenedFile opened, uint64_t refused_device, std
   file.ordinal = files_.size() - 1;
   RETURN_IF_ERROR(CheckFilePath(file.path).WithContext(file.shown_as));
   RETURN_IF_ERROR(CheckReadOnly(file.fd, file.shown_as));
-  RETURN_IF_ERROR(Describe(file));
-  if (refused_device != 0 && file.device == refused_device)
-    return PermissionDenied(file.shown_as + " is a file of the mount of this store: it is stored already");
+  RETURN_IF_ERROR(Describe({}, file));
+  file.mode &= opened.mode | 0500;
+  if (own.device != 0 && file.device == own.device) {
+    const auto use_record = [&]() -> Status {
+      ASSIGN_OR_RETURN(const Sha256Digest sha256, MountedSha256(file.fd));
+      return UseStoredFile(*own.catalog, sha256, &file);
+    };
+    RETURN_IF_ERROR(use_record().WithContext(file.shown_as + ", a file of this store's mount"));
+    close(std::exchange(file.fd, -1));
+    return OkStatus();
+  }
   if (window != nullptr) {
     close(std::exchange(file.fd, -1));
     file.window = std::move(window);
@@ -253,11 +340,14 @@ SourceTree SourceTree::OfContent(std::string default_name, std::vector<SourceFil
 }
 
 SourceTree::SourceTree(SourceTree&& other) noexcept
-    : default_name_(std::move(other.default_name_)), files_(std::exchange(other.files_, {})) {}
+    : default_name_(std::move(other.default_name_)),
+      files_(std::exchange(other.files_, {})),
+      notes_(std::move(other.notes_)) {}
 
 SourceTree& SourceTree::operator=(SourceTree&& other) noexcept {
   std::swap(default_name_, other.default_name_);
   std::swap(files_, other.files_);
+  std::swap(notes_, other.notes_);
   return *this;
 }
 
@@ -265,6 +355,19 @@ SourceTree::~SourceTree() {
   for (const SourceFile& file : files_) {
     if (file.fd >= 0) close(file.fd);
   }
+}
+
+void SourceTree::NoteNarrowed() {
+  const auto narrowed = [](const SourceFile& file) { return file.is_narrowed; };
+  const auto first = std::find_if(files_.begin(), files_.end(), narrowed);
+  if (first == files_.end()) return;
+  const auto count = std::count_if(files_.begin(), files_.end(), narrowed);
+  char mode[8];
+  std::snprintf(mode, sizeof mode, "%04o", first->mode);
+  notes_.push_back("folders or access control lists keep people from " + std::to_string(count) + " of " +
+                   std::to_string(files_.size()) +
+                   " files that the files' modes let in; the store keeps them out too (" + first->shown_as +
+                   " gets mode " + mode + ")");
 }
 
 uint64_t SourceTree::total_bytes() const {

@@ -178,7 +178,7 @@ class Conversation {
         if (!reader.ok()) return reader.status();
         fds.push_back(readers.emplace_back(std::move(reader).value()).descriptor());
         bytes += file.path.size() + file.shown_as.size();
-        list.push_back({{"path", file.path}, {"shown_as", file.shown_as}});
+        list.push_back({{"path", file.path}, {"shown_as", file.shown_as}, {"mode", file.mode}});
       }
       RETURN_IF_ERROR(SendJson(socket_, {{"files", std::move(list)}}, call_.job, fds));
     }

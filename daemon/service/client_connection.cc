@@ -152,6 +152,7 @@ Result<SourceTree> ClientConnection::ReceiveFiles(uint64_t count, size_t held) {
   SourceTree tree;
   const auto window = std::make_shared<SourceWindow>(
       kWindowFiles, [this](const SourceFile& file) { return passed_files_.Ask(file.ordinal); });
+  const OwnMount own = {.device = state_.mount_device, .catalog = &state_.catalog};
   size_t name_bytes = 0;
   const auto deadline = Clock::now() + kAllFilesTime + count * kEachFileTime;
   while (tree.files().size() < count) {
@@ -171,9 +172,11 @@ Result<SourceTree> ClientConnection::ReceiveFiles(uint64_t count, size_t held) {
                              " files announced");
     for (size_t i = 0; i < named.size(); ++i) {
       name_bytes += named[i].path.size() + named[i].shown_as.size();
-      RETURN_IF_ERROR(tree.AddDescriptor(
-          {.path = std::move(named[i].path), .shown_as = std::move(named[i].shown_as), .fd = descriptors.Take(i)},
-          state_.mount_device, tree.files().size() < held ? nullptr : window));
+      RETURN_IF_ERROR(tree.AddDescriptor({.path = std::move(named[i].path),
+                                          .shown_as = std::move(named[i].shown_as),
+                                          .fd = descriptors.Take(i),
+                                          .mode = named[i].mode},
+                                         own, tree.files().size() < held ? nullptr : window));
     }
     if (name_bytes > kMaxFileNamesBytes)
       return ResourceExhausted("the names of the push's files have more than " + std::to_string(kMaxFileNamesBytes) +

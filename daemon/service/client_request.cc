@@ -11,6 +11,7 @@ using Json = nlohmann::json;
 
 constexpr int kMaxDepth = 16;  // writing JSON again recurses
 constexpr size_t kMaxTextBytes = 4096;
+constexpr uint64_t kMaxMode = 0777;
 constexpr size_t kMaxParts = 32'768;  // values, keys, ends: a tree takes many times the memory of its text
 
 Result<Json> ParseObject(std::string_view text) {
@@ -102,6 +103,11 @@ Result<std::vector<ClientFile>> ParseClientFiles(std::string_view text) {
     ASSIGN_OR_RETURN(file.path, TextOf(entry, "path"));
     ASSIGN_OR_RETURN(file.shown_as, TextOf(entry, "shown_as", TooLong::kCut));
     if (file.shown_as.empty()) file.shown_as = file.path;
+    if (const auto mode = entry.find("mode"); mode != entry.end()) {
+      if (!mode->is_number_unsigned() || mode->get<uint64_t>() > kMaxMode)
+        return InvalidArgument("the 'mode' of one of the request's files is not permission bits");
+      file.mode = mode->get<uint32_t>();
+    }
   }
   return out;
 }

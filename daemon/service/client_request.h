@@ -25,6 +25,7 @@ Result<ClientRequest> ParseClientRequest(std::string_view json);
 struct ClientFile {
   std::string path;
   std::string shown_as;  // for messages only: cut when it is long
+  uint32_t mode = 0;     // what the folders that lead to it let the group and others do; 0: nothing
 };
 // One frame of a push's files. Errors: Cancelled (the client's `cancel` in its place), InvalidArgument.
 Result<std::vector<ClientFile>> ParseClientFiles(std::string_view json);

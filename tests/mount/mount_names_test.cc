@@ -55,7 +55,7 @@ TEST_F(MountNamesTest, ShowsWhatWasPushed) {
 TEST_F(MountNamesTest, Attributes) {
   ServeTwoModels();
   for (const auto& [path, mode] : std::vector<std::pair<std::string, mode_t>>{
-           {"model.safetensors", 0444}, {"config.json", 0440}, {"run.sh", 0444}, {"secret", 0400}, {"empty", 0444}}) {
+           {"model.safetensors", 0444}, {"config.json", 0440}, {"run.sh", 0555}, {"secret", 0400}, {"empty", 0444}}) {
     struct stat st;
     ASSERT_EQ(::stat(At("base/" + path).c_str(), &st), 0);
     EXPECT_EQ(st.st_mode, S_IFREG | mode) << path;

@@ -108,7 +108,7 @@ void RawClient::SendPush(const std::string& name, const std::vector<std::pair<st
   Json list = Json::array();
   std::vector<int> fds;
   for (const auto& [path, fd] : files) {
-    list.push_back({{"path", path}, {"shown_as", "/shown/" + path}});
+    list.push_back({{"path", path}, {"shown_as", "/shown/" + path}, {"mode", 0777}});
     fds.push_back(fd);
   }
   (void)SendRequest("push", parameters.dump(), files.size());

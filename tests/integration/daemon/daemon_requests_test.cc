@@ -48,6 +48,31 @@ TEST_F(DaemonTest, StoresListsShowsAndRemoves) {
   ExpectWhole({});
 }
 
+// As push --replace-source leaves them: links into the mount. Reading them through it could wait for itself.
+TEST_F(DaemonTest, AFileOfTheMountIsTakenByItsRecord) {
+  if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", 5'000'000);
+  ASSERT_EQ(Push("m", file).Code(), "");
+  const std::string mounted = mountpoint() + "/m/a.bin";
+  const Reply again = Push("again", mounted);
+  ASSERT_EQ(again.Code(), "") << again;
+  EXPECT_EQ(again.At("/result/levels/identical_file"), "5000000");
+  const Reply updated = Push("m", mounted, R"({"update": true})");
+  ASSERT_EQ(updated.Code(), "") << updated;
+  EXPECT_TRUE(ReadFile(mounted) == ReadFile(file));
+  // Also of a model that is removed while its file is open.
+  const OpenedFd open_file(mountpoint() + "/again/a.bin", O_RDONLY);
+  for (const char* name : {"m", "again"})
+    ASSERT_EQ(Call("rm", R"({"name": ")" + std::string(name) + R"("})").Code(), "");
+  ASSERT_EQ(Call("prune").Code(), "");
+  const RawClient client(socket());
+  client.SendPush("saved", {{"a.bin", open_file.fd}});
+  EXPECT_EQ(client.Answer().Code(), "");
+  EXPECT_TRUE(ReadFile(mountpoint() + "/saved/a.bin") == ReadFile(file));
+  ExpectWhole({"saved"});
+}
+
 TEST_F(DaemonTest, ExportsAsFramesInOrder) {
   StartDaemon();
   const std::string file = WriteFile("a.bin", (3u << 20) + 17);
@@ -444,16 +469,7 @@ TEST_F(DaemonTest, AMountThatIsTakenAwayComesBack) {
   while (stat((mountpoint() + "/m/a.bin").c_str(), &after) != 0) std::this_thread::yield();
   EXPECT_TRUE(ReadFile(mountpoint() + "/m/a.bin") == ReadFile(root() + "/files/a.bin"));
   // Its files are known as its own again.
-  EXPECT_EQ(Push("again", mountpoint() + "/m/a.bin").Code(), "permission_denied");
-}
-
-TEST_F(DaemonTest, FilesOfItsOwnMountAreRefused) {
-  if (!can_mount()) GTEST_SKIP() << "mounting needs root and /dev/fuse";
-  StartDaemon();
-  ASSERT_EQ(Push("m", WriteFile("a.bin", 1000)).Code(), "");
-  const Reply answer = Push("again", mountpoint() + "/m/a.bin");
-  EXPECT_EQ(answer.Code(), "permission_denied") << answer;
-  ExpectWhole({"m"});
+  EXPECT_EQ(Push("again", mountpoint() + "/m/a.bin").At("/result/levels/identical_file"), "1000");
 }
 
 TEST_F(DaemonTest, AReaderKeepsWhatItHasOpenThroughUpdateRemovalAndPrune) {
@@ -529,6 +545,54 @@ TEST_F(DaemonRightsTest, AModelThatMayNotBeReadIsLikeNone) {
   EXPECT_EQ(AsUser(kStranger, kStranger, {}, [&] { return ModelNames().empty() ? 0 : 1; }), 0);
   EXPECT_EQ(AsUser(kStranger, kStranger, {}, [&] { return Call("report").At("/result/models") == "[]" ? 0 : 1; }), 0);
   EXPECT_EQ(ModelNames(), std::vector<std::string>{"secret"});
+}
+
+TEST_F(DaemonRightsTest, AFileSentWithoutItsModeIsForItsOwnerAlone) {
+  StartDaemon();
+  const std::string file = WriteFile("a.bin", 1000);
+  ASSERT_EQ(chmod(file.c_str(), 0644), 0);
+  const auto push = [&](const std::string& name, const std::string& mode) {
+    const OpenedFd opened(file, O_RDONLY);
+    const RawClient client(socket());
+    (void)client.SendRequest("push", R"({"name": ")" + name + R"("})", 1);
+    (void)client.SendJson(R"({"files": [{"path": "a.bin")" + mode + "}]}", {opened.fd});
+    return client.Answer().Code();
+  };
+  ASSERT_EQ(push("unsaid", ""), "");
+  ASSERT_EQ(push("closed", R"(, "mode": 448)"), "");
+  ASSERT_EQ(push("open", R"(, "mode": 493)"), "");
+  EXPECT_EQ(push("wrong", R"(, "mode": 4096)"), "invalid_argument");
+  EXPECT_EQ(push("wrong", R"(, "mode": "0644")"), "invalid_argument");
+  EXPECT_EQ(CallAs(kStranger, {}, "show", R"({"name": "unsaid"})", "not_found"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "show", R"({"name": "closed"})", "not_found"), 0);
+  EXPECT_EQ(CallAs(kStranger, {}, "show", R"({"name": "open"})", ""), 0);
+}
+
+TEST_F(DaemonRightsTest, FilesThatMayNotBeReadAreInNoAnswer) {
+  StartDaemon();
+  const std::string open_file = WriteFile("a.bin", 1000, 1), closed_file = WriteFile("b.bin", 1000, 2);
+  const OpenedFd first(open_file, O_RDONLY), second(closed_file, O_RDONLY);
+  ASSERT_EQ(fchmod(first.fd, 0644), 0);
+  ASSERT_EQ(fchmod(second.fd, 0600), 0);
+  const RawClient client(socket());
+  client.SendPush("m", {{"open", first.fd}, {"closed/key", second.fd}});
+  ASSERT_EQ(client.Answer().Code(), "");
+  const auto as_stranger = [&](const std::string& request, const std::string& parameters, const auto& expected) {
+    return AsUser(kStranger, kStranger, {}, [&] {
+      const Reply reply = Call(request, parameters);
+      return expected(reply) && reply.json().find("key") == std::string::npos ? 0 : 1;
+    });
+  };
+  EXPECT_EQ(as_stranger("show", R"({"name": "m"})",
+                        [](const Reply& reply) {
+                          return reply.SizeOf("/result/files") == 1 && reply.At("/result/files/0/path") == "open" &&
+                                 reply.At("/result/unreadable_files") == "1";
+                        }),
+            0);
+  EXPECT_EQ(as_stranger("export", R"({"name": "m", "dir": "/x"})",
+                        [](const Reply& reply) { return reply.Code() == "permission_denied"; }),
+            0);
+  EXPECT_EQ(Call("show", R"({"name": "m"})").SizeOf("/result/files"), 2u) << "root sees all";
 }
 
 TEST_F(DaemonRightsTest, MembersOfTheGroupPushAndOwnWhatTheyPushed) {

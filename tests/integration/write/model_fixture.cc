@@ -130,6 +130,7 @@ ModelTest::ModelTest()
   std::string pattern = (fs::temp_directory_path() / "modelstore-write-XXXXXX").string();
   EXPECT_NE(mkdtemp(pattern.data()), nullptr);
   temp_ = pattern;
+  fs::permissions(temp_, fs::perms::group_exec | fs::perms::others_exec, fs::perm_options::add);  // modes stay as set
   job_.on_warning = [this](std::string text) { warnings_.push_back(std::move(text)); };
 }
 

@@ -48,7 +48,11 @@ TEST_F(PushTest, KeepsModeAndTimeOfASingleFile) {
   ASSERT_OK(model.status());
   ASSERT_EQ(model->files.size(), 1u);
   EXPECT_EQ(model->files[0].path, "weights.bin");
-  EXPECT_EQ(model->files[0].mode, 0440u);
+  EXPECT_EQ(model->files[0].mode, 0550u);
+  // Builds before execute bits were kept refuse such a store instead of calling it damaged.
+  const Result<CatalogMeta> meta = catalog().Meta();
+  ASSERT_OK(meta.status());
+  EXPECT_EQ(meta->features, std::vector<std::string>{"executable"});
   EXPECT_EQ(model->files[0].mtime_ns, 1234567890123456789);
 }
 

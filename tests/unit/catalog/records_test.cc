@@ -229,6 +229,21 @@ TEST(Records, ModelRoundTripKeepsEveryField) {
   }
 }
 
+TEST(Records, AFilesModeSaysWhoReadsAndExecutes) {
+  ModelRecord record = SampleModel();
+  for (const uint32_t mode : {0u, 0400u, 0444u, 0555u, 0710u & kFileModeBits}) {
+    record.files[0].mode = mode;
+    const auto out = ParseModelRecord(Serialize(record));
+    ASSERT_TRUE(out.ok()) << out.status().ToString();
+    EXPECT_EQ(out->files[0].mode, mode);
+    EXPECT_EQ(IsExecutable(out->files[0]), (mode & 0111) != 0);
+  }
+  for (const uint32_t mode : {0200u, 0644u, 02555u}) {
+    record.files[0].mode = mode;
+    EXPECT_EQ(ParseModelRecord(Serialize(record)).status().code(), StatusCode::kCorruption) << mode;
+  }
+}
+
 TEST(Records, MetaAndSketchRoundTripKeepEveryField) {
   const auto meta = ParseCatalogMeta(Serialize(SampleMeta()));
   ASSERT_TRUE(meta.ok()) << meta.status().ToString();

@@ -1,0 +1,109 @@
+// What a source file's mode, access control list and folders let others do.
+#include "catalog/write/source_access.h"
+
+#include <gtest/gtest.h>
+
+namespace modelstore {
+namespace {
+
+constexpr uid_t kAnn = 1001, kBob = 1002;
+constexpr gid_t kLab = 2001, kStaff = 2002;
+constexpr uint16_t kOwner = 0x01, kUser = 0x02, kOwningGroup = 0x04, kGroup = 0x08, kMask = 0x10, kOthers = 0x20;
+
+struct stat Inode(mode_t mode, gid_t group = kLab) {
+  struct stat st {};
+  st.st_mode = mode;
+  st.st_uid = kAnn;
+  st.st_gid = group;
+  return st;
+}
+
+struct Entry {
+  uint16_t tag, bits;
+  uint32_t id = 0xffffffff;
+};
+
+Bytes List(const std::vector<Entry>& entries) {
+  Bytes out = {std::byte{2}, std::byte{0}, std::byte{0}, std::byte{0}};
+  const auto add = [&](uint32_t value, int bytes) {
+    for (int i = 0; i < bytes; ++i) out.push_back(static_cast<std::byte>(value >> (8 * i)));
+  };
+  for (const Entry& entry : entries) {
+    add(entry.tag, 2);
+    add(entry.bits, 2);
+    add(entry.id, 4);
+  }
+  return out;
+}
+
+uint32_t ModeOf(const struct stat& st, const Bytes& list = {}, const std::vector<InodeAccess>& folders = {}) {
+  return EffectiveMode(st, InodeAccess(st, list), folders);
+}
+
+InodeAccess Folder(mode_t mode, gid_t group, const Bytes& list = {}) { return {Inode(mode, group), list}; }
+
+TEST(SourceAccess, AModeAloneStaysButForWriting) {
+  for (const mode_t mode : {0644u, 0600u, 0755u, 0640u, 0444u, 0750u, 0711u, 0000u, 0604u})
+    EXPECT_EQ(ModeOf(Inode(mode)), mode & 0555) << std::oct << mode;
+}
+
+TEST(SourceAccess, TheMaskIsNoRightOfTheGroup) {
+  // setfacl -m u:bob:r of a file 0600: the mode then says 0640.
+  EXPECT_EQ(ModeOf(Inode(0640), List({{kOwner, 6}, {kUser, 4, kBob}, {kOwningGroup, 0}, {kMask, 4}, {kOthers, 0}})),
+            0400u);
+  // The mask takes from the group what its entry gives.
+  EXPECT_EQ(ModeOf(Inode(0600), List({{kOwner, 6}, {kOwningGroup, 4}, {kGroup, 4, kStaff}, {kMask, 0}, {kOthers, 0}})),
+            0400u);
+  EXPECT_EQ(ModeOf(Inode(0640), List({{kOwner, 6}, {kUser, 4, kBob}, {kOwningGroup, 4}, {kMask, 4}, {kOthers, 0}})),
+            0440u);
+  EXPECT_EQ(ModeOf(Inode(0644), List({{kOwner, 6}, {kOwningGroup, 4}, {kOthers, 4}})), 0444u) << "a list without mask";
+}
+
+TEST(SourceAccess, WhomAListNamesToKeepOutStaysOut) {
+  // Bob may be in the group or not: neither gets what he has not.
+  EXPECT_EQ(ModeOf(Inode(0644), List({{kOwner, 6}, {kUser, 0, kBob}, {kOwningGroup, 4}, {kMask, 4}, {kOthers, 4}})),
+            0400u);
+  // A group that is named is one of the others here.
+  EXPECT_EQ(ModeOf(Inode(0644), List({{kOwner, 6}, {kOwningGroup, 4}, {kGroup, 0, kStaff}, {kMask, 4}, {kOthers, 4}})),
+            0440u);
+  EXPECT_EQ(ModeOf(Inode(0644), List({{kOwner, 6}, {kUser, 0, kAnn}, {kOwningGroup, 4}, {kMask, 4}, {kOthers, 4}})),
+            0444u)
+      << "the owner's own entry goes before";
+}
+
+TEST(SourceAccess, AListThatIsNotUnderstoodLetsNobodyIn) {
+  EXPECT_EQ(ModeOf(Inode(0644), Bytes(4, std::byte{9})), 0400u);
+  EXPECT_EQ(ModeOf(Inode(0644), Bytes(5, std::byte{2})), 0400u);
+  EXPECT_EQ(ModeOf(Inode(0644), List({})), 0400u);
+}
+
+TEST(SourceAccess, AFolderKeepsOutWhoMayNotSearchIt) {
+  const auto mode = [](mode_t file, std::vector<InodeAccess> folders) { return ModeOf(Inode(file), {}, folders); };
+  EXPECT_EQ(mode(0644, {Folder(0755, 0), Folder(0700, kLab), Folder(0755, kLab)}), 0400u);
+  EXPECT_EQ(mode(0755, {Folder(0700, kLab)}), 0500u);
+  EXPECT_EQ(mode(0644, {Folder(0750, kLab)}), 0440u) << "the same group";
+  EXPECT_EQ(mode(0644, {Folder(0750, kStaff)}), 0400u) << "another group";
+  EXPECT_EQ(mode(0640, {Folder(0755, kStaff)}), 0440u) << "as others";
+  EXPECT_EQ(mode(0644, {Folder(0711, kStaff)}), 0444u) << "searching needs no reading";
+  EXPECT_EQ(mode(0644, {Folder(0744, kLab)}), 0400u) << "reading is not searching";
+  EXPECT_EQ(mode(0644, {Folder(02750, kLab)}), 0440u) << "set-group";
+  // Members of the folder's group are kept out, whatever others may.
+  EXPECT_EQ(mode(0644, {Folder(0705, kStaff)}), 0400u);
+  EXPECT_EQ(mode(0644, {Folder(0705, kLab)}), 0404u);
+  EXPECT_EQ(mode(0644, {InodeAccess::Closed()}), 0400u);
+}
+
+TEST(SourceAccess, AFoldersListCountsToo) {
+  const Bytes one_user = List({{kOwner, 7}, {kUser, 5, kBob}, {kOwningGroup, 0}, {kMask, 5}, {kOthers, 0}});
+  EXPECT_EQ(ModeOf(Inode(0644), {}, {Folder(0750, kLab, one_user)}), 0400u);
+  const Bytes not_bob = List({{kOwner, 7}, {kUser, 0, kBob}, {kOwningGroup, 5}, {kMask, 5}, {kOthers, 5}});
+  EXPECT_EQ(ModeOf(Inode(0644), {}, {Folder(0755, kLab, not_bob)}), 0400u);
+  // A group that is let in by name is let in.
+  const Bytes the_lab = List({{kOwner, 7}, {kOwningGroup, 0}, {kGroup, 5, kLab}, {kMask, 5}, {kOthers, 0}});
+  EXPECT_EQ(ModeOf(Inode(0644), {}, {Folder(0750, kStaff, the_lab)}), 0440u);
+  const Bytes masked = List({{kOwner, 7}, {kOwningGroup, 0}, {kGroup, 5, kLab}, {kMask, 4}, {kOthers, 0}});
+  EXPECT_EQ(ModeOf(Inode(0644), {}, {Folder(0740, kStaff, masked)}), 0400u);
+}
+
+}  // namespace
+}  // namespace modelstore
