@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "catalog/read/folder_times.h"
+#include "catalog/schema/folder_record.h"
 #include "codec/support/log.h"
 #include "fuse/fuse_session.h"
 #include "fuse/mount_ops.h"
@@ -111,13 +113,15 @@ struct Mount::Impl {
   // Takes all models from the catalog. Called one at a time.
   Result<TreeChanges> ShowAll() {
     ASSIGN_OR_RETURN(std::vector<ModelRecord> models, catalog.ListModels());
-    return ops.ShowModels(std::move(models), {});
+    ASSIGN_OR_RETURN(const FolderTimes times, ListFolderTimes(catalog.store()));
+    return ops.ShowModels(std::move(models), times);
   }
 
   // … only what may have changed with these.
   Result<TreeChanges> Show(const std::vector<std::string>& changed) {
     const std::vector<std::string> names = ops.Concerned(changed);
     std::vector<ModelRecord> models;
+    FolderTimes times;
     for (const std::string& name : names) {
       Result<ModelRecord> model = catalog.FindModel(name);
       if (model.ok()) {
@@ -125,8 +129,11 @@ struct Mount::Impl {
       } else if (model.status().code() != StatusCode::kNotFound) {
         return model.status();
       }
+      for (const std::string& folder : FoldersAbove(name)) {
+        ASSIGN_OR_RETURN(times[folder], FolderTime(catalog.store(), folder));
+      }
     }
-    return ops.ChangeModels(names, std::move(models), {});
+    return ops.ChangeModels(names, std::move(models), times);
   }
 
   void Listen() {

@@ -1,5 +1,10 @@
 #include "catalog/write/model_names.h"
 
+#include <set>
+
+#include "catalog/schema/folder_record.h"
+#include "codec/support/clock.h"
+
 namespace modelstore {
 
 Status CheckNameIsFree(const KvReader& store, const std::string& name, const std::string& leaving) {
@@ -23,6 +28,40 @@ Status CheckNameIsFree(const KvReader& store, const std::string& name, const std
   });
 }
 
-std::string TopLevelName(const std::string& name) { return name.substr(0, name.find('/')); }
+namespace {
+
+// Whether a model other than `name` is in the folder, or anywhere below it.
+Result<bool> HoldsOthers(const KvStore& store, const std::string& folder, const std::string& name) {
+  bool found = false;
+  const Status scanned = store.ScanKeys(Family::kModels, folder + "/", [&](std::string_view key) {
+    if (key == name) return OkStatus();
+    found = true;
+    return Cancelled("one is enough");
+  });
+  if (!scanned.ok() && !found) return scanned;
+  return found;
+}
+
+}  // namespace
+
+Status NoteInFolders(const KvStore& store, const std::string& name, const std::string& to, WriteBatch* batch) {
+  const Bytes now = Serialize(FolderRecord{.changed_ns = WallClockNs()});
+  std::set<std::string> folders;
+  for (const std::string& folder : FoldersAbove(name)) folders.insert(folder);
+  if (!to.empty())
+    for (const std::string& folder : FoldersAbove(to)) folders.insert(folder);
+  for (const std::string& folder : folders) {
+    bool stays = folder.empty() || (!to.empty() && to.starts_with(folder + "/"));
+    if (!stays) {
+      ASSIGN_OR_RETURN(stays, HoldsOthers(store, folder, name));
+    }
+    if (stays) {
+      batch->Put(Family::kMeta, FolderKey(folder), now);
+    } else {
+      batch->Delete(Family::kMeta, FolderKey(folder));
+    }
+  }
+  return OkStatus();
+}
 
 }  // namespace modelstore

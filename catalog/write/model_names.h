@@ -13,7 +13,8 @@ namespace modelstore {
 // `leaving`: a model that goes away in the same batch ("" for none). Errors: AlreadyExists, Io.
 Status CheckNameIsFree(const KvReader& store, const std::string& name, const std::string& leaving = "");
 
-// The first component: the entry of the mount's root that changes with `name`.
-std::string TopLevelName(const std::string& name);
+// Adds to the batch that takes `name` away, and gives its model the name `to` ("" when it is removed): when the folders
+// above changed. Errors: Io.
+Status NoteInFolders(const KvStore& store, const std::string& name, const std::string& to, WriteBatch* batch);
 
 }  // namespace modelstore

@@ -11,6 +11,7 @@
 #include "catalog/write/model_names.h"
 #include "catalog/write/push_job.h"
 #include "catalog/write/store_usage.h"
+#include "codec/support/clock.h"
 #include "codec/support/guarded.h"
 
 namespace modelstore {
@@ -27,11 +28,6 @@ constexpr uint64_t kCollectedShare = 64;
 // How often an update prepares without the lock that keeps others from publishing.
 constexpr int kPrepareAttempts = 3;
 constexpr uint64_t kCollectedByRollBack = 16 << 20;
-
-int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 
@@ -373,7 +369,7 @@ FileRecord PushJob::RecordOf(const PlannedFile& file) {
 ModelRecord PushJob::MakeModel() const {
   ModelRecord model;
   model.name = options_.name;
-  model.created_ns = NowNs();
+  model.created_ns = WallClockNs();
   model.push = push_;
   model.logical_bytes = source_.total_bytes();
   model.owner_uid = options_.owner_uid;

@@ -65,6 +65,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     ASSIGN_OR_RETURN(CatalogMeta meta, catalog.Meta());
     WriteBatch batch;
     RETURN_IF_ERROR(RetireSketches(catalog.store(), usage, model, loss, &batch));
+    RETURN_IF_ERROR(NoteInFolders(catalog.store(), name, "", &batch));
     Catalog::AddChange(&model, nullptr, &meta, &batch);
     RETURN_IF_ERROR(catalog.WriteChange(&model, nullptr, batch));
     LeaveTheLog(catalog.store(), "'" + name + "' is removed", job);
@@ -84,6 +85,7 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to, 
     RETURN_IF_ERROR(CheckNameIsFree(catalog.store(), to, from));
     ASSIGN_OR_RETURN(CatalogMeta meta, catalog.Meta());
     WriteBatch batch;
+    RETURN_IF_ERROR(NoteInFolders(catalog.store(), from, to, &batch));
     ModelRecord renamed = model;
     renamed.name = to;
     Catalog::AddChange(&model, &renamed, &meta, &batch);

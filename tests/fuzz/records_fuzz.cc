@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "catalog/schema/folder_record.h"
 #include "catalog/schema/records.h"
 #include "codec/support/packed.h"
 
@@ -35,7 +36,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const ByteSpan bytes = std::as_bytes(std::span(data + 1, size - 1));
   const std::string_view text = modelstore::AsChars(bytes);
-  switch (data[0] % 11) {
+  switch (data[0] % 12) {
     case 0:
       Check(modelstore::ParseTensorRecord, bytes, true);
       break;
@@ -67,6 +68,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 8:
       Check(modelstore::ParseUsageTotals, bytes);
+      break;
+    case 11:
+      Check(modelstore::ParseFolderRecord, bytes);
       break;
     case 9:
       Check(modelstore::ParseTensorRecord, Packed(bytes), true);

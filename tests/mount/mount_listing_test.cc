@@ -200,6 +200,18 @@ TEST_F(MountListingTest, TimesOfFoldersMoveWithWhatIsInThem) {
   ASSERT_EQ(Ask("update org/one"), "ok");
   EXPECT_GT(ModifiedNs(At("org/one")), model);
   EXPECT_GT(ModifiedNs(At("org")), two);
+  const int64_t updated = ModifiedNs(At("org"));
+  ASSERT_EQ(Ask("rm org/one"), "ok");
+  EXPECT_GT(ModifiedNs(mountpoint()), updated);
+  EXPECT_GT(ModifiedNs(At("org")), updated);
+  const int64_t removed = ModifiedNs(At("org"));
+  ASSERT_EQ(Ask("rename org/two org/deep/two"), "ok");
+  EXPECT_GT(ModifiedNs(mountpoint()), removed);
+  EXPECT_GT(ModifiedNs(At("org")), removed);
+  EXPECT_GT(ModifiedNs(At("org/deep")), removed);
+  const int64_t renamed = ModifiedNs(mountpoint());
+  ASSERT_EQ(Ask("rm org/deep/two"), "ok");  // the last one
+  EXPECT_GT(ModifiedNs(mountpoint()), renamed);
 }
 
 // Of everything on the mount what backups compare.

@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "catalog/read/folder_times.h"
 #include "catalog/write/folder_sink.h"
 #include "catalog/write/store_usage.h"
 #include "tests/integration/write/model_fixture.h"
@@ -215,6 +216,41 @@ TEST_F(MaintainTest, ChangesAreAnnouncedByName) {
   ASSERT_OK(Remove(catalog(), "c", false, job_).status());
   EXPECT_EQ(changed, (std::vector<std::string>{"a/b", "a/b", "c", "c"}));
   catalog().SetOnChanged(nullptr);
+}
+
+TEST_F(MaintainTest, FoldersRememberWhenAModelLeftThem) {
+  const std::string folder = WriteSource("m", "f", AsBytes("x"));
+  for (const char* name : {"a/b/x", "a/b/y", "a/z", "m"}) MustPush(folder, {name, PushOptions::Base::kAuto, ""});
+  const auto times = [&] {
+    const auto listed = ListFolderTimes(catalog().store());
+    EXPECT_OK(listed.status());
+    return *listed;
+  };
+  EXPECT_TRUE(times().empty());  // what is published has its own time
+  ASSERT_OK(Remove(catalog(), "a/b/x", false, job_).status());
+  const auto removed = times();
+  ASSERT_EQ(removed.size(), 3u);
+  for (const char* path : {"", "a", "a/b"}) {
+    ASSERT_TRUE(removed.contains(path)) << path;
+    EXPECT_GT(removed.at(path), catalog().FindModel("m")->created_ns) << path;
+    EXPECT_EQ(*FolderTime(catalog().store(), path), removed.at(path)) << path;
+  }
+  EXPECT_EQ(*FolderTime(catalog().store(), "m"), 0);
+  ASSERT_OK(Rename(catalog(), "m", "n/m", job_));
+  Reopen();
+  const auto renamed = times();
+  EXPECT_GT(renamed.at(""), removed.at(""));
+  EXPECT_GT(renamed.at("n"), removed.at(""));
+  EXPECT_EQ(renamed.at("a"), removed.at("a"));
+  // A folder without models is none.
+  ASSERT_OK(Remove(catalog(), "a/b/y", false, job_).status());
+  EXPECT_FALSE(times().contains("a/b"));
+  EXPECT_GT(times().at("a"), removed.at("a"));
+  ASSERT_OK(Rename(catalog(), "a/z", "a", job_));
+  EXPECT_FALSE(times().contains("a"));
+  ASSERT_OK(Rename(catalog(), "a", "a/z", job_));
+  EXPECT_TRUE(times().contains("a"));
+  ExpectClean();
 }
 
 TEST_F(MaintainTest, AnUpdateIsNewerThanWhatItReplaces) {

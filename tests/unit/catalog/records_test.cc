@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "catalog/schema/check.h"
+#include "catalog/schema/folder_record.h"
 #include "catalog/store/kv_store.h"
 #include "codec/support/packed.h"
 
@@ -154,7 +155,8 @@ std::vector<Kind> Kinds() {
           MakeKind("catalog", SampleMeta(), ParseCatalogMeta),
           MakeKind("sketch", SampleSketch(), ParseSketchRecord),
           MakeKind("usage", SampleUsage(), ParseUsageRecord),
-          MakeKind("usage totals", UsageTotals{6, 1280}, ParseUsageTotals)};
+          MakeKind("usage totals", UsageTotals{6, 1280}, ParseUsageTotals),
+          MakeKind("folder", FolderRecord{1700000000123456789}, ParseFolderRecord)};
 }
 
 std::vector<Kind> PackedKinds() {
@@ -791,6 +793,11 @@ std::map<std::string, Bytes> ExamplesInDocument() {
   return examples;
 }
 
+TEST(Records, FoldersAboveAModelAreThoseOfItsName) {
+  EXPECT_EQ(FoldersAbove("m"), (std::vector<std::string>{""}));
+  EXPECT_EQ(FoldersAbove("a/b/c"), (std::vector<std::string>{"", "a", "a/b"}));
+}
+
 TEST(Records, DerivedModelsNameWhatTheyAreMadeOf) {
   ModelRecord derived = SampleModel();
   derived.derived = true;
@@ -848,6 +855,7 @@ TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   EXPECT_EQ(ToHex(example("sketch-record")), ToHex(Serialize(sketch)));
   EXPECT_EQ(ToHex(example("usage-record")), ToHex(Serialize(SampleUsage())));
   EXPECT_EQ(ToHex(example("usage-totals")), ToHex(Serialize(UsageTotals{6, 1280})));
+  EXPECT_EQ(ToHex(example("folder-record")), ToHex(Serialize(FolderRecord{1700000000123456789})));
   EXPECT_EQ(ToHex(example("tensor-key")), ToHex(AsBytes(TensorKey(kId))));
   EXPECT_EQ(ToHex(example("block-key")), ToHex(AsBytes(BlockKey(300, 7))));
   EXPECT_EQ(ToHex(example("block-value")), ToHex(SealBlock(MakeBytes({1, 2, 3, 4, 5}))));
@@ -870,6 +878,7 @@ TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   EXPECT_TRUE(ParseSketchRecord(example("sketch-record")).ok());
   EXPECT_TRUE(ParseUsageRecord(example("usage-record")).ok());
   EXPECT_TRUE(ParseUsageTotals(example("usage-totals")).ok());
+  EXPECT_TRUE(ParseFolderRecord(example("folder-record")).ok());
 }
 
 }  // namespace
