@@ -233,9 +233,12 @@ struct InodeTree::Impl {
     info.sha256 = file.sha256;
     info.path = file.path;
     info.model = model.name;
-    const bool changed = Set(info.bytes, file.bytes) | Set(info.mode, file.mode) | Set(info.uid, model.owner_uid) |
-                         Set(info.gid, file.gid) | Set(info.mtime_ns, file.mtime_ns) |
-                         Set(info.ctime_ns, model.created_ns);
+    bool changed = Set(info.bytes, file.bytes);
+    changed |= Set(info.mode, file.mode);
+    changed |= Set(info.uid, model.owner_uid);
+    changed |= Set(info.gid, file.gid);
+    changed |= Set(info.mtime_ns, file.mtime_ns);
+    changed |= Set(info.ctime_ns, file.published_ns != 0 ? file.published_ns : model.created_ns);
     if ((changed || report_all_files) && node.placed) ReportAttributes(node);
   }
 
@@ -245,9 +248,11 @@ struct InodeTree::Impl {
     info.directory = true;
     node.model = model.id;
     info.model = model.name;
-    const bool changed = Set(info.mode, wanted.access.mode) | Set(info.gid, wanted.access.gid) |
-                         Set(info.uid, model.owner_uid) | Set(info.mtime_ns, model.created_ns) |
-                         Set(info.ctime_ns, model.created_ns);
+    bool changed = Set(info.mode, wanted.access.mode);
+    changed |= Set(info.gid, wanted.access.gid);
+    changed |= Set(info.uid, model.owner_uid);
+    changed |= Set(info.mtime_ns, model.created_ns);
+    changed |= Set(info.ctime_ns, model.created_ns);
     if (changed && node.placed) ReportAttributes(node);
     for (auto it = node.children.begin(); it != node.children.end();) {
       Node& child = *Find((it++)->second);
@@ -341,7 +346,7 @@ struct InodeTree::Impl {
         Detach(folder);
         continue;
       }
-      int64_t newest = folder.changed_ns;
+      TimeNs newest = folder.changed_ns;
       for (const auto& [name, child] : folder.children) newest = std::max(newest, Find(child)->info.mtime_ns);
       if (Set(folder.info.mtime_ns, newest)) ReportAttributes(folder);
       folder.info.ctime_ns = newest;

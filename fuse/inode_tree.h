@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "catalog/schema/records.h"
+#include "codec/support/clock.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -30,8 +31,8 @@ struct NodeInfo {
   uint32_t mode = 0;      // permission bits; a model's directories: for who may read at least one file in them
   uint32_t uid = 0;       // of the model's owner; 0 above models
   uint32_t gid = 0;       // files: the group of the source; a model's directories: the one that all readable files have
-  int64_t mtime_ns = 0;   // directories: when what is below was published, renamed or removed last
-  int64_t ctime_ns = 0;   // files: when the model was published with this version
+  TimeNs mtime_ns = 0;    // directories: when what is below was published, renamed or removed last
+  TimeNs ctime_ns = 0;    // files: when they came into the model as they are
   Sha256Digest sha256{};  // files
   std::string model;      // the model it belongs to; "" above models
   std::string path;       // files: within the model

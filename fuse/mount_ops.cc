@@ -59,16 +59,6 @@ MutableByteSpan ReplyBuffer(size_t bytes) {
 // Of a read or open that failed.
 int ReadErrno(const Status& status) { return status.code() == StatusCode::kResourceExhausted ? ENOMEM : EIO; }
 
-timespec ToTimespec(int64_t ns) {
-  constexpr int64_t kNsPerSecond = 1'000'000'000;
-  int64_t seconds = ns / kNsPerSecond, rest = ns % kNsPerSecond;
-  if (rest < 0) {
-    rest += kNsPerSecond;
-    --seconds;
-  }
-  return {seconds, rest};
-}
-
 }  // namespace
 
 struct MountOps::OpenFileHandle {

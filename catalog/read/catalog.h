@@ -89,7 +89,8 @@ class Catalog {
   static void AddChange(const ModelRecord* before, const ModelRecord* after, CatalogMeta* meta, WriteBatch* batch);
   Status WriteChange(const ModelRecord* before, const ModelRecord* after, const WriteBatch& batch);
 
-  // Called (outside all locks) after models appeared, vanished or changed name. `names`: top-level names affected.
+  // Called (outside all locks) after models appeared, vanished, changed or got another name. `names`: of those models,
+  // old and new.
   void SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed);
   void NotifyChanged(const std::vector<std::string>& names);
 

@@ -16,7 +16,7 @@ std::optional<FidelityNote> MakeFidelityNote(const ModelRecord& model, std::stri
   char drift[64], date[32];
   std::snprintf(drift, sizeof drift, "%.4g (%s)", model.drift,
                 model.drift_kind == DriftKind::kMoments ? "moments" : "plain");
-  const std::time_t seconds = model.created_ns / 1'000'000'000;
+  const std::time_t seconds = ToTimespec(model.created_ns).tv_sec;
   std::tm utc{};
   gmtime_r(&seconds, &utc);
   if (std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc) == 0) date[0] = '\0';

@@ -365,13 +365,22 @@ namespace {
 constexpr uint8_t kOwnedModelVersion = 2;
 // Version 3 adds what compact models have; owner and groups may then be 0.
 constexpr uint8_t kCompactModelVersion = 3;
+// Version 4 adds when a file came into the model, and holds times beyond 64 bits of nanoseconds.
+constexpr uint8_t kTimedModelVersion = 4;
 
 bool HasOwner(const ModelRecord& record) {
   return record.owner_uid != 0 ||
          std::any_of(record.files.begin(), record.files.end(), [](const ModelFile& file) { return file.gid != 0; });
 }
 
+bool HasTimes(const ModelRecord& record) {
+  return std::any_of(record.files.begin(), record.files.end(), [](const ModelFile& file) {
+    return file.published_ns != 0 || file.mtime_ns != ClampToInt64(file.mtime_ns);
+  });
+}
+
 uint8_t VersionOf(const ModelRecord& record) {
+  if (HasTimes(record)) return kTimedModelVersion;
   if (record.fidelity == Fidelity::kCompact || record.allow_compact || record.derived) return kCompactModelVersion;
   return HasOwner(record) ? kOwnedModelVersion : kRecordVersion;
 }
@@ -424,7 +433,14 @@ Bytes Serialize(const ModelRecord& record) {
     out.Append(file.sha256);
     out.Varint(file.bytes);
     out.Varint(file.mode);
-    out.U64(static_cast<uint64_t>(file.mtime_ns));
+    if (version < kTimedModelVersion) {
+      out.U64(static_cast<uint64_t>(file.mtime_ns));
+    } else {
+      const timespec mtime = ToTimespec(file.mtime_ns);
+      out.U64(static_cast<uint64_t>(mtime.tv_sec));
+      out.U32(static_cast<uint32_t>(mtime.tv_nsec));
+      out.U64(static_cast<uint64_t>(file.published_ns));
+    }
     if (owned) out.Varint(file.gid);
   }
   if (owned) out.Varint(record.owner_uid);
@@ -441,7 +457,7 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
   constexpr std::string_view kWhat = "model";
   ByteReader in(bytes);
   ModelRecord record;
-  ASSIGN_OR_RETURN(const uint8_t version, TakeVersion(in, kWhat, kCompactModelVersion));
+  ASSIGN_OR_RETURN(const uint8_t version, TakeVersion(in, kWhat, kTimedModelVersion));
   const bool owned = version >= kOwnedModelVersion;
   record.id = in.Varint();
   record.name = in.String();
@@ -467,6 +483,12 @@ Result<ModelRecord> ParseModelRecord(ByteSpan bytes) {
     file.bytes = in.Varint();
     const uint64_t mode = in.Varint();
     file.mtime_ns = static_cast<int64_t>(in.U64());
+    if (version >= kTimedModelVersion) {
+      const uint32_t ns = in.U32();
+      if (ns >= kNsPerSecond) return Malformed(kWhat, "a time of " + std::to_string(ns) + " ns after a second");
+      file.mtime_ns = file.mtime_ns * kNsPerSecond + ns;
+      file.published_ns = static_cast<int64_t>(in.U64());
+    }
     const uint64_t gid = owned ? in.Varint() : 0;
     if (!in.ok()) break;
     if (gid > UINT32_MAX) return Malformed(kWhat, "group " + std::to_string(gid));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "codec/support/bytes.h"
+#include "codec/support/clock.h"
 #include "codec/support/hash.h"
 #include "codec/support/status.h"
 #include "codec/tensor/dtype.h"
@@ -119,7 +120,8 @@ struct ModelFile {
   uint64_t bytes = 0;
   uint32_t mode = 0444;  // who may read and execute it: within kFileModeBits
   uint32_t gid = 0;      // group of the source: who the group bits of `mode` speak of
-  int64_t mtime_ns = 0;
+  TimeNs mtime_ns = 0;
+  int64_t published_ns = 0;  // when it came into the model as it is; 0: with the model's latest push
 };
 
 inline constexpr uint32_t kFileModeBits = 0555;

@@ -126,11 +126,7 @@ class FolderSink final : public ExportSink {
     // The store keeps who may read; the owner of an export may change it too.
     if (fchmod(fd_.get(), (file_->mode & kFileModeBits) | S_IWUSR) != 0)
       RETURN_IF_ERROR(Tolerate(errno, "mode", "its options decide who may read what was exported", &modes_refused_));
-    timespec times[2] = {{0, UTIME_OMIT}, {file_->mtime_ns / 1'000'000'000, file_->mtime_ns % 1'000'000'000}};
-    if (times[1].tv_nsec < 0) {
-      times[1].tv_sec -= 1;
-      times[1].tv_nsec += 1'000'000'000;
-    }
+    const timespec times[2] = {{0, UTIME_OMIT}, ToTimespec(file_->mtime_ns)};
     if (futimens(fd_.get(), times) != 0)
       RETURN_IF_ERROR(Tolerate(errno, "times", "the files have the time of the export", &times_refused_));
     return OkStatus();

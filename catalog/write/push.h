@@ -16,6 +16,7 @@
 #include "catalog/write/source_window.h"
 #include "codec/encode/compact_budget.h"
 #include "codec/support/bytes.h"
+#include "codec/support/clock.h"
 #include "codec/support/job_control.h"
 #include "codec/support/status.h"
 
@@ -62,8 +63,8 @@ struct SourceFile {
   uint32_t mode = 0;         // who may read and execute it, its folders and access control list considered
   bool is_narrowed = false;  // its own mode lets more people in than `mode`
   uint32_t gid = 0;          // the group that `mode` speaks of
-  int64_t mtime_ns = 0;
-  int64_t ctime_ns = 0;  // of the last change of content or attributes: cannot be set back
+  TimeNs mtime_ns = 0;
+  TimeNs ctime_ns = 0;  // of the last change of content or attributes: cannot be set back
   uint64_t device = 0, inode = 0;
   bool linked = true;  // false: had no name any more when it was opened (a descriptor of a deleted file)
   std::shared_ptr<const SourceContent> content;  // instead of a descriptor

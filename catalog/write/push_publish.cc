@@ -481,6 +481,23 @@ Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
   return block_bytes;
 }
 
+namespace {
+
+// Files that the update leaves as they were came into the model when they did.
+void KeepTimes(const ModelRecord& replaced, ModelRecord* model) {
+  if (replaced.owner_uid != model->owner_uid) return;
+  auto old = replaced.files.begin();
+  for (ModelFile& file : model->files) {  // both are sorted by path
+    while (old != replaced.files.end() && old->path < file.path) ++old;
+    if (old == replaced.files.end()) return;
+    if (old->path == file.path && old->sha256 == file.sha256 && old->mode == file.mode && old->gid == file.gid &&
+        old->mtime_ns == file.mtime_ns)
+      file.published_ns = old->published_ns != 0 ? old->published_ns : replaced.created_ns;
+  }
+}
+
+}  // namespace
+
 Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
   std::unique_lock lock(catalog_.publish_mutex());
   ASSIGN_OR_RETURN(std::optional<ModelRecord> replaced, FindReplaced());
@@ -512,6 +529,7 @@ Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
     model.id = replaced->id;
     // Whoever compares times notices the update, also when the clock was set back.
     model.created_ns = std::max(model.created_ns, replaced->created_ns + 1);
+    KeepTimes(*replaced, &model);
     if (base != nullptr) {
       const bool leads_back = LeadsBack(base->id, model.id);
       if (leads_back && options_.derivation)

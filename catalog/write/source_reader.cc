@@ -58,12 +58,12 @@ Status SourceReader::ReadAt(uint64_t offset, MutableByteSpan out) const {
 Status SourceReader::CheckUnchanged() const {
   RETURN_IF_ERROR(CheckSame());
   if (file_->content != nullptr) return OkStatus();
-  ASSIGN_OR_RETURN(const int64_t changed_ns, ChangeTimeNow());
+  ASSIGN_OR_RETURN(const TimeNs changed_ns, ChangeTimeNow());
   if (changed_ns != file_->ctime_ns) return SourceChanged(*file_, "its content or attributes were changed");
   return OkStatus();
 }
 
-Result<int64_t> SourceReader::ChangeTimeNow() const {
+Result<TimeNs> SourceReader::ChangeTimeNow() const {
   struct stat now;
   if (fstat(descriptor(), &now) != 0) return StatusFromErrno(errno, "reading the attributes of " + file_->shown_as);
   return ChangeTime(now);

@@ -28,7 +28,7 @@ class SourceReader {
   // of modification was set back, but also a new mode or one more name.
   Status CheckUnchanged() const;
   // Of an open file: its time of change; who may read and execute it, but for its folders. Errors: Io.
-  Result<int64_t> ChangeTimeNow() const;
+  Result<TimeNs> ChangeTimeNow() const;
   Result<uint32_t> ModeNow() const;
 
  private:

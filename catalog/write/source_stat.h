@@ -3,16 +3,11 @@
 
 #include <sys/stat.h>
 
-#include <cstdint>
+#include "codec/support/clock.h"
 
 namespace modelstore {
 
-inline int64_t ModificationTime(const struct stat& st) {
-  return int64_t{st.st_mtim.tv_sec} * 1'000'000'000 + st.st_mtim.tv_nsec;
-}
-
-inline int64_t ChangeTime(const struct stat& st) {
-  return int64_t{st.st_ctim.tv_sec} * 1'000'000'000 + st.st_ctim.tv_nsec;
-}
+inline TimeNs ModificationTime(const struct stat& st) { return ToTimeNs(st.st_mtim); }
+inline TimeNs ChangeTime(const struct stat& st) { return ToTimeNs(st.st_ctim); }
 
 }  // namespace modelstore

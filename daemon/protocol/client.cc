@@ -290,7 +290,8 @@ class Conversation {
     for (const Json& entry : body) {
       const auto bytes = Number<uint64_t>(entry, "bytes");
       const auto mode = Number<uint32_t>(entry, "mode");
-      const auto mtime_ns = Number<int64_t>(entry, "mtime_ns");
+      const auto small = Number<int64_t>(entry, "mtime_ns");
+      const std::optional<TimeNs> mtime_ns = small ? TimeNs{*small} : ParseTimeNs(Text(entry, "mtime_ns"));
       if (!bytes || !mode || !mtime_ns) return NotUnderstood("a file without its attributes");
       ModelFile& file = files_.emplace_back();
       file.path = Text(entry, "path");

@@ -102,8 +102,11 @@ void AnswerStream::CutIfStalled(std::chrono::nanoseconds limit) const {
 
 Status FrameSink::Begin(const std::vector<ModelFile>& files) {
   Json list = Json::array();
-  for (const ModelFile& file : files)
-    list.push_back({{"path", file.path}, {"bytes", file.bytes}, {"mode", file.mode}, {"mtime_ns", file.mtime_ns}});
+  for (const ModelFile& file : files) {
+    const int64_t small = ClampToInt64(file.mtime_ns);
+    const Json mtime_ns = small == file.mtime_ns ? Json(small) : Json(ToText(file.mtime_ns));
+    list.push_back({{"path", file.path}, {"bytes", file.bytes}, {"mode", file.mode}, {"mtime_ns", mtime_ns}});
+  }
   return answers_->SendJson(Dump({{"files", std::move(list)}}));
 }
 

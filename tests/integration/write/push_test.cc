@@ -8,6 +8,7 @@
 #include <fstream>
 #include <thread>
 
+#include "catalog/write/folder_sink.h"
 #include "tests/integration/write/model_fixture.h"
 
 namespace modelstore {
@@ -53,7 +54,32 @@ TEST_F(PushTest, KeepsModeAndTimeOfASingleFile) {
   const Result<CatalogMeta> meta = catalog().Meta();
   ASSERT_OK(meta.status());
   EXPECT_EQ(meta->features, std::vector<std::string>{"executable"});
-  EXPECT_EQ(model->files[0].mtime_ns, 1234567890123456789);
+  EXPECT_EQ(model->files[0].mtime_ns, TimeNs{1234567890123456789});
+}
+
+TEST_F(PushTest, KeepsTimesThatNanosecondsIn64BitsDoNotHold) {
+  const std::string folder = WriteSource("m", "f", AsBytes("x"));
+  const std::string path = folder + "/f", out = folder + "-out";
+  for (const time_t seconds : {time_t{10'413'792'000}, time_t{-2'000'000'000}, time_t{-1}}) {
+    const timespec times[2] = {{0, UTIME_OMIT}, {seconds, 123'456'789}};
+    ASSERT_EQ(utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
+    struct stat source {
+    }, exported{};
+    ASSERT_EQ(stat(path.c_str(), &source), 0);
+    if (source.st_mtim.tv_sec != seconds) GTEST_SKIP() << "the file system of the test has no such times";
+    PushOptions options;
+    options.name = "m";
+    options.update = true;
+    MustPush(folder, options);
+    EXPECT_EQ(catalog().FindModel("m")->files[0].mtime_ns, ToTimeNs(times[1]));
+    Reopen();
+    JobControl job;
+    fs::remove_all(out);
+    ASSERT_OK(Export(catalog(), "m", nullptr, *NewFolderSink(out), job).status());
+    ASSERT_EQ(stat((out + "/f").c_str(), &exported), 0);
+    EXPECT_EQ(exported.st_mtim.tv_sec, seconds);
+    EXPECT_EQ(exported.st_mtim.tv_nsec, 123'456'789);
+  }
 }
 
 TEST_F(PushTest, FinetuneBecomesADeltaOfItsBase) {

@@ -1,7 +1,10 @@
 // push --update: one model's content gives way to other content in one moment.
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 
 #include <atomic>
+#include <map>
 #include <thread>
 
 #include "tests/integration/write/model_fixture.h"
@@ -89,6 +92,38 @@ TEST_F(UpdateTest, WithoutAModelOfThatNameItIsAnOrdinaryPush) {
   // Without it, a name is taken.
   EXPECT_EQ(PushPath(folder, Named("m")).status().code(), StatusCode::kAlreadyExists);
   ExpectConsistent();
+}
+
+TEST_F(UpdateTest, FilesThatStayKeepTheTimeAtWhichTheyCame) {
+  const std::string folder = WriteSource("m", "kept", AsBytes("kept"));
+  WriteSource("m", "changed", AsBytes("one"));
+  WriteSource("m", "touched", AsBytes("touched"));
+  MustPush(folder, Named("m"));
+  const int64_t first = Find("m").created_ns;
+  for (const ModelFile& file : Find("m").files) EXPECT_EQ(file.published_ns, 0) << file.path;
+  const auto published = [&] {
+    std::map<std::string, int64_t> times;
+    for (const ModelFile& file : Find("m").files) times[file.path] = file.published_ns;
+    return times;
+  };
+  WriteSource("m", "changed", AsBytes("two"));
+  WriteSource("m", "new", AsBytes("new"));
+  const timespec times[2] = {{0, UTIME_OMIT}, {1'000'000'000, 0}};
+  ASSERT_EQ(utimensat(AT_FDCWD, (folder + "/touched").c_str(), times, 0), 0);
+  MustUpdate("m", folder);
+  EXPECT_EQ(published(), (std::map<std::string, int64_t>{{"changed", 0}, {"kept", first}, {"new", 0}, {"touched", 0}}));
+  const int64_t second = Find("m").created_ns;
+  EXPECT_GT(second, first);
+  WriteSource("m", "changed", AsBytes("three"));
+  MustUpdate("m", folder);
+  EXPECT_EQ(published(),
+            (std::map<std::string, int64_t>{{"changed", 0}, {"kept", first}, {"new", second}, {"touched", second}}));
+  ExpectConsistent();
+  // Whoever it belongs to now, could not read it before.
+  PushOptions other;
+  other.owner_uid = 1000;
+  MustUpdate("m", folder, other);
+  EXPECT_EQ(published().at("kept"), 0);
 }
 
 TEST_F(UpdateTest, ReplacesTheContentAndKeepsTheModel) {

@@ -147,10 +147,26 @@ Kind MakeKind(std::string name, const Record& sample, Result<Record> (*parse)(By
           [parse](ByteSpan b) { return Serialize(*parse(b)); }};
 }
 
+// With a time beyond 64 bits of nanoseconds.
+ModelRecord TimedModel() {
+  ModelFile file{.path = "f", .bytes = 3, .mode = 0440, .mtime_ns = TimeNs{10'413'792'000} * kNsPerSecond + 5};
+  file.sha256.fill(std::byte{0x5a});
+  file.published_ns = 2;
+  ModelRecord model;
+  model.id = model.push = 1;
+  model.name = "m";
+  model.created_ns = 3;
+  model.logical_bytes = 3;
+  model.pushed_stored_bytes = 4;
+  model.files = {file};
+  return model;
+}
+
 std::vector<Kind> Kinds() {
   return {MakeKind("tensor", SampleTensor(), ParseTensorRecord),
           MakeKind("file", SampleFile(), ParseFileRecord),
           MakeKind("model", SampleModel(), ParseModelRecord),
+          MakeKind("timed model", TimedModel(), ParseModelRecord),
           MakeKind("compact model", SampleCompactModel(), ParseModelRecord),
           MakeKind("catalog", SampleMeta(), ParseCatalogMeta),
           MakeKind("sketch", SampleSketch(), ParseSketchRecord),
@@ -339,7 +355,7 @@ TEST(Records, TrailingBytesAreCorruption) {
 TEST(Records, UnknownVersionIsUnsupported) {
   for (const Kind& kind : AllKinds()) {
     Bytes newer = kind.sample;
-    newer[0] = std::byte{4};
+    newer[0] = std::byte{5};
     EXPECT_EQ(kind.parse(newer).code(), StatusCode::kUnsupported) << kind.name;
   }
 }
@@ -847,6 +863,7 @@ TEST(FormatDocument, ExamplesAreWhatThisBuildReadsAndWrites) {
   compact.drift = 0.015625;
   compact.method = "rank 4";
   EXPECT_EQ(ToHex(example("compact-model-record")), ToHex(Serialize(compact)));
+  EXPECT_EQ(ToHex(example("timed-model-record")), ToHex(Serialize(TimedModel())));
   CatalogMeta meta = SampleMeta();
   meta.features.clear();
   EXPECT_EQ(ToHex(example("catalog-record")), ToHex(Serialize(meta)));

@@ -86,7 +86,7 @@ class RecordingSink final : public ExportSink {
   Status Begin(const std::vector<ModelFile>& files) override {
     for (const ModelFile& file : files)
       said += file.path + ":" + std::to_string(file.bytes) + ":" + std::to_string(file.mode) + ":" +
-              std::to_string(file.mtime_ns) + " ";
+              ToText(file.mtime_ns) + " ";
     return OkStatus();
   }
   Status BeginFile(size_t index) override {
@@ -303,7 +303,7 @@ TEST_F(ClientTest, ReportsProgressAndWarnings) {
 }
 
 constexpr char kTwoFiles[] =
-    R"({"files": [{"path": "a", "bytes": 5, "mode": 288, "mtime_ns": -1}, {"path": "d/b", "bytes": 0, "mode": 292, "mtime_ns": 7}]})";
+    R"({"files": [{"path": "a", "bytes": 5, "mode": 288, "mtime_ns": -1}, {"path": "d/b", "bytes": 0, "mode": 292, "mtime_ns": "10413792000000000005"}]})";
 
 TEST_F(ClientTest, HandsAnExportToTheSink) {
   ServeAnswers({{FrameKind::kJson, kTwoFiles},
@@ -316,7 +316,7 @@ TEST_F(ClientTest, HandsAnExportToTheSink) {
   RecordingSink sink;
   const Result<std::string> answer = CallDaemon(path_, {.request = "export", .parameters = "{}", .sink = &sink});
   ASSERT_TRUE(answer.ok()) << answer.status().message();
-  EXPECT_EQ(sink.said, "a:5:288:-1 d/b:0:292:7 <0 hello> <1 > ");
+  EXPECT_EQ(sink.said, "a:5:288:-1 d/b:0:292:10413792000000000005 <0 hello> <1 > ");
 }
 
 TEST_F(ClientTest, EndsWithTheSinksError) {
