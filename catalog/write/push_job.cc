@@ -431,7 +431,7 @@ Status PushJob::CheckSources() {
     if (file.source->content != nullptr) continue;
     ASSIGN_OR_RETURN(const SourceReader reader, SourceReader::Open(*file.source));
     RETURN_IF_ERROR(reader.CheckSame());
-    ASSIGN_OR_RETURN(const int64_t changed_ns, reader.ChangeTimeNow());
+    ASSIGN_OR_RETURN(const TimeNs changed_ns, reader.ChangeTimeNow());
     if (changed_ns != file.source->ctime_ns) RETURN_IF_ERROR(CheckContent(reader, file));
   }
   return OkStatus();
@@ -441,7 +441,7 @@ Status PushJob::CheckSources() {
 // only the content tells.
 Status PushJob::CheckContent(const SourceReader& reader, PlannedFile& file) {
   if (file.has_parts) return SourceChanged(*file.source, "its content or attributes were changed");
-  ASSIGN_OR_RETURN(const int64_t before_ns, reader.ChangeTimeNow());
+  ASSIGN_OR_RETURN(const TimeNs before_ns, reader.ChangeTimeNow());
   BufferPool::Lease window(scratches_);
   Sha256 sha256;
   for (uint64_t at = 0; at < file.source->bytes; at += kWindowBytes) {
@@ -451,7 +451,7 @@ Status PushJob::CheckContent(const SourceReader& reader, PlannedFile& file) {
     sha256.Update(out);
   }
   RETURN_IF_ERROR(reader.CheckSame());
-  ASSIGN_OR_RETURN(const int64_t after_ns, reader.ChangeTimeNow());
+  ASSIGN_OR_RETURN(const TimeNs after_ns, reader.ChangeTimeNow());
   if (sha256.Finish() != file.sha256 || after_ns != before_ns)
     return SourceChanged(*file.source, "its content was changed");
   ASSIGN_OR_RETURN(const uint32_t mode, reader.ModeNow());
