@@ -104,7 +104,8 @@ TEST_F(CompactPolicyTest, MakesWhatAllowsItCompactWhenSpaceIsShort) {
   config_.compact_max_drift = 0.9;
   ASSERT_TRUE(Find("allowed").allow_compact);
   ServerState state(*catalog_, 10);
-  CompactPolicy policy(config_, &state);
+  const auto policy = CompactPolicy::Start(config_, &state);
+  ASSERT_TRUE(policy.ok()) << policy.status().ToString();
   while (Find("allowed").fidelity != Fidelity::kCompact) {
     ASSERT_FALSE(HasFailure());
     std::this_thread::yield();
@@ -119,7 +120,8 @@ TEST_F(CompactPolicyTest, NeverGoesBeyondTheDrift) {
   config_.compact_max_drift = 0;
   ServerState state(*catalog_, 10);
   {
-    CompactPolicy policy(config_, &state);
+    const auto policy = CompactPolicy::Start(config_, &state);
+    ASSERT_TRUE(policy.ok()) << policy.status().ToString();
     // Until the job came and went.
     while (state.jobs.List().empty()) std::this_thread::yield();
     while (!state.jobs.List().empty()) std::this_thread::yield();
@@ -131,7 +133,7 @@ TEST_F(CompactPolicyTest, NeverGoesBeyondTheDrift) {
 TEST_F(CompactPolicyTest, DoesNothingWhileThereIsRoom) {
   config_.compact_below_free_bytes = 1;
   ServerState state(*catalog_, 10);
-  { CompactPolicy policy(config_, &state); }
+  ASSERT_TRUE(CompactPolicy::Start(config_, &state).ok());
   EXPECT_EQ(Find("allowed").fidelity, Fidelity::kExact);
 }
 
