@@ -234,7 +234,7 @@ struct InodeTree::Impl {
     info.path = file.path;
     info.model = model.name;
     bool changed = Set(info.bytes, file.bytes);
-    changed |= Set(info.mode, file.mode);
+    changed |= Set(info.mode, file.mode & kFileModeBits);
     changed |= Set(info.uid, model.owner_uid);
     changed |= Set(info.gid, file.gid);
     changed |= Set(info.mtime_ns, file.mtime_ns);

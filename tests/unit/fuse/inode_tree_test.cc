@@ -82,7 +82,7 @@ TEST(InodeTree, NestsNamesAndPaths) {
   const NodeInfo file = At(tree, {"team", "llama", "sub", "dir", "w.bin"});
   EXPECT_FALSE(file.directory);
   EXPECT_EQ(file.bytes, 9u);
-  EXPECT_EQ(file.mode, 0444u);  // never writable or executable, whatever the record says
+  EXPECT_EQ(file.mode, 0444u);  // never writable, whatever the record says
   EXPECT_EQ(file.mtime_ns, 5);
   EXPECT_EQ(file.model, "team/llama");
   EXPECT_EQ(file.path, "sub/dir/w.bin");
