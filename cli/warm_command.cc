@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "cli/session.h"
 #include "codec/support/bytes.h"
 #include "codec/support/guarded.h"
+#include "codec/support/mutex.h"
 #include "codec/support/thread.h"
 
 namespace modelstore {
@@ -49,6 +49,7 @@ class Reading {
     }
     Work();
     workers.clear();  // joins
+    const MutexLock lock(mutex_);
     return failure_;
   }
 
@@ -56,7 +57,7 @@ class Reading {
   void Work() {
     const Status status = Guarded([this] { return ReadInTurn(); });
     if (status.ok()) return;
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (failure_.ok()) failure_ = status;
     failed_ = true;
   }
@@ -91,8 +92,8 @@ class Reading {
   JobControl& job_;
   std::atomic<size_t> next_{0};
   std::atomic<bool> failed_{false};
-  std::mutex mutex_;
-  Status failure_;
+  Mutex mutex_;
+  Status failure_ MS_GUARDED_BY(mutex_);
 };
 
 Result<Outcome> RunWarm(Session& session, const Arguments& arguments) {

@@ -9,19 +9,19 @@ namespace modelstore {
 Result<uint64_t> FileCosts::StoredBytes(const Sha256Digest& sha256) {
   uint64_t forgotten = 0;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (const auto it = known_.find(sha256); it != known_.end()) return it->second;
     forgotten = forgotten_;
   }
   ASSIGN_OR_RETURN(const uint64_t bytes, Compute(sha256));
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   // What was worked out from records of before is not kept.
   if (forgotten == forgotten_) known_.emplace(sha256, bytes);
   return bytes;
 }
 
 void FileCosts::Forget(const Sha256Digest& sha256) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   known_.erase(sha256);
   ++forgotten_;
 }

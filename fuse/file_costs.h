@@ -7,11 +7,11 @@
 
 #include <cstdint>
 #include <map>
-#include <mutex>
 
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
 #include "codec/support/hash.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -32,9 +32,9 @@ class FileCosts {
   Status ForRecords(const std::map<TensorId, Used>& tensors, const VisitFn& visit) const;
 
   const KvStore& store_;
-  std::mutex mutex_;
-  std::map<Sha256Digest, uint64_t> known_;
-  uint64_t forgotten_ = 0;  // how often something was
+  Mutex mutex_;
+  std::map<Sha256Digest, uint64_t> known_ MS_GUARDED_BY(mutex_);
+  uint64_t forgotten_ MS_GUARDED_BY(mutex_) = 0;  // how often something was
 };
 
 }  // namespace modelstore

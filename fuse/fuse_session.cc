@@ -14,16 +14,15 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <deque>
-#include <mutex>
 #include <thread>
 
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/mutex.h"
 #include "codec/support/thread.h"
 #include "fuse/mount_table.h"
 
@@ -104,15 +103,15 @@ struct FuseSession::Impl {
   uint32_t read_ahead_kb = 0;
   MountEntry mounted;
 
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::deque<std::shared_ptr<Batch>> batches;
-  bool loop_ended = false;  // no request will be answered any more
-  bool ended = false;       // and nothing of ours is mounted
-  int loop_error = 0;
+  Mutex mutex;
+  CondVar changed;
+  std::deque<std::shared_ptr<Batch>> batches MS_GUARDED_BY(mutex);
+  bool loop_ended MS_GUARDED_BY(mutex) = false;  // no request will be answered any more
+  bool ended MS_GUARDED_BY(mutex) = false;       // and nothing of ours is mounted
+  int loop_error MS_GUARDED_BY(mutex) = 0;
 
-  std::mutex stop_mutex;  // joins once
   Thread session_thread, control_thread;
+  Mutex stop_mutex MS_ACQUIRED_BEFORE(mutex);  // of who joins session_thread
 
   ~Impl() {
     if (session) fuse_session_destroy(session);
@@ -149,7 +148,7 @@ struct FuseSession::Impl {
 
   // Both threads, or none: then the caller joins the control thread, which ends.
   Status StartThreads() {
-    const std::lock_guard lock(mutex);  // the threads see each other's handles
+    const MutexLock lock(mutex);  // the threads see each other's handles
     ASSIGN_OR_RETURN(control_thread, Thread::Start([this] { Control(); }));
     Result<Thread> serving = Thread::Start([this] { ServeRequests(); });
     if (!serving.ok()) {
@@ -164,10 +163,10 @@ struct FuseSession::Impl {
   void ServeRequests() noexcept {
     const int result = Loop();
     {
-      const std::lock_guard lock(mutex);
+      const MutexLock lock(mutex);
       loop_ended = true;
       loop_error = result;
-      changed.notify_all();
+      changed.NotifyAll();
     }
     WakeControl();
     control_thread.Join();
@@ -175,9 +174,9 @@ struct FuseSession::Impl {
     if (MayUnmount()) fuse_session_unmount(session);
     fuse_session_destroy(session);
     session = nullptr;
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     ended = true;
-    changed.notify_all();
+    changed.NotifyAll();
   }
 
   // The names first: for each the kernel waits until nobody is looking up a name in its directory or reading a listing,
@@ -205,25 +204,25 @@ struct FuseSession::Impl {
       for (;;) {
         std::shared_ptr<Batch> batch;
         {
-          const std::lock_guard lock(mutex);
+          const MutexLock lock(mutex);
           stopping = stopping || loop_ended;
           if (batches.empty()) break;
           batch = batches.front();
           batches.pop_front();
         }
         if (!stopping) MakeForget(batch->changes);
-        const std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         batch->done = true;
-        changed.notify_all();
+        changed.NotifyAll();
       }
     }
     fuse_session_exit(session);
     // libfuse's loop sleeps in sem_wait and looks at the flag only when that is interrupted. Repeated, because a signal
     // may come just before the sleep.
-    std::unique_lock lock(mutex);
+    const MutexLock lock(mutex);
     while (!loop_ended) {
       ::pthread_kill(session_thread.handle(), kInterruptSignal);
-      changed.wait_for(lock, std::chrono::milliseconds(10));
+      changed.WaitUntil(mutex, std::chrono::steady_clock::now() + std::chrono::milliseconds(10));
     }
   }
 };
@@ -308,18 +307,18 @@ void FuseSession::Forget(TreeChanges changes) {
   auto batch = std::make_shared<Impl::Batch>();
   batch->changes = std::move(changes);
   {
-    const std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->loop_ended) return;
     impl_->batches.push_back(batch);
   }
   impl_->WakeControl();
-  std::unique_lock lock(impl_->mutex);
-  impl_->changed.wait(lock, [&] { return batch->done || impl_->ended; });
+  const MutexLock lock(impl_->mutex);
+  while (!batch->done && !impl_->ended) impl_->changed.Wait(impl_->mutex);
 }
 
 void FuseSession::Wait() {
-  std::unique_lock lock(impl_->mutex);
-  impl_->changed.wait(lock, [&] { return impl_->ended; });
+  const MutexLock lock(impl_->mutex);
+  while (!impl_->ended) impl_->changed.Wait(impl_->mutex);
 }
 
 void FuseSession::RequestStop() {
@@ -330,8 +329,9 @@ void FuseSession::RequestStop() {
 Status FuseSession::Stop() {
   RequestStop();
   Wait();
-  const std::lock_guard lock(impl_->stop_mutex);
+  const MutexLock joining(impl_->stop_mutex);
   impl_->session_thread.Join();
+  const MutexLock lock(impl_->mutex);
   if (impl_->loop_error < 0)
     return StatusFromErrno(-impl_->loop_error, "serving the mount on " + impl_->options.mountpoint);
   return OkStatus();

@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <set>
-#include <shared_mutex>
 #include <type_traits>
 #include <unordered_map>
 
 #include "catalog/read/fidelity_note.h"
 #include "codec/support/bytes.h"
 #include "codec/support/hash.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -135,10 +134,8 @@ struct Node {
   bool is_folder() const { return info.directory && model == 0; }
 };
 
-}  // namespace
-
-struct InodeTree::Impl {
-  mutable std::shared_mutex mutex;
+// All nodes and names, without a lock.
+struct Nodes {
   std::unordered_map<NodeId, std::unique_ptr<Node>> nodes;
   std::map<std::string, NodeId, std::less<>> shown;  // models by name
   uint64_t generation = 0;
@@ -407,8 +404,16 @@ struct InodeTree::Impl {
   }
 };
 
+}  // namespace
+
+struct InodeTree::Impl {
+  mutable SharedMutex mutex;
+  Nodes tree MS_GUARDED_BY(mutex);
+};
+
 InodeTree::InodeTree() : impl_(std::make_unique<Impl>()) {
-  Node& root = impl_->NewNode(kRootNode, IdentityOfFolder(""));
+  const WriterLock lock(impl_->mutex);
+  Node& root = impl_->tree.NewNode(kRootNode, IdentityOfFolder(""));
   root.info.directory = true;
   root.info.mode = kOpenDirectory;
   root.held = 1;
@@ -420,21 +425,22 @@ InodeTree::~InodeTree() = default;
 TreeChanges InodeTree::Update(const std::vector<ModelRecord>& models, const FolderTimes& times) {
   std::set<std::string_view> names;
   for (const ModelRecord& model : models) names.insert(model.name);
-  const std::unique_lock lock(impl_->mutex);
+  const WriterLock lock(impl_->mutex);
   std::vector<std::string> gone;
-  for (const auto& [name, node] : impl_->shown)
+  for (const auto& [name, node] : impl_->tree.shown)
     if (!names.contains(name)) gone.push_back(name);
-  return impl_->Apply(gone, models, times, /*all_files=*/false);
+  return impl_->tree.Apply(gone, models, times, /*all_files=*/false);
 }
 
 std::vector<std::string> InodeTree::Concerned(const std::vector<std::string>& names) const {
   std::set<std::string> concerned(names.begin(), names.end());
-  const std::shared_lock lock(impl_->mutex);
+  const ReaderLock lock(impl_->mutex);
   for (const std::string& name : names) {
     for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1))
       concerned.insert(name.substr(0, slash));
     const std::string below = name + "/";
-    for (auto it = impl_->shown.lower_bound(below); it != impl_->shown.end() && it->first.starts_with(below); ++it)
+    for (auto it = impl_->tree.shown.lower_bound(below); it != impl_->tree.shown.end() && it->first.starts_with(below);
+         ++it)
       concerned.insert(it->first);
   }
   return {concerned.begin(), concerned.end()};
@@ -447,41 +453,41 @@ TreeChanges InodeTree::Change(const std::vector<std::string>& names, const std::
   std::vector<std::string> gone;
   for (const std::string& name : names)
     if (!there.contains(name)) gone.push_back(name);
-  const std::unique_lock lock(impl_->mutex);
-  return impl_->Apply(gone, models, times, /*all_files=*/true);
+  const WriterLock lock(impl_->mutex);
+  return impl_->tree.Apply(gone, models, times, /*all_files=*/true);
 }
 
 Result<NodeInfo> InodeTree::Lookup(NodeId parent, std::string_view name) const {
-  const std::shared_lock lock(impl_->mutex);
-  const Node* node = impl_->Find(parent);
+  const ReaderLock lock(impl_->mutex);
+  const Node* node = impl_->tree.Find(parent);
   if (!node) return NotFound("no node " + std::to_string(parent));
   if (!node->info.directory) return InvalidArgument(node->info.path + " is not a directory");
   const auto it = node->children.find(name);
   if (it == node->children.end()) return NotFound("no name " + std::string(name));
-  return impl_->Find(it->second)->info;
+  return impl_->tree.Find(it->second)->info;
 }
 
 Result<NodeInfo> InodeTree::Get(NodeId id) const {
-  const std::shared_lock lock(impl_->mutex);
-  const Node* node = impl_->Find(id);
+  const ReaderLock lock(impl_->mutex);
+  const Node* node = impl_->tree.Find(id);
   if (!node) return NotFound("no node " + std::to_string(id));
   return node->info;
 }
 
 Result<std::vector<NodeEntry>> InodeTree::List(NodeId directory) const {
-  const std::shared_lock lock(impl_->mutex);
-  const Node* node = impl_->Find(directory);
+  const ReaderLock lock(impl_->mutex);
+  const Node* node = impl_->tree.Find(directory);
   if (!node) return NotFound("no node " + std::to_string(directory));
   if (!node->info.directory) return InvalidArgument(node->info.path + " is not a directory");
   std::vector<NodeEntry> entries;
   entries.reserve(node->children.size());
-  for (const auto& [name, id] : node->children) entries.push_back({name, impl_->Find(id)->info});
+  for (const auto& [name, id] : node->children) entries.push_back({name, impl_->tree.Find(id)->info});
   return entries;
 }
 
 bool InodeTree::Hold(NodeId id) {
-  const std::shared_lock lock(impl_->mutex);
-  Node* node = impl_->Find(id);
+  const ReaderLock lock(impl_->mutex);
+  Node* node = impl_->tree.Find(id);
   if (!node) return false;
   ++node->held;
   return true;
@@ -489,22 +495,22 @@ bool InodeTree::Hold(NodeId id) {
 
 void InodeTree::Forget(NodeId id, uint64_t count) {
   {
-    const std::shared_lock lock(impl_->mutex);
-    Node* node = impl_->Find(id);
+    const ReaderLock lock(impl_->mutex);
+    Node* node = impl_->tree.Find(id);
     if (!node || id == kRootNode) return;
     uint64_t held = node->held.load();
     while (!node->held.compare_exchange_weak(held, held - std::min(held, count))) {
     }
     if (held > count || node->placed) return;
   }
-  const std::unique_lock lock(impl_->mutex);
-  Node* node = impl_->Find(id);
-  if (node && node->held.load() == 0 && !node->placed) impl_->nodes.erase(id);
+  const WriterLock lock(impl_->mutex);
+  Node* node = impl_->tree.Find(id);
+  if (node && node->held.load() == 0 && !node->placed) impl_->tree.nodes.erase(id);
 }
 
 uint64_t InodeTree::NodeCount() const {
-  const std::shared_lock lock(impl_->mutex);
-  return impl_->nodes.size();
+  const ReaderLock lock(impl_->mutex);
+  return impl_->tree.nodes.size();
 }
 
 }  // namespace modelstore

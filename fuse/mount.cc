@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
-#include <mutex>
 #include <set>
 #include <system_error>
 #include <thread>
@@ -17,6 +16,7 @@
 #include "catalog/read/folder_times.h"
 #include "catalog/schema/folder_record.h"
 #include "codec/support/log.h"
+#include "codec/support/mutex.h"
 #include "fuse/fuse_session.h"
 #include "fuse/mount_ops.h"
 #include "fuse/mount_table.h"
@@ -104,9 +104,9 @@ struct Mount::Impl {
 
   // The catalog may be calling while the mount goes away.
   struct Listener {
-    std::mutex mutex;
-    Impl* mount;                   // null: gone
-    std::set<std::string> missed;  // models that changed and could not be read
+    Mutex mutex;                                        // also: one ShowAll or Show at a time
+    Impl* mount MS_GUARDED_BY(mutex) = nullptr;         // null: gone
+    std::set<std::string> missed MS_GUARDED_BY(mutex);  // models that changed and could not be read
   };
   std::shared_ptr<Listener> listener = std::make_shared<Listener>();
 
@@ -137,12 +137,15 @@ struct Mount::Impl {
   }
 
   void Listen() {
-    listener->mount = this;
+    {
+      const MutexLock lock(listener->mutex);
+      listener->mount = this;
+    }
     catalog.SetOnChanged([heard = listener](const std::vector<std::string>& names) {
       std::shared_ptr<FuseSession> told;
       TreeChanges changes;
       {
-        const std::lock_guard lock(heard->mutex);
+        const MutexLock lock(heard->mutex);
         if (!heard->mount) return;
         heard->missed.insert(names.begin(), names.end());
         Result<TreeChanges> shown = heard->mount->Show({heard->missed.begin(), heard->missed.end()});
@@ -162,7 +165,7 @@ struct Mount::Impl {
 
   void StopListening() {
     catalog.SetOnChanged(nullptr);
-    const std::lock_guard lock(listener->mutex);
+    const MutexLock lock(listener->mutex);
     listener->mount = nullptr;
   }
 };
@@ -188,7 +191,7 @@ Result<std::unique_ptr<Mount>> Mount::Start(Catalog& catalog, const MountOptions
   std::unique_ptr<Mount> mount(new Mount(std::move(impl)));
   TreeChanges changes;
   {
-    const std::lock_guard lock(mount->impl_->listener->mutex);
+    const MutexLock lock(mount->impl_->listener->mutex);
     ASSIGN_OR_RETURN(changes, mount->impl_->ShowAll());
   }
   mount->impl_->session->Forget(std::move(changes));

@@ -101,7 +101,7 @@ void MountOps::Close(std::unique_ptr<OpenFileHandle> handle) {
 }
 
 void MountOps::Know(std::vector<ModelRecord> models) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   for (ModelRecord& model : models) {
     names_[model.id] = model.name;
     std::string name = model.name;
@@ -110,7 +110,7 @@ void MountOps::Know(std::vector<ModelRecord> models) {
 }
 
 void MountOps::Unknow(const std::string& name) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto model = models_.find(name);
   if (model == models_.end()) return;
   if (const auto id = names_.find(model->second->id); id != names_.end() && id->second == name) names_.erase(id);
@@ -120,7 +120,7 @@ void MountOps::Unknow(const std::string& name) {
 void MountOps::ForgetFiles(const ModelRecord& model) {
   for (const ModelFile& file : model.files) {
     costs_.Forget(file.sha256);
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     reported_.erase(file.sha256);
   }
 }
@@ -128,7 +128,7 @@ void MountOps::ForgetFiles(const ModelRecord& model) {
 TreeChanges MountOps::ShowModels(std::vector<ModelRecord> models, const FolderTimes& times) {
   TreeChanges changes = tree_.Update(models, times);
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     models_.clear();
     names_.clear();
   }
@@ -149,20 +149,20 @@ TreeChanges MountOps::ChangeModels(const std::vector<std::string>& names, std::v
 }
 
 std::shared_ptr<const ModelRecord> MountOps::ModelNamed(std::string_view name) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto it = models_.find(name);
   return it == models_.end() ? nullptr : it->second;
 }
 
 std::string MountOps::NameOf(ModelId model) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto it = names_.find(model);
   return it == names_.end() ? "" : it->second;
 }
 
 void MountOps::ReportOnce(const NodeInfo& file, const Status& status) {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!reported_.insert(file.sha256).second) return;
   }
   Log(LogLevel::kError, file.model + "/" + file.path + ": " + status.ToString() +

@@ -9,7 +9,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <string>
 #include <utility>
@@ -18,6 +17,7 @@
 #include "catalog/read/catalog.h"
 #include "catalog/read/read_engine.h"
 #include "catalog/schema/records.h"
+#include "codec/support/mutex.h"
 #include "fuse/file_costs.h"
 #include "fuse/inode_tree.h"
 #include "fuse/mount.h"
@@ -77,10 +77,10 @@ class MountOps {
   InodeTree tree_;
   OpenHandles<OpenFileHandle> files_;
   OpenHandles<OpenDirectoryHandle> directories_;
-  std::mutex mutex_;  // of what follows
-  std::map<std::string, std::shared_ptr<const ModelRecord>, std::less<>> models_;
-  std::map<ModelId, std::string> names_;
-  std::set<Sha256Digest> reported_;
+  Mutex mutex_;
+  std::map<std::string, std::shared_ptr<const ModelRecord>, std::less<>> models_ MS_GUARDED_BY(mutex_);
+  std::map<ModelId, std::string> names_ MS_GUARDED_BY(mutex_);
+  std::set<Sha256Digest> reported_ MS_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstore

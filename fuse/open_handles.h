@@ -6,10 +6,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -19,7 +20,7 @@ class OpenHandles {
   // The handle's number: its address.
   uint64_t Add(std::unique_ptr<Handle> handle) {
     const auto number = reinterpret_cast<uintptr_t>(handle.get());
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     handles_.emplace(number, std::move(handle));
     return number;
   }
@@ -29,14 +30,14 @@ class OpenHandles {
 
   // Null when the number is not, or no longer, known.
   std::unique_ptr<Handle> Take(uint64_t number) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     auto node = handles_.extract(number);
     return node.empty() ? nullptr : std::move(node.mapped());
   }
 
   std::vector<std::unique_ptr<Handle>> TakeAll() {
     std::vector<std::unique_ptr<Handle>> all;
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     all.reserve(handles_.size());
     for (auto& [number, handle] : handles_) all.push_back(std::move(handle));
     handles_.clear();
@@ -44,8 +45,8 @@ class OpenHandles {
   }
 
  private:
-  std::mutex mutex_;
-  std::unordered_map<uint64_t, std::unique_ptr<Handle>> handles_;
+  Mutex mutex_;
+  std::unordered_map<uint64_t, std::unique_ptr<Handle>> handles_ MS_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstore

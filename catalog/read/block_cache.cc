@@ -8,9 +8,10 @@
 
 namespace modelstore {
 
+// All but `id` is guarded by the ledger's mutex.
 struct BlockCache::Landing {
   BlockId id;
-  std::condition_variable done_changed;
+  CondVar done_changed;
   bool done = false;
   Result<BlockPtr> result = BlockPtr();
 };
@@ -31,13 +32,13 @@ std::shared_ptr<Block> Block::Create(std::shared_ptr<Ledger> ledger, size_t byte
 Block::~Block() {
   ledger_->memory.Free(data_, size_);  // before others count on the bytes
   if (!charged_) return;
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   ledger_->Give(taken_bytes());
 }
 
 BlockCache::Reservation::~Reservation() {
   if (ledger_ == nullptr || bytes_ == 0) return;
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   ledger_->Give(bytes_);
 }
 
@@ -49,31 +50,30 @@ BlockCache::BlockCache(uint64_t capacity_bytes, uint64_t spare_bytes)
 BlockCache::~BlockCache() { Clear(); }
 
 Result<BlockCache::Reservation> BlockCache::Reserve(uint64_t bytes, bool wait) {
-  Ledger& ledger = *ledger_;
-  if (bytes > ledger.capacity_bytes) {
+  if (bytes > ledger_->capacity_bytes) {
     return ResourceExhausted("decoding a block needs " + std::to_string(bytes) +
-                             " bytes of memory, the read cache has " + std::to_string(ledger.capacity_bytes) +
+                             " bytes of memory, the read cache has " + std::to_string(ledger_->capacity_bytes) +
                              "; give the store a larger memory budget");
   }
   if (!wait) return TakeNow(bytes, false, UINT64_MAX);
   Garbage garbage;
-  std::unique_lock lock(ledger.mutex);
-  const Ledger::Ticket ticket(ledger);
+  MutexLock lock(ledger_->mutex);
+  const Ledger::Ticket ticket(*ledger_);
   while (true) {
     if (ticket.is_first()) {
-      if (ledger.Fits(bytes)) break;
-      if (!Evict(bytes - (ledger.capacity_bytes - ledger.used_bytes), false, garbage)) ForgetHeld(garbage);
+      if (ledger_->Fits(bytes)) break;
+      if (!Evict(bytes - (ledger_->capacity_bytes - ledger_->used_bytes), false, garbage)) ForgetHeld(garbage);
       if (!garbage.empty()) {
-        lock.unlock();
+        lock.Unlock();
         garbage.clear();
-        lock.lock();
+        lock.Lock();
         continue;
       }
     }
-    ledger.released.wait(lock);
+    ledger_->released.Wait(ledger_->mutex);
   }
-  ledger.Take(bytes);
-  return Reservation(&ledger, bytes);
+  ledger_->Take(bytes);
+  return Reservation(ledger_.get(), bytes);
 }
 
 BlockCache::Reservation BlockCache::TryReserve(uint64_t bytes, uint64_t block_bytes) {
@@ -81,29 +81,29 @@ BlockCache::Reservation BlockCache::TryReserve(uint64_t bytes, uint64_t block_by
   return block_bytes > share ? Reservation() : TakeNow(bytes, true, share - block_bytes);
 }
 
+bool BlockCache::IsForgotten(const Slot& slot) const {
+  return inserted_bytes_ - slot.inserted_before > ledger_->capacity_bytes / 2 && slot.block.use_count() == 1;
+}
+
 BlockCache::Reservation BlockCache::TakeNow(uint64_t bytes, bool spare_only, uint64_t max_ahead_bytes) {
-  Ledger& ledger = *ledger_;
   Garbage garbage;
-  std::unique_lock lock(ledger.mutex);
-  const auto forgotten = [&](const Slot& slot) {
-    return inserted_bytes_ - slot.inserted_before > ledger.capacity_bytes / 2 && slot.block.use_count() == 1;
-  };
-  while (ahead_bytes_ > max_ahead_bytes && forgotten(ahead_.back())) Unlink(std::prev(ahead_.end()), garbage);
-  if (bytes > ledger.capacity_bytes || ahead_bytes_ > max_ahead_bytes) return {};
-  if (!ledger.Fits(bytes)) {
-    const uint64_t missing = bytes - (ledger.capacity_bytes - ledger.used_bytes);
-    if (ledger.has_queue() || !Evict(missing, spare_only, garbage)) return {};
-    lock.unlock();
+  MutexLock lock(ledger_->mutex);
+  while (ahead_bytes_ > max_ahead_bytes && IsForgotten(ahead_.back())) Unlink(std::prev(ahead_.end()), garbage);
+  if (bytes > ledger_->capacity_bytes || ahead_bytes_ > max_ahead_bytes) return {};
+  if (!ledger_->Fits(bytes)) {
+    const uint64_t missing = bytes - (ledger_->capacity_bytes - ledger_->used_bytes);
+    if (ledger_->has_queue() || !Evict(missing, spare_only, garbage)) return {};
+    lock.Unlock();
     garbage.clear();
-    lock.lock();
+    lock.Lock();
   }
-  if (ledger.has_queue() || !ledger.Fits(bytes)) return {};
-  ledger.Take(bytes);
-  return Reservation(&ledger, bytes);
+  if (ledger_->has_queue() || !ledger_->Fits(bytes)) return {};
+  ledger_->Take(bytes);
+  return Reservation(ledger_.get(), bytes);
 }
 
 BlockPtr BlockCache::Find(const BlockId& id, Use use) {
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   const auto it = slots_.find(id);
   if (it == slots_.end() || it->second->block == nullptr) return nullptr;
   ++counts_.hits;
@@ -113,7 +113,7 @@ BlockPtr BlockCache::Find(const BlockId& id, Use use) {
 
 void BlockCache::Pass(std::span<const ReadPart> parts) {
   Garbage garbage;
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   for (const ReadPart& part : parts) {
     const auto it = slots_.find(part.id);
     if (it == slots_.end() || it->second->block == nullptr) continue;
@@ -125,12 +125,12 @@ void BlockCache::Pass(std::span<const ReadPart> parts) {
 }
 
 bool BlockCache::Contains(const BlockId& id) const {
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   return slots_.contains(id);
 }
 
 Result<BlockPtr> BlockCache::Join(const BlockId& id, Use use, Reservation* own, uint64_t block_bytes, Flight* mine) {
-  std::unique_lock lock(ledger_->mutex);
+  MutexLock lock(ledger_->mutex);
   const auto it = slots_.find(id);
   if (it == slots_.end()) {
     auto landing = std::make_shared<Landing>();
@@ -154,7 +154,7 @@ Result<BlockPtr> BlockCache::Join(const BlockId& id, Use use, Reservation* own, 
     ledger_->Give(own->bytes_ - block_bytes);
     own->bytes_ = block_bytes;
   }
-  landing->done_changed.wait(lock, [&] { return landing->done; });
+  while (!landing->done) landing->done_changed.Wait(ledger_->mutex);
   if (landing->result.ok() && own != nullptr) ChargeLocked(**landing->result, *own);
   return landing->result;
 }
@@ -166,7 +166,7 @@ BlockCache::Flight::~Flight() {
 void BlockCache::Finish(Flight flight, const Result<BlockPtr>& result, Use use, Reservation* own) noexcept {
   const std::shared_ptr<Landing> landing = std::move(flight.landing_);
   Garbage garbage;
-  std::unique_lock lock(ledger_->mutex);
+  MutexLock lock(ledger_->mutex);
   bool keep = false;
   if (result.ok()) {
     Block& block = **result;
@@ -177,9 +177,9 @@ void BlockCache::Finish(Flight flight, const Result<BlockPtr>& result, Use use, 
       if (!ledger_->Fits(block.taken_bytes()) && !ledger_->has_queue()) {
         const uint64_t missing = block.taken_bytes() - (ledger_->capacity_bytes - ledger_->used_bytes);
         if (Evict(missing, true, garbage)) {
-          lock.unlock();
+          lock.Unlock();
           garbage.clear();
-          lock.lock();
+          lock.Lock();
         }
       }
       if (ledger_->Fits(block.taken_bytes())) {
@@ -198,11 +198,11 @@ void BlockCache::Finish(Flight flight, const Result<BlockPtr>& result, Use use, 
   }
   landing->result = result;
   landing->done = true;
-  landing->done_changed.notify_all();
+  landing->done_changed.NotifyAll();
 }
 
 void BlockCache::Charge(const BlockPtr& block, Reservation& own) {
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   ChargeLocked(*block, own);
 }
 
@@ -316,13 +316,13 @@ void BlockCache::ForgetHeld(Garbage& garbage) noexcept {
 
 void BlockCache::Clear() {
   Garbage garbage;
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   for (List* list : {&tried_, &recent_, &ahead_, &proven_})
     while (!list->empty()) Unlink(list->begin(), garbage);
 }
 
 BlockCache::Stats BlockCache::stats() const {
-  const std::lock_guard lock(ledger_->mutex);
+  const MutexLock lock(ledger_->mutex);
   Stats stats = counts_;
   stats.cached_bytes = cached_bytes_;
   stats.capacity_bytes = ledger_->capacity_bytes;

@@ -22,11 +22,9 @@
 // and it enters `recent`.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <unordered_map>
 #include <utility>
@@ -35,6 +33,7 @@
 #include "catalog/read/block_memory.h"
 #include "catalog/schema/records.h"
 #include "codec/support/bytes.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -55,27 +54,27 @@ struct Ledger {
 
   BlockMemory memory;
   const uint64_t capacity_bytes;
-  std::mutex mutex;  // of what follows
-  std::condition_variable released;
-  uint64_t used_bytes = 0;  // reservations and charged blocks
-  uint64_t peak_bytes = 0;
+  Mutex mutex;
+  CondVar released;
+  uint64_t used_bytes MS_GUARDED_BY(mutex) = 0;  // reservations and charged blocks
+  uint64_t peak_bytes MS_GUARDED_BY(mutex) = 0;
 
-  // A place in the queue of those who wait for bytes, in order of arrival; left when it ends. Made and ended under the
-  // mutex.
+  // A place in the queue of those who wait for bytes, in order of arrival; left when it ends. Made, asked and ended
+  // under the mutex, which the analysis knows by another name there.
   class Ticket {
    public:
-    explicit Ticket(Ledger& ledger) : ledger_(ledger), before_(ledger.last_) {
+    explicit Ticket(Ledger& ledger) MS_REQUIRES(ledger.mutex) : ledger_(ledger), before_(ledger.last_) {
       (before_ == nullptr ? ledger_.first_ : before_->behind_) = this;
       ledger_.last_ = this;
     }
-    ~Ticket() {
+    ~Ticket() MS_NO_THREAD_SAFETY_ANALYSIS {
       (before_ == nullptr ? ledger_.first_ : before_->behind_) = behind_;
       (behind_ == nullptr ? ledger_.last_ : behind_->before_) = before_;
-      if (ledger_.first_ != nullptr) ledger_.released.notify_all();
+      if (ledger_.first_ != nullptr) ledger_.released.NotifyAll();
     }
     Ticket(const Ticket&) = delete;
     Ticket& operator=(const Ticket&) = delete;
-    bool is_first() const { return ledger_.first_ == this; }
+    bool is_first() const MS_NO_THREAD_SAFETY_ANALYSIS { return ledger_.first_ == this; }
 
    private:
     Ledger& ledger_;
@@ -83,20 +82,20 @@ struct Ledger {
     Ticket* behind_ = nullptr;
   };
 
-  bool has_queue() const { return first_ != nullptr; }
-  bool Fits(uint64_t bytes) const { return bytes <= capacity_bytes - used_bytes; }
-  void Take(uint64_t bytes) {
+  bool has_queue() const MS_REQUIRES(mutex) { return first_ != nullptr; }
+  bool Fits(uint64_t bytes) const MS_REQUIRES(mutex) { return bytes <= capacity_bytes - used_bytes; }
+  void Take(uint64_t bytes) MS_REQUIRES(mutex) {
     used_bytes += bytes;
     if (used_bytes > peak_bytes) peak_bytes = used_bytes;
   }
-  void Give(uint64_t bytes) {
+  void Give(uint64_t bytes) MS_REQUIRES(mutex) {
     used_bytes -= bytes;
-    if (has_queue()) released.notify_all();
+    if (has_queue()) released.NotifyAll();
   }
 
  private:
-  Ticket* first_ = nullptr;
-  Ticket* last_ = nullptr;
+  Ticket* first_ MS_GUARDED_BY(mutex) = nullptr;
+  Ticket* last_ MS_GUARDED_BY(mutex) = nullptr;
 };
 
 class Block {
@@ -234,32 +233,37 @@ class BlockCache {
 
   // Evicts, but never waits.
   Reservation TakeNow(uint64_t bytes, bool spare_only, uint64_t max_ahead_bytes);
-  void Touch(Position slot, Use use);
-  void Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage);
-  uint64_t* BytesOf(const List* list);     // null: not counted
-  void MoveTo(List& list, Position slot);  // its front
-  void Unlink(Position slot, Garbage& garbage) noexcept;
+  void Touch(Position slot, Use use) MS_REQUIRES(ledger_->mutex);
+  void Insert(Position slot, const BlockPtr& block, Use use, Garbage& garbage) MS_REQUIRES(ledger_->mutex);
+  uint64_t* BytesOf(const List* list) MS_REQUIRES(ledger_->mutex);     // null: not counted
+  void MoveTo(List& list, Position slot) MS_REQUIRES(ledger_->mutex);  // its front
+  void Unlink(Position slot, Garbage& garbage) noexcept MS_REQUIRES(ledger_->mutex);
+  // Prefetched so long ago that it will not be read.
+  bool IsForgotten(const Slot& slot) const MS_REQUIRES(ledger_->mutex);
   // Enough for the blocks of a delta that share a base block, and little enough to stay in the CPU's cache.
   static constexpr uint64_t kMaxTriedBytes = 4ull << 20;
   // Where the number of a tried block is remembered after it had to go.
-  uint64_t& Memory(uint64_t number) { return gone_[number % gone_.size()]; }
+  uint64_t& Memory(uint64_t number) MS_REQUIRES(ledger_->mutex) { return gone_[number % gone_.size()]; }
   // Moves the least useful blocks that nobody holds to `garbage`, until they will give `bytes` back. False, and nothing
   // moved, when they cannot. `spare_only`: spares proven blocks and prefetched ones that are still to be read.
-  bool Evict(uint64_t bytes, bool spare_only, Garbage& garbage) noexcept;
+  bool Evict(uint64_t bytes, bool spare_only, Garbage& garbage) noexcept MS_REQUIRES(ledger_->mutex);
   // Bytes that Evict would free; stops at `bytes`. With `garbage`: moves them there.
-  uint64_t FreeUnused(uint64_t bytes, bool spare_only, Garbage* garbage) noexcept;
+  uint64_t FreeUnused(uint64_t bytes, bool spare_only, Garbage* garbage) noexcept MS_REQUIRES(ledger_->mutex);
   // Forgets the blocks that somebody holds, so that they give their bytes back, and wake who waits, when let go of.
-  void ForgetHeld(Garbage& garbage) noexcept;
-  void ChargeLocked(Block& block, Reservation& own);
+  void ForgetHeld(Garbage& garbage) noexcept MS_REQUIRES(ledger_->mutex);
+  void ChargeLocked(Block& block, Reservation& own) MS_REQUIRES(ledger_->mutex);
 
   const std::shared_ptr<Ledger> ledger_;
-  // All guarded by ledger_->mutex.
-  std::unordered_map<BlockId, Position, IdHash> slots_;
+  std::unordered_map<BlockId, Position, IdHash> slots_ MS_GUARDED_BY(ledger_->mutex);
+  List flights_ MS_GUARDED_BY(ledger_->mutex);
   // The next to be evicted is at the back. ahead_: prefetched and still to be read.
-  List flights_, tried_, recent_, ahead_, proven_;
-  uint64_t cached_bytes_ = 0, tried_bytes_ = 0, ahead_bytes_ = 0, proven_bytes_ = 0, inserted_bytes_ = 0;
-  std::vector<uint64_t> gone_;
-  Stats counts_;
+  List tried_ MS_GUARDED_BY(ledger_->mutex), recent_ MS_GUARDED_BY(ledger_->mutex);
+  List ahead_ MS_GUARDED_BY(ledger_->mutex), proven_ MS_GUARDED_BY(ledger_->mutex);
+  uint64_t cached_bytes_ MS_GUARDED_BY(ledger_->mutex) = 0, tried_bytes_ MS_GUARDED_BY(ledger_->mutex) = 0;
+  uint64_t ahead_bytes_ MS_GUARDED_BY(ledger_->mutex) = 0, proven_bytes_ MS_GUARDED_BY(ledger_->mutex) = 0;
+  uint64_t inserted_bytes_ MS_GUARDED_BY(ledger_->mutex) = 0;
+  std::vector<uint64_t> gone_ MS_GUARDED_BY(ledger_->mutex);
+  Stats counts_ MS_GUARDED_BY(ledger_->mutex);
 };
 
 }  // namespace modelstore

@@ -30,13 +30,14 @@ std::byte* MapArena() {
 }  // namespace
 
 BlockMemory::~BlockMemory() {
+  const MutexLock lock(mutex_);
   for (const auto& [arena, used] : used_slots_) ::munmap(reinterpret_cast<void*>(arena), kArenaBytes);
 }
 
 bool BlockMemory::AddArena() {
   std::byte* const arena = MapArena();
   if (arena == nullptr) return false;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   try {
     used_slots_.emplace(reinterpret_cast<uintptr_t>(arena), 0);
     // Then Free need not allocate.
@@ -55,7 +56,7 @@ bool BlockMemory::AddArena() {
 std::byte* BlockMemory::Allocate(size_t bytes) {
   if (!InSlot(bytes)) return new (std::nothrow) std::byte[bytes];
   do {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (std::vector<std::byte*>* const from : {&spare_, &returned_}) {
       if (from->empty()) continue;
       std::byte* const slot = from->back();
@@ -75,7 +76,7 @@ void BlockMemory::Free(std::byte* data, size_t bytes) {
   const uintptr_t arena = ArenaOf(data);
   bool last = false;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto used = used_slots_.find(arena);
     if ((spare_.size() + 1) * kSlotBytes <= max_spare_bytes_) {
       --used->second;
@@ -95,7 +96,7 @@ void BlockMemory::Free(std::byte* data, size_t bytes) {
     return;
   }
   (void)::madvise(data, kSlotBytes, MADV_DONTNEED);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   --used_slots_.find(arena)->second;  // not before: the arena must stay
   returned_.push_back(data);
 }

@@ -7,9 +7,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -36,10 +37,10 @@ class BlockMemory {
   bool AddArena();
 
   const uint64_t max_spare_bytes_;
-  std::mutex mutex_;
-  std::unordered_map<uintptr_t, size_t> used_slots_;  // by arena
-  std::vector<std::byte*> spare_;                     // resident slots
-  std::vector<std::byte*> returned_;                  // slots whose pages the kernel has back
+  Mutex mutex_;
+  std::unordered_map<uintptr_t, size_t> used_slots_ MS_GUARDED_BY(mutex_);  // by arena
+  std::vector<std::byte*> spare_ MS_GUARDED_BY(mutex_);                     // resident slots
+  std::vector<std::byte*> returned_ MS_GUARDED_BY(mutex_);                  // slots whose pages the kernel has back
 };
 
 }  // namespace modelstore

@@ -76,13 +76,13 @@ struct Catalog::Impl {
   WorkerPool pool;
   ReadEngine reader;
   CollectGate collect_gate;
-  std::mutex publish_mutex;
+  Mutex publish_mutex MS_ACQUIRED_BEFORE(entries_mutex);
 
-  mutable std::mutex entries_mutex;
-  std::map<ModelId, ModelEntry> entries;
+  mutable Mutex entries_mutex;
+  std::map<ModelId, ModelEntry> entries MS_GUARDED_BY(entries_mutex);
 
-  std::mutex callback_mutex;
-  std::function<void(const std::vector<std::string>&)> on_changed;
+  Mutex callback_mutex;
+  std::function<void(const std::vector<std::string>&)> on_changed MS_GUARDED_BY(callback_mutex);
 };
 
 Catalog::Catalog(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -131,7 +131,10 @@ Result<std::unique_ptr<Catalog>> Catalog::OverStore(std::unique_ptr<KvStore> sto
     }
   }
   auto impl = std::make_unique<Impl>(std::move(store), std::move(dir), options, shares);
-  impl->entries = std::move(entries);
+  {
+    const MutexLock lock(impl->entries_mutex);
+    impl->entries = std::move(entries);
+  }
   return std::unique_ptr<Catalog>(new Catalog(std::move(impl)));
 }
 
@@ -161,13 +164,13 @@ Result<CatalogMeta> Catalog::Meta() const {
 }
 
 std::optional<ModelEntry> Catalog::FindById(ModelId id) const {
-  const std::lock_guard lock(impl_->entries_mutex);
+  const MutexLock lock(impl_->entries_mutex);
   const auto it = impl_->entries.find(id);
   return it == impl_->entries.end() ? std::nullopt : std::optional(it->second);
 }
 
 bool Catalog::IsBase(ModelId id) const {
-  const std::lock_guard lock(impl_->entries_mutex);
+  const MutexLock lock(impl_->entries_mutex);
   return std::any_of(impl_->entries.begin(), impl_->entries.end(),
                      [&](const auto& entry) { return entry.second.base == id; });
 }
@@ -188,24 +191,24 @@ void Catalog::AddChange(const ModelRecord* before, const ModelRecord* after, Cat
 
 Status Catalog::WriteChange(const ModelRecord* before, const ModelRecord* after, const WriteBatch& batch) {
   RETURN_IF_ERROR(impl_->store->Write(batch, Durability::kSync));
-  const std::lock_guard lock(impl_->entries_mutex);
+  const MutexLock lock(impl_->entries_mutex);
   if (before != nullptr) impl_->entries.erase(before->id);
   if (after != nullptr) impl_->entries[after->id] = {after->name, after->base, after->push};
   return OkStatus();
 }
 
 CollectGate& Catalog::collect_gate() { return impl_->collect_gate; }
-std::mutex& Catalog::publish_mutex() { return impl_->publish_mutex; }
+Mutex& Catalog::publish_mutex() { return impl_->publish_mutex; }
 
 void Catalog::SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed) {
-  const std::lock_guard lock(impl_->callback_mutex);
+  const MutexLock lock(impl_->callback_mutex);
   impl_->on_changed = std::move(on_changed);
 }
 
 void Catalog::NotifyChanged(const std::vector<std::string>& names) {
   std::function<void(const std::vector<std::string>&)> on_changed;
   {
-    const std::lock_guard lock(impl_->callback_mutex);
+    const MutexLock lock(impl_->callback_mutex);
     on_changed = impl_->on_changed;
   }
   if (on_changed) on_changed(names);

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +18,7 @@
 #include "catalog/read/worker_pool.h"
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -81,13 +81,14 @@ class Catalog {
   // Pushes share it for their whole length, prune and rm enter alone: nothing is collected under a push.
   CollectGate& collect_gate();
   // Held for the moment of publishing (read meta and models, write one batch).
-  std::mutex& publish_mutex();
+  Mutex& publish_mutex();
 
   // Changes one model, under publish_mutex(): `before` goes (null: there was none), `after` comes. AddChange puts its
   // record and `meta`, with count and digest of the models as they are then, into `batch`; WriteChange writes the
   // batch, synced. Errors: as KvStore::Write.
   static void AddChange(const ModelRecord* before, const ModelRecord* after, CatalogMeta* meta, WriteBatch* batch);
-  Status WriteChange(const ModelRecord* before, const ModelRecord* after, const WriteBatch& batch);
+  Status WriteChange(const ModelRecord* before, const ModelRecord* after, const WriteBatch& batch)
+      MS_REQUIRES(publish_mutex());
 
   // Called (outside all locks) after models appeared, vanished, changed or got another name. `names`: of those models,
   // old and new.

@@ -14,18 +14,18 @@ constexpr std::chrono::milliseconds kPoll(50);
 void CollectGate::Hold::Release() {
   if (gate_ == nullptr) return;
   {
-    const std::lock_guard lock(gate_->mutex_);
+    const MutexLock lock(gate_->mutex_);
     if (sharer_) {
       gate_->sharing_.erase(*sharer_);
     } else {
       gate_->is_collecting_ = false;
     }
   }
-  std::exchange(gate_, nullptr)->changed_.notify_all();
+  std::exchange(gate_, nullptr)->changed_.NotifyAll();
 }
 
 Status CollectGate::Hold::Keep() {
-  const std::lock_guard lock(gate_->mutex_);
+  const MutexLock lock(gate_->mutex_);
   RETURN_IF_ERROR((*sharer_)->job->Check());
   (*sharer_)->stays = true;
   return OkStatus();
@@ -48,17 +48,17 @@ bool CollectGate::KeepsNewcomersOut() const {
 }
 
 Result<CollectGate::Hold> CollectGate::Share(JobControl& job) {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   bool announced = false;
   while (is_collecting_ || KeepsNewcomersOut()) {
     if (!std::exchange(announced, true)) {
-      lock.unlock();
+      lock.Unlock();
       job.Begin("waiting for a removal or prune", 0);
-      lock.lock();
+      lock.Lock();
       continue;
     }
     RETURN_IF_ERROR(job.Check());
-    changed_.wait_for(lock, kPoll);
+    changed_.WaitUntil(mutex_, Clock::now() + kPoll);
   }
   sharing_.push_back({.job = &job});
   return Hold(this, std::prev(sharing_.end()));
@@ -68,13 +68,13 @@ Result<CollectGate::Hold> CollectGate::Share(JobControl& job) {
 class CollectGate::Collector {
  public:
   explicit Collector(CollectGate& gate) : gate_(gate) {
-    const std::lock_guard lock(gate_.mutex_);
+    const MutexLock lock(gate_.mutex_);
     if (gate_.collectors_waiting_++ == 0) gate_.waiting_since_ = Clock::now();
   }
   ~Collector() {
-    const std::lock_guard lock(gate_.mutex_);
+    const MutexLock lock(gate_.mutex_);
     --gate_.collectors_waiting_;
-    gate_.changed_.notify_all();
+    gate_.changed_.NotifyAll();
   }
   Collector(const Collector&) = delete;
   Collector& operator=(const Collector&) = delete;
@@ -85,7 +85,7 @@ class CollectGate::Collector {
 
 Result<CollectGate::Hold> CollectGate::EnterAlone(JobControl& job) {
   const Collector collector(*this);
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   std::string announced;
   for (size_t awaited = 0; is_collecting_ || (awaited = Awaited()) > 0;) {
     const std::string phase =
@@ -93,13 +93,13 @@ Result<CollectGate::Hold> CollectGate::EnterAlone(JobControl& job) {
                        : "waiting for " + std::to_string(awaited) + " running " + (awaited == 1 ? "job" : "jobs");
     if (phase != announced) {
       announced = phase;
-      lock.unlock();
+      lock.Unlock();
       job.Begin(phase, 0);
-      lock.lock();
+      lock.Lock();
       continue;
     }
     RETURN_IF_ERROR(job.Check());
-    changed_.wait_for(lock, kPoll);
+    changed_.WaitUntil(mutex_, Clock::now() + kPoll);
   }
   is_collecting_ = true;
   return Hold(this);

@@ -1,7 +1,7 @@
 // CollectGate: keeps those who rely on records staying (a push, a verification: they share) apart from those
 // who take records away (rm, prune: alone) (layer: catalog/read).
 //
-// Thread-safe. Whoever waits says so as the phase of its job and can be cancelled. Not a std::shared_mutex: there rm
+// Thread-safe. Whoever waits says so as the phase of its job and can be cancelled. Not a shared mutex: there rm
 // would wait for a push of an hour unseen and unstoppable, and every later push behind it. Here a waiting collector
 // keeps newcomers out for some seconds only, again and again: enough to get in between pushes that are shorter than
 // that; behind a longer one everybody else goes on.
@@ -11,14 +11,13 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <list>
-#include <mutex>
 #include <optional>
 #include <utility>
 
 #include "codec/support/job_control.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -72,17 +71,17 @@ class CollectGate {
 
   class Collector;  // one who waits to enter alone
 
-  bool KeepsNewcomersOut() const;
+  bool KeepsNewcomersOut() const MS_REQUIRES(mutex_);
   // How many share that a collector has to wait for.
-  size_t Awaited();
+  size_t Awaited() MS_REQUIRES(mutex_);
 
   const Milliseconds closed_, open_, patience_;
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable changed_;
-  std::list<Hold::Sharer> sharing_;
-  bool is_collecting_ = false;
-  size_t collectors_waiting_ = 0;
-  Clock::time_point waiting_since_;  // of the first of those
+  Mutex mutex_;
+  CondVar changed_;
+  std::list<Hold::Sharer> sharing_ MS_GUARDED_BY(mutex_);
+  bool is_collecting_ MS_GUARDED_BY(mutex_) = false;
+  size_t collectors_waiting_ MS_GUARDED_BY(mutex_) = 0;
+  Clock::time_point waiting_since_ MS_GUARDED_BY(mutex_);  // of the first of those
 };
 
 }  // namespace modelstore

@@ -15,13 +15,13 @@ constexpr std::chrono::milliseconds kPollInterval{50};
 class MemoryShares::Waiter {
  public:
   Waiter(MemoryShares& shares, const JobControl& job) : shares_(shares), job_(job) {
-    const std::lock_guard lock(shares_.mutex_);
+    const MutexLock lock(shares_.mutex_);
     shares_.waiting_.push_back(&job_);
   }
   ~Waiter() {
-    const std::lock_guard lock(shares_.mutex_);
+    const MutexLock lock(shares_.mutex_);
     std::erase(shares_.waiting_, &job_);
-    shares_.changed_.notify_all();
+    shares_.changed_.NotifyAll();
   }
   Waiter(const Waiter&) = delete;
   Waiter& operator=(const Waiter&) = delete;
@@ -31,17 +31,21 @@ class MemoryShares::Waiter {
   const JobControl& job_;
 };
 
+bool MemoryShares::IsNext(const JobControl& job, uint64_t least_bytes) const {
+  return waiting_.front() == &job && free_bytes_ >= least_bytes;
+}
+
 Result<MemoryShares::Share> MemoryShares::Take(JobControl& job, uint64_t need_bytes) {
   const uint64_t least = std::clamp(need_bytes, kMinShareBytes, std::max(budget_bytes_, kMinShareBytes));
   const Waiter waiter(*this, job);
-  std::unique_lock lock(mutex_);
-  const auto is_next = [&] { return waiting_.front() == &job && free_bytes_ >= least; };
-  if (!is_next()) {
-    lock.unlock();
+  MutexLock lock(mutex_);
+  if (!IsNext(job, least)) {
+    lock.Unlock();
     job.Begin("waiting for memory", 0);
-    lock.lock();
+    lock.Lock();
   }
-  while (!is_next() && !job.cancelled()) changed_.wait_for(lock, kPollInterval);
+  while (!IsNext(job, least) && !job.cancelled())
+    changed_.WaitUntil(mutex_, std::chrono::steady_clock::now() + kPollInterval);
   RETURN_IF_ERROR(job.Check());
   const uint64_t bytes = std::max(free_bytes_ / 2, least);
   free_bytes_ -= bytes;
@@ -49,9 +53,9 @@ Result<MemoryShares::Share> MemoryShares::Take(JobControl& job, uint64_t need_by
 }
 
 void MemoryShares::GiveBack(uint64_t bytes) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   free_bytes_ += bytes;
-  changed_.notify_all();
+  changed_.NotifyAll();
 }
 
 }  // namespace modelstore

@@ -5,13 +5,12 @@
 // allocates.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <utility>
 
 #include "codec/support/job_control.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
@@ -54,12 +53,13 @@ class MemoryShares {
   class Waiter;  // a job's place in `waiting_`
 
   void GiveBack(uint64_t bytes);
+  bool IsNext(const JobControl& job, uint64_t least_bytes) const MS_REQUIRES(mutex_);
 
   const uint64_t budget_bytes_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  uint64_t free_bytes_;
-  std::deque<const JobControl*> waiting_;  // in order of arrival
+  Mutex mutex_;
+  CondVar changed_;
+  uint64_t free_bytes_ MS_GUARDED_BY(mutex_);
+  std::deque<const JobControl*> waiting_ MS_GUARDED_BY(mutex_);  // in order of arrival
 };
 
 }  // namespace modelstore

@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cassert>
-#include <condition_variable>
 #include <cstring>
 #include <functional>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -85,16 +83,16 @@ struct ReadEngine::Impl {
   std::atomic<uint64_t> decoded_blocks{0}, decoded_bytes{0};
   std::shared_ptr<BatchDecoder> device;  // null: none
 
-  mutable std::shared_mutex opens_mutex;  // held shared from reading a file's record until it is in `files`
-  mutable std::mutex files_mutex;
-  std::map<Sha256Digest, std::weak_ptr<OpenFile>> files;
-  std::vector<std::weak_ptr<OpenFile>> replaced;  // by ForgetFile
-  size_t sweep_at = 64;
+  SharedMutex opens_mutex MS_ACQUIRED_BEFORE(files_mutex);  // shared while a file is opened
+  Mutex files_mutex;
+  std::map<Sha256Digest, std::weak_ptr<OpenFile>> files MS_GUARDED_BY(files_mutex);
+  std::vector<std::weak_ptr<OpenFile>> replaced MS_GUARDED_BY(files_mutex);  // by ForgetFile
+  size_t sweep_at MS_GUARDED_BY(files_mutex) = 64;
 
-  std::mutex prefetch_mutex;
-  std::condition_variable prefetch_done;
-  size_t prefetches = 0;  // submitted and not finished
-  bool stopping = false;
+  Mutex prefetch_mutex;
+  CondVar prefetch_done;
+  size_t prefetches MS_GUARDED_BY(prefetch_mutex) = 0;  // submitted and not finished
+  bool stopping MS_GUARDED_BY(prefetch_mutex) = false;
 
   // Functions named …Held run within a reservation that their caller made with ReserveFor.
 
@@ -562,7 +560,7 @@ struct ReadEngine::Impl {
   class Prefetching {
    public:
     explicit Prefetching(Impl* engine) : engine_(*engine) {
-      const std::lock_guard lock(engine_.prefetch_mutex);
+      const MutexLock lock(engine_.prefetch_mutex);
       is_refused_ = engine_.stopping;
       if (!is_refused_) ++engine_.prefetches;
     }
@@ -579,12 +577,12 @@ struct ReadEngine::Impl {
   };
 
   void EndPrefetch() {
-    const std::lock_guard lock(prefetch_mutex);
-    if (--prefetches == 0) prefetch_done.notify_all();
+    const MutexLock lock(prefetch_mutex);
+    if (--prefetches == 0) prefetch_done.NotifyAll();
   }
 
   bool IsStopping() {
-    const std::lock_guard lock(prefetch_mutex);
+    const MutexLock lock(prefetch_mutex);
     return stopping;
   }
 
@@ -704,20 +702,20 @@ ReadEngine::ReadEngine(const KvReader& store, WorkerPool& pool, const ReadOption
     : impl_(std::make_unique<Impl>(store, pool, options)) {}
 
 ReadEngine::~ReadEngine() {
-  std::unique_lock lock(impl_->prefetch_mutex);
+  const MutexLock lock(impl_->prefetch_mutex);
   impl_->stopping = true;
-  impl_->prefetch_done.wait(lock, [&] { return impl_->prefetches == 0; });
+  while (impl_->prefetches != 0) impl_->prefetch_done.Wait(impl_->prefetch_mutex);
 }
 
 Result<FileRef> ReadEngine::OpenFileByHash(const Sha256Digest& sha256) {
   return Guarded([&]() -> Result<FileRef> {
     {
-      const std::lock_guard lock(impl_->files_mutex);
+      const MutexLock lock(impl_->files_mutex);
       if (const auto it = impl_->files.find(sha256); it != impl_->files.end()) {
         if (FileRef file = it->second.lock()) return file;
       }
     }
-    const std::shared_lock opening(impl_->opens_mutex);
+    const ReaderLock opening(impl_->opens_mutex);
     auto file = std::make_unique<OpenFile::Impl>();
     file->sha256 = sha256;
     auto value = impl_->store.Get(Family::kFiles, FileKey(sha256));
@@ -747,7 +745,7 @@ Result<FileRef> ReadEngine::OpenFileByHash(const Sha256Digest& sha256) {
     FileRef opened(new OpenFile(std::move(file)));
 
     // Whoever opens the same file shares one object, so that PinnedTensors sees it as long as anybody has it open.
-    const std::lock_guard lock(impl_->files_mutex);
+    const MutexLock lock(impl_->files_mutex);
     std::weak_ptr<OpenFile>& slot = impl_->files[sha256];
     if (FileRef other = slot.lock()) return other;
     slot = opened;
@@ -761,8 +759,8 @@ Result<FileRef> ReadEngine::OpenFileByHash(const Sha256Digest& sha256) {
 
 void ReadEngine::ForgetFile(const Sha256Digest& sha256) {
   // Whoever read the old record meanwhile has its file in `files` then.
-  const std::unique_lock opens = HoldOpens();
-  const std::lock_guard lock(impl_->files_mutex);
+  const WriterLock opens(impl_->opens_mutex);
+  const MutexLock lock(impl_->files_mutex);
   std::erase_if(impl_->replaced, [](const auto& file) { return file.expired(); });
   const auto it = impl_->files.find(sha256);
   if (it == impl_->files.end()) return;
@@ -838,12 +836,12 @@ void ReadEngine::Prefetch(const FileRef& file, uint64_t offset, uint64_t bytes) 
   impl_->SubmitPrefetch(file, offset, offset + std::min(bytes, total - offset), false);
 }
 
-std::unique_lock<std::shared_mutex> ReadEngine::HoldOpens() const { return std::unique_lock(impl_->opens_mutex); }
+SharedMutex& ReadEngine::opens_mutex() const { return impl_->opens_mutex; }
 
 std::vector<TensorId> ReadEngine::PinnedTensors() const {
   std::vector<FileRef> open;
   {
-    const std::lock_guard lock(impl_->files_mutex);
+    const MutexLock lock(impl_->files_mutex);
     for (const auto& [sha256, weak] : impl_->files) {
       if (FileRef file = weak.lock()) open.push_back(std::move(file));
     }

@@ -10,8 +10,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <shared_mutex>
 #include <utility>
 #include <vector>
 
@@ -20,6 +18,7 @@
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
 #include "codec/decode/frame.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -129,9 +128,9 @@ class ReadEngine {
 
   // Tensors reachable from files that are open now (with their bases).
   std::vector<TensorId> PinnedTensors() const;
-  // While it is held no file is opened that is not open already. Prune holds it from asking PinnedTensors() until the
-  // records of the files that it removes are gone, so that none of them is opened in between.
-  [[nodiscard]] std::unique_lock<std::shared_mutex> HoldOpens() const;
+  // While it is held exclusively no file is opened that is not open already. Prune holds it from asking PinnedTensors()
+  // until the records of the files that it removes are gone, so that none of them is opened in between.
+  SharedMutex& opens_mutex() const;
   ReadStats stats() const;
   // Forgets cached blocks and parsed tensors (tests, benchmarks, after prune).
   void DropCaches();

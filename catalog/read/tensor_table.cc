@@ -74,7 +74,7 @@ Result<TensorRecord> LoadTensorRecord(const KvReader& store, const TensorId& id)
 Result<TensorRef> TensorTable::Get(const TensorId& id, uint8_t max_depth) {
   TensorRef tensor, introduced;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (const auto it = slots_.find(id); it != slots_.end()) {
       recent_.splice(recent_.begin(), recent_, it->second);
       tensor = it->second->tensor;
@@ -120,7 +120,7 @@ Result<TensorRef> TensorTable::Open(const TensorId& id, TensorRecord record, uin
 }
 
 void TensorTable::Introduce(TensorRef tensor) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto known = introduced_.find(tensor->id);
   if (known == introduced_.end()) {
     introduced_.emplace(tensor->id, std::vector{tensor});  // or there is no list: it may not be empty
@@ -130,7 +130,7 @@ void TensorTable::Introduce(TensorRef tensor) {
 }
 
 void TensorTable::Withdraw(const TensorRef& tensor) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto known = introduced_.find(tensor->id);
   if (known == introduced_.end()) return;
   std::erase(known->second, tensor);
@@ -140,7 +140,7 @@ void TensorTable::Withdraw(const TensorRef& tensor) {
 Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
   uint64_t generation;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     generation = generation_;
   }
   ASSIGN_OR_RETURN(TensorRecord record, LoadTensorRecord(store_, id));
@@ -152,7 +152,7 @@ Result<TensorRef> TensorTable::Load(const TensorId& id, uint8_t max_depth) {
   }
   const TensorRef tensor = *opened;
   const uint64_t bytes = CostBytes(*tensor);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (const auto it = slots_.find(id); it != slots_.end()) {
     const TensorRef& kept = it->second->tensor;
     return kept->record.push == push ? kept : tensor;
@@ -271,12 +271,12 @@ Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
 }
 
 uint64_t TensorTable::peak_bytes() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return peak_bytes_;
 }
 
 void TensorTable::Forget(const TensorId& id) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   ++generation_;  // what is being read from the store meanwhile is not kept either
   const auto it = slots_.find(id);
   if (it == slots_.end()) return;
@@ -286,7 +286,7 @@ void TensorTable::Forget(const TensorId& id) {
 }
 
 void TensorTable::Clear() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   ++generation_;
   slots_.clear();
   recent_.clear();

@@ -5,7 +5,6 @@
 
 #include <list>
 #include <map>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -14,6 +13,7 @@
 #include "catalog/read/read_engine.h"
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -85,12 +85,12 @@ class TensorTable {
 
   const KvReader& store_;
   const uint64_t capacity_bytes_;
-  mutable std::mutex mutex_;
-  std::unordered_map<TensorId, std::list<Slot>::iterator, IdHash> slots_;
-  std::list<Slot> recent_;
-  std::unordered_map<TensorId, std::vector<TensorRef>, IdHash> introduced_;  // none empty
-  uint64_t bytes_ = 0, peak_bytes_ = 0;
-  uint64_t generation_ = 0;  // counts Clear and Forget
+  mutable Mutex mutex_;
+  std::unordered_map<TensorId, std::list<Slot>::iterator, IdHash> slots_ MS_GUARDED_BY(mutex_);
+  std::list<Slot> recent_ MS_GUARDED_BY(mutex_);
+  std::unordered_map<TensorId, std::vector<TensorRef>, IdHash> introduced_ MS_GUARDED_BY(mutex_);  // none empty
+  uint64_t bytes_ MS_GUARDED_BY(mutex_) = 0, peak_bytes_ MS_GUARDED_BY(mutex_) = 0;
+  uint64_t generation_ MS_GUARDED_BY(mutex_) = 0;  // counts Clear and Forget
 };
 
 }  // namespace modelstore

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <new>
 #include <thread>
 #include <utility>
@@ -12,6 +10,7 @@
 
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/mutex.h"
 #include "codec/support/thread.h"
 
 namespace modelstore {
@@ -28,20 +27,24 @@ struct Loop {
   const unsigned max_helpers;
   std::atomic<size_t> next{0};
   unsigned helpers = 0;
-  std::condition_variable idle;
+  CondVar idle;
   Loop* before = nullptr;  // in the pool's list
   Loop* behind = nullptr;
-  std::mutex failure_mutex;
-  Status failure;  // the first
+  Mutex failure_mutex;
+  Status failure MS_GUARDED_BY(failure_mutex);  // the first
 
   void Run() noexcept {
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) {
       Status status = Guarded([&] { return task(i); });
       if (status.ok()) continue;
       next.store(n, std::memory_order_relaxed);  // the tasks that have not started are skipped
-      const std::lock_guard lock(failure_mutex);
+      const MutexLock lock(failure_mutex);
       if (failure.ok()) failure = std::move(status);
     }
+  }
+  Status TakeFailure() {
+    const MutexLock lock(failure_mutex);
+    return std::move(failure);
   }
   bool Wanted() const { return helpers < max_helpers && next.load(std::memory_order_relaxed) < n; }
 };
@@ -49,25 +52,25 @@ struct Loop {
 }  // namespace
 
 struct WorkerPool::Impl {
-  std::mutex mutex;
-  std::condition_variable work;
+  Mutex mutex;
+  CondVar work;
   // The loops, in order of arrival. A loop brings its own links, so that adding it cannot fail.
-  Loop* first = nullptr;
-  Loop* last = nullptr;
-  std::deque<std::function<void()>> queue;
-  bool stopping = false;
+  Loop* first MS_GUARDED_BY(mutex) = nullptr;
+  Loop* last MS_GUARDED_BY(mutex) = nullptr;
+  std::deque<std::function<void()>> queue MS_GUARDED_BY(mutex);
+  bool stopping MS_GUARDED_BY(mutex) = false;
   std::vector<Thread> workers;
 
-  void Add(Loop& loop) {
+  void Add(Loop& loop) MS_REQUIRES(mutex) {
     loop.before = last;
     (last == nullptr ? first : last->behind) = &loop;
     last = &loop;
   }
-  void Remove(Loop& loop) {
+  void Remove(Loop& loop) MS_REQUIRES(mutex) {
     (loop.before == nullptr ? first : loop.before->behind) = loop.behind;
     (loop.behind == nullptr ? last : loop.behind->before) = loop.before;
   }
-  Loop* FindWanted() const {
+  Loop* FindWanted() const MS_REQUIRES(mutex) {
     Loop* loop = first;
     while (loop != nullptr && !loop->Wanted()) loop = loop->behind;
     return loop;
@@ -75,29 +78,29 @@ struct WorkerPool::Impl {
 
   // Loops first: somebody waits for them. Submitted tasks are done before the pool goes.
   void Work() noexcept {
-    std::unique_lock lock(mutex);
+    MutexLock lock(mutex);
     while (true) {
       if (Loop* const loop = FindWanted(); loop != nullptr) {
         ++loop->helpers;
-        lock.unlock();
+        lock.Unlock();
         loop->Run();
-        lock.lock();
-        if (--loop->helpers == 0) loop->idle.notify_all();
+        lock.Lock();
+        if (--loop->helpers == 0) loop->idle.NotifyAll();
       } else if (!queue.empty()) {
         std::function<void()> task = std::move(queue.front());
         queue.pop_front();
-        lock.unlock();
+        lock.Unlock();
         const Status status = Guarded([&] {
           task();
           return OkStatus();
         });
         if (!status.ok()) Log(LogLevel::kError, "a task in the background ended early");
         task = nullptr;
-        lock.lock();
+        lock.Lock();
       } else if (stopping) {
         return;
       } else {
-        work.wait(lock);
+        work.Wait(mutex);
       }
     }
   }
@@ -115,10 +118,10 @@ WorkerPool::WorkerPool(unsigned threads) : impl_(std::make_unique<Impl>()) {
 
 WorkerPool::~WorkerPool() {
   {
-    const std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     impl_->stopping = true;
   }
-  impl_->work.notify_all();
+  impl_->work.NotifyAll();
   for (Thread& worker : impl_->workers) worker.Join();
 }
 
@@ -130,29 +133,29 @@ Status WorkerPool::ParallelFor(size_t n, const std::function<Status(size_t)>& ta
   Loop loop(task, n, helpers);
   if (helpers == 0) {
     loop.Run();
-    return std::move(loop.failure);
+    return loop.TakeFailure();
   }
   {
-    const std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     impl_->Add(loop);
   }
-  for (unsigned i = 0; i < helpers; ++i) impl_->work.notify_one();
+  for (unsigned i = 0; i < helpers; ++i) impl_->work.NotifyOne();
   loop.Run();
-  std::unique_lock lock(impl_->mutex);
+  const MutexLock lock(impl_->mutex);
   impl_->Remove(loop);
-  loop.idle.wait(lock, [&] { return loop.helpers == 0; });
-  return std::move(loop.failure);
+  while (loop.helpers != 0) loop.idle.Wait(impl_->mutex);
+  return loop.TakeFailure();
 }
 
 bool WorkerPool::Submit(std::function<void()> task, size_t max_queued) noexcept {
   try {
-    const std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->stopping || impl_->workers.empty() || impl_->queue.size() >= max_queued) return false;
     impl_->queue.push_back(std::move(task));
   } catch (const std::bad_alloc&) {
     return false;
   }
-  impl_->work.notify_one();
+  impl_->work.NotifyOne();
   return true;
 }
 

@@ -1,11 +1,10 @@
 // KvStore in memory, for unit tests above this layer.
 #include <array>
 #include <map>
-#include <mutex>
-#include <shared_mutex>
 
 #include "catalog/store/kv_store.h"
 #include "codec/support/hash.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -20,7 +19,7 @@ class MemoryStore final : public KvStore {
       : before_write_(std::move(before_write)), maps_(std::move(maps)) {}
 
   Result<StoredValue> Get(Family family, std::string_view key) const override {
-    const std::shared_lock lock(mutex_);
+    const ReaderLock lock(mutex_);
     const Map& map = MapOf(family);
     const auto it = map.find(key);
     if (it == map.end())
@@ -37,13 +36,13 @@ class MemoryStore final : public KvStore {
 
   // A copy of the maps; the values are shared.
   Result<std::unique_ptr<const KvReader>> Snapshot() const override {
-    const std::shared_lock lock(mutex_);
+    const ReaderLock lock(mutex_);
     return std::unique_ptr<const KvReader>(std::make_unique<MemoryStore>(nullptr, maps_));
   }
 
   Status Write(const WriteBatch& batch, Durability) override {
     if (before_write_) RETURN_IF_ERROR(before_write_(batch.put_bytes()));
-    const std::unique_lock lock(mutex_);
+    const WriterLock lock(mutex_);
     for (const WriteBatch::Op& op : batch.ops()) {
       Map& map = MapOf(op.family);
       switch (op.kind) {
@@ -109,7 +108,7 @@ class MemoryStore final : public KvStore {
   }
 
   Result<uint64_t> DiskBytes() const override {
-    const std::shared_lock lock(mutex_);
+    const ReaderLock lock(mutex_);
     uint64_t bytes = 0;
     for (const Map& map : maps_)
       for (const auto& [key, value] : map) bytes += key.size() + value->size();
@@ -119,11 +118,11 @@ class MemoryStore final : public KvStore {
   Status VerifyChecksums(const std::function<bool()>&) override { return OkStatus(); }
 
  private:
-  Map& MapOf(Family family) { return maps_.at(static_cast<size_t>(family)); }
-  const Map& MapOf(Family family) const { return maps_.at(static_cast<size_t>(family)); }
+  Map& MapOf(Family family) MS_REQUIRES(mutex_) { return maps_.at(static_cast<size_t>(family)); }
+  const Map& MapOf(Family family) const MS_REQUIRES_SHARED(mutex_) { return maps_.at(static_cast<size_t>(family)); }
 
   std::vector<std::pair<std::string, Value>> Matching(Family family, std::string_view prefix) const {
-    const std::shared_lock lock(mutex_);
+    const ReaderLock lock(mutex_);
     const Map& map = MapOf(family);
     std::vector<std::pair<std::string, Value>> out;
     for (auto it = map.lower_bound(prefix); it != map.end() && it->first.starts_with(prefix); ++it)
@@ -132,8 +131,8 @@ class MemoryStore final : public KvStore {
   }
 
   const std::function<Status(uint64_t)> before_write_;
-  mutable std::shared_mutex mutex_;
-  Maps maps_;
+  mutable SharedMutex mutex_;
+  Maps maps_ MS_GUARDED_BY(mutex_);
 };
 
 }  // namespace

@@ -17,7 +17,6 @@
 #include <chrono>
 #include <ctime>
 #include <future>
-#include <mutex>
 #include <system_error>
 
 #include "catalog/store/blob_references.h"
@@ -28,6 +27,7 @@
 #include "catalog/store/store_folder.h"
 #include "codec/support/guarded.h"
 #include "codec/support/hash.h"
+#include "codec/support/mutex.h"
 #include "codec/support/thread.h"
 
 namespace modelstore {
@@ -353,8 +353,8 @@ class RocksStore final : public RocksReads<KvStore> {
   std::unique_ptr<rocksdb::DB> db_;
 
   std::atomic<bool> write_failed_{false};
-  mutable std::mutex failure_mutex_;
-  Status first_failure_;
+  mutable Mutex failure_mutex_;
+  Status first_failure_ MS_GUARDED_BY(failure_mutex_);
 };
 
 Status RocksStore::OpenDb(const StoreOptions& options) {
@@ -416,7 +416,7 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
 Status RocksStore::CheckWritable() const {
   if (read_only_) return PermissionDenied("store " + folder_->dir() + " was opened read-only");
   if (!write_failed_.load(std::memory_order_acquire)) return OkStatus();
-  const std::lock_guard lock(failure_mutex_);
+  const MutexLock lock(failure_mutex_);
   return first_failure_.WithContext("store " + folder_->dir() +
                                     " takes no more writes until it is opened again (systemctl restart modelstored), "
                                     "because one failed");
@@ -426,7 +426,7 @@ Status RocksStore::Noted(const rocksdb::Status& s, std::string_view what) {
   const Status status = FromRocks(s, what);
   // Busy and cancelled are answers, not failures.
   if (!status.ok() && (s.IsIOError() || s.IsCorruption())) {
-    const std::lock_guard lock(failure_mutex_);
+    const MutexLock lock(failure_mutex_);
     if (first_failure_.ok()) first_failure_ = status;
     write_failed_.store(true, std::memory_order_release);
   }

@@ -175,9 +175,8 @@ void StoreFolder::RefillBallast() {
   if (!disk_bytes.ok() || !free_bytes.ok()) return;
   const uint64_t wanted = std::clamp(*disk_bytes / kBallastShare, kMinBallastBytes, kMaxBallastBytes);
   if (*free_bytes / 4 < wanted) return;
-  const std::lock_guard lock(ballast_mutex_);
-  const std::string path = dir_ + "/ballast";
-  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  const MutexLock lock(ballast_mutex_);
+  const UniqueFd fd(::open(ballast_path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
   struct stat st {};
   // Grows only: shrinking would save nothing worth a write.
   if (fd.ok() && ::fstat(fd.get(), &st) == 0 && static_cast<uint64_t>(st.st_blocks) * 512 < wanted &&
@@ -186,10 +185,9 @@ void StoreFolder::RefillBallast() {
 }
 
 bool StoreFolder::ReleaseBallast() {
-  const std::lock_guard lock(ballast_mutex_);
+  const MutexLock lock(ballast_mutex_);
   struct stat st {};
-  const std::string path = dir_ + "/ballast";
-  return ::stat(path.c_str(), &st) == 0 && st.st_blocks > 0 && ::truncate(path.c_str(), 0) == 0;
+  return ::stat(ballast_path_.c_str(), &st) == 0 && st.st_blocks > 0 && ::truncate(ballast_path_.c_str(), 0) == 0;
 }
 
 }  // namespace modelstore

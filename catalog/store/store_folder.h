@@ -9,10 +9,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "catalog/store/kv_store.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 #include "codec/support/unique_fd.h"
 
@@ -43,12 +43,14 @@ class StoreFolder {
   bool ReleaseBallast();
 
  private:
-  StoreFolder(std::string dir, UniqueFd lock) : dir_(std::move(dir)), lock_(std::move(lock)) {}
+  StoreFolder(std::string dir, UniqueFd lock)
+      : dir_(std::move(dir)), lock_(std::move(lock)), ballast_path_(dir_ + "/ballast") {}
 
   const std::string dir_;
   const UniqueFd lock_;  // none: read-only, and the file system let us take no lock
   bool has_db_ = false;
-  std::mutex ballast_mutex_;
+  Mutex ballast_mutex_;
+  const std::string ballast_path_ MS_GUARDED_BY(ballast_mutex_);  // the file there
 };
 
 }  // namespace modelstore

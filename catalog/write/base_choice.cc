@@ -325,12 +325,12 @@ Result<BaseChoice> BaseChooser::Choose(const TensorData& data, const std::vector
 }
 
 void BaseChooser::Vote(const TensorId& id, uint64_t bytes) {
-  const std::lock_guard lock(votes_mutex_);
+  const MutexLock lock(votes_mutex_);
   votes_[id] += bytes;
 }
 
 void BaseChooser::CountBase(const TensorId& id, uint64_t bytes) {
-  const std::lock_guard lock(votes_mutex_);
+  const MutexLock lock(votes_mutex_);
   base_bytes_[id] += bytes;
 }
 
@@ -397,7 +397,11 @@ Result<const ModelRecord*> BaseChooser::NamesakeOf(const std::vector<const Sourc
 
 Status BaseChooser::Elect(const std::vector<const SourceExtent*>& tensors) {
   if (elected_ != nullptr || tensors.empty() || !may_use_bases()) return OkStatus();
-  ASSIGN_OR_RETURN(std::vector<const ModelRecord*> candidates, HoldersOf(votes_));
+  const std::map<TensorId, uint64_t> votes = [&] {
+    const MutexLock lock(votes_mutex_);
+    return votes_;
+  }();
+  ASSIGN_OR_RETURN(std::vector<const ModelRecord*> candidates, HoldersOf(votes));
   if (candidates.size() == 1) return IndexModel(*candidates.front());
   const bool have_sketches = std::any_of(tensors.begin(), tensors.end(), [](const SourceExtent* tensor) {
     return DTypeIsFloat(tensor->dtype) && tensor->elems() >= kSketchMinElems;
@@ -409,12 +413,16 @@ Status BaseChooser::Elect(const std::vector<const SourceExtent*>& tensors) {
   }
   const ModelRecord* plainest = Plainest(candidates);
   ASSIGN_OR_RETURN(const ModelRecord* elected, NamesakeOf(tensors, candidates));
-  if (elected == nullptr && !votes_.empty()) elected = plainest;
+  if (elected == nullptr && !votes.empty()) elected = plainest;
   return elected == nullptr ? OkStatus() : IndexModel(*elected);
 }
 
 Result<const ModelRecord*> BaseChooser::BaseModel() {
-  ASSIGN_OR_RETURN(const std::vector<const ModelRecord*> holders, HoldersOf(base_bytes_));
+  const std::map<TensorId, uint64_t> base_bytes = [&] {
+    const MutexLock lock(votes_mutex_);
+    return base_bytes_;
+  }();
+  ASSIGN_OR_RETURN(const std::vector<const ModelRecord*> holders, HoldersOf(base_bytes));
   return Plainest(holders);
 }
 

@@ -9,7 +9,6 @@
 #pragma once
 
 #include <map>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -21,6 +20,7 @@
 #include "catalog/write/store_usage.h"
 #include "catalog/write/tensor_data.h"
 #include "codec/encode/exact_encoder.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -115,8 +115,8 @@ class BaseChooser {
   const ModelRecord* elected_ = nullptr;
   std::unordered_map<ShapeKey, std::vector<NamedTensor>> by_shape_;  // the elected model's tensors, in file order
   std::unordered_map<std::string, TensorId> by_name_;
-  std::mutex votes_mutex_;
-  std::map<TensorId, uint64_t> votes_, base_bytes_;
+  Mutex votes_mutex_;
+  std::map<TensorId, uint64_t> votes_ MS_GUARDED_BY(votes_mutex_), base_bytes_ MS_GUARDED_BY(votes_mutex_);
 };
 
 }  // namespace modelstore

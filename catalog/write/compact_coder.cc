@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <condition_variable>
 #include <cstring>
 #include <map>
-#include <mutex>
 
 #include "codec/decode/block_decoder.h"
 #include "codec/kernels/level_tokens.h"
 #include "codec/support/guarded.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -135,20 +134,20 @@ class MemoryGate {
   explicit MemoryGate(uint64_t bytes) : free_(bytes) {}
   // Precondition: bytes is at most what there is.
   void Take(uint64_t bytes) {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return free_ >= bytes; });
+    MutexLock lock(mutex_);
+    while (free_ < bytes) changed_.Wait(mutex_);
     free_ -= bytes;
   }
   void GiveBack(uint64_t bytes) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     free_ += bytes;
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  uint64_t free_;
+  Mutex mutex_;
+  CondVar changed_;
+  uint64_t free_ MS_GUARDED_BY(mutex_);
 };
 
 // Tokens or scales on their way into tensors of the store.

@@ -151,15 +151,16 @@ Result<PruneReport> Prune(Catalog& catalog, bool dry_run, JobControl& job) {
   report.disk_bytes_after = report.disk_bytes_before;
   std::optional<UsageTotals> totals;
   ASSIGN_OR_RETURN(const StoreWalk walk, LoadForPrune(store, job, &totals));
-  // No file that is about to go may be opened between the look at what is open and its record's end.
-  std::unique_lock opens = catalog.reader().HoldOpens();
-  const StoreWalk::Reachable live = walk.Mark(StoreWalk::kMissing, catalog.reader().PinnedTensors());
-
   job.Begin("removing", 0);
   Sweeper sweeper(store, totals, dry_run, job);
   const Status swept = Guarded([&]() -> Status {
-    RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
-    opens.unlock();
+    StoreWalk::Reachable live;
+    {
+      // No file that is about to go may be opened between the look at what is open and its record's end.
+      const WriterLock opens(catalog.reader().opens_mutex());
+      live = walk.Mark(StoreWalk::kMissing, catalog.reader().PinnedTensors());
+      RETURN_IF_ERROR(SweepFiles(walk, live, sweeper, &report));
+    }
     RETURN_IF_ERROR(SweepTensors(walk, live, sweeper, &report));
     return SweepUnpublished(store, walk, job, sweeper, &report);
   });

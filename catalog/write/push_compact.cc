@@ -5,6 +5,7 @@
 
 #include "catalog/write/push_job.h"
 #include "codec/decode/block_decoder.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -341,7 +342,7 @@ Status PushJob::MakeCompact(bool nothing) {
     made.id = {HashBytes(record.frame), 0};
     made.record = std::move(record);
     made.derived = true;
-    group.made = &new_tensors_.emplace_back(std::move(made));
+    group.made = new_tensors_.Add(std::move(made));
     for (const size_t i : group.members) item_extents_[i]->made = group.made;
   }
   return OkStatus();
@@ -496,8 +497,7 @@ Result<PushJob::NewTensor*> PushJob::AddDerived(const TensorId& id, TensorRecord
   made.record = std::move(record);
   made.derived = true;
   RETURN_IF_ERROR(Introduce(&made));
-  const std::lock_guard lock(mutex_);
-  return &new_tensors_.emplace_back(std::move(made));
+  return new_tensors_.Add(std::move(made));
 }
 
 Status PushJob::Introduce(NewTensor* tensor) {

@@ -128,10 +128,15 @@ Status PushJob::CodeAll() {
   for (PlannedFile& file : files_) {
     if (!file.has_parts && !file.is_record) file.sha256 = file.sha256_so_far.Finish();
   }
+  std::vector<PlannedExtent*> deferred;
+  {
+    const MutexLock lock(mutex_);
+    deferred.swap(deferred_);
+  }
   std::vector<const SourceExtent*> small;
-  for (const PlannedExtent* extent : deferred_) small.push_back(&extent->source);
+  for (const PlannedExtent* extent : deferred) small.push_back(&extent->source);
   RETURN_IF_ERROR(GoOnDespite(bases_->Elect(small)));
-  RETURN_IF_ERROR(lanes_->Run(deferred_.size(), [&](size_t i) { return CodeDeferred(*deferred_[i]); }));
+  RETURN_IF_ERROR(lanes_->Run(deferred.size(), [&](size_t i) { return CodeDeferred(*deferred[i]); }));
   return CheckSources();
 }
 
@@ -144,9 +149,9 @@ void PushJob::SkipLiterals(PlannedFile& file) {
 Status PushJob::CodeInTurn(PlannedExtent& extent) {
   const Status status = Guarded([&] { return Code(extent); });
   if (status.ok()) return status;
-  const std::lock_guard lock(turn_mutex_);
+  const MutexLock lock(turn_mutex_);
   if (failure_.ok()) failure_ = status;
-  turn_changed_.notify_all();
+  turn_changed_.NotifyAll();
   return failure_;
 }
 
@@ -155,8 +160,8 @@ Status PushJob::HashInTurn(const TensorData& data, PlannedExtent& extent) {
   const SourceExtent& source = extent.source;
   if (!file.has_parts) {
     // Extents start in file order, so whoever is waited for is at work.
-    std::unique_lock lock(turn_mutex_);
-    turn_changed_.wait(lock, [&] { return file.turn == extent.index || !failure_.ok(); });
+    MutexLock lock(turn_mutex_);
+    while (file.turn != extent.index && failure_.ok()) turn_changed_.Wait(turn_mutex_);
     RETURN_IF_ERROR(failure_);
   }
   Hasher128 hasher = StartTensorHash(source.dtype, source.shape);
@@ -169,10 +174,10 @@ Status PushJob::HashInTurn(const TensorData& data, PlannedExtent& extent) {
   }
   extent.hash = hasher.Finish();
   if (file.has_parts) return OkStatus();
-  const std::lock_guard lock(turn_mutex_);
+  const MutexLock lock(turn_mutex_);
   ++file.turn;
   SkipLiterals(file);
-  turn_changed_.notify_all();
+  turn_changed_.NotifyAll();
   return OkStatus();
 }
 
@@ -187,7 +192,7 @@ Status PushJob::Code(PlannedExtent& extent) {
 
   std::vector<const PlannedExtent*> rivals;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<const PlannedExtent*>& claims = claims_[extent.hash];
     rivals = claims;
     claims.push_back(&extent);
@@ -198,7 +203,7 @@ Status PushJob::Code(PlannedExtent& extent) {
     extent.repeats = rival;
     {
       // One claim a content, so that many identical tensors stay linear.
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       std::erase(claims_[extent.hash], &extent);
     }
     job_.Advance(source.bytes);
@@ -227,7 +232,7 @@ Status PushJob::Code(PlannedExtent& extent) {
       }
     }
     if (candidates.empty() && options_.base == PushOptions::Base::kAuto) {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       deferred_.push_back(&extent);
       return OkStatus();
     }
@@ -255,7 +260,7 @@ Status PushJob::StoredOfHash(const Hash128& hash, std::vector<TensorId>* ids) {
 // The first ordinal from `first` on that this push has not given to another content of the hash. (One that another push
 // publishes meanwhile is noticed by YieldToRivals.)
 Result<uint16_t> PushJob::AllotOrdinal(const Hash128& hash, uint32_t first) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   for (uint32_t ordinal = first; ordinal <= UINT16_MAX; ++ordinal) {
     const uint16_t allotted = static_cast<uint16_t>(ordinal);
     if (allotted_.insert({hash, allotted}).second) return allotted;
@@ -359,8 +364,7 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
     }
     CountBases(made.record);
   }
-  const std::lock_guard lock(mutex_);
-  extent.made = &new_tensors_.emplace_back(std::move(made));
+  extent.made = new_tensors_.Add(std::move(made));
   return OkStatus();
 }
 

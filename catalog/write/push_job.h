@@ -10,11 +10,9 @@
 // of a tensor proves holds for the file.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <vector>
@@ -27,6 +25,7 @@
 #include "catalog/write/push.h"
 #include "catalog/write/store_usage.h"
 #include "catalog/write/tensor_writer.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -54,6 +53,23 @@ class PushJob {
     bool needed = false;   // a file that is published refers to it
     bool derived = false;  // not an extent of a source: compact, a part of that, a bundle
     TensorRef introduced;  // to the reader, who finds it before it is published
+  };
+  // Tensors that many threads make. They stay where they are, and only the thread that leads the job goes over them,
+  // while no other is at work: that needs no lock.
+  class NewTensors {
+   public:
+    NewTensor* Add(NewTensor tensor) {
+      const MutexLock lock(mutex_);
+      return &tensors_.emplace_back(std::move(tensor));
+    }
+    auto begin() MS_NO_THREAD_SAFETY_ANALYSIS { return tensors_.begin(); }
+    auto end() MS_NO_THREAD_SAFETY_ANALYSIS { return tensors_.end(); }
+    auto begin() const MS_NO_THREAD_SAFETY_ANALYSIS { return tensors_.begin(); }
+    auto end() const MS_NO_THREAD_SAFETY_ANALYSIS { return tensors_.end(); }
+
+   private:
+    Mutex mutex_;
+    std::deque<NewTensor> tensors_ MS_GUARDED_BY(mutex_);
   };
   struct PlannedFile;
   // One extent of a file and what became of it. Exactly one of `stored`, `made` and `repeats` is set in the end
@@ -178,10 +194,10 @@ class PushJob {
   Status MarkNeeded();
   Status FindStored(PlannedFile& file);
   // The source that a derived model is made of is still the one that was read.
-  Status CheckDerivation() const;
+  Status CheckDerivation() const MS_REQUIRES(catalog_.publish_mutex());
   // Another push may have published one of this push's tensors meanwhile: that one stays.
-  Status YieldToRivals();
-  Status YieldDerived();
+  Status YieldToRivals() MS_REQUIRES(catalog_.publish_mutex());
+  Status YieldDerived() MS_REQUIRES(catalog_.publish_mutex());
   // Records that publishing adds but for the model's; the bytes of their blocks.
   Result<uint64_t> AddRecords(WriteBatch* batch);
   Status AddTensors(WriteBatch* batch);
@@ -189,14 +205,14 @@ class PushJob {
   Status TooManyTensors() const;
   ModelRecord MakeModel() const;  // without id and base
   // Adds usage records and totals, or, when the store is too damaged for that, makes the totals invalid and says so.
-  Status CountUsage(const CatalogMeta& meta, WriteBatch* batch);
+  Status CountUsage(const CatalogMeta& meta, WriteBatch* batch) MS_REQUIRES(catalog_.publish_mutex());
   // What DropSketches needs to know of all models, as of the catalog record that UpdateIsPrepared compares with.
   Status PrepareUpdate();
   bool UpdateIsPrepared(const CatalogMeta& now) const;
-  Status DropSketches(const ModelRecord& replaced, WriteBatch* batch);
+  Status DropSketches(const ModelRecord& replaced, WriteBatch* batch) MS_REQUIRES(catalog_.publish_mutex());
   // For what a push can do without: damage of other records is remembered for a warning; other failures are returned.
   Status GoOnDespite(const Status& status);
-  bool LeadsBack(ModelId base, ModelId model) const;
+  bool LeadsBack(ModelId base, ModelId model) const MS_REQUIRES(catalog_.publish_mutex());
   void CountLevels(PushReport* report) const;
   static const PlannedExtent& OriginOf(const PlannedExtent& extent);
   static const TensorId& IdOf(const PlannedExtent& extent);
@@ -248,16 +264,18 @@ class PushJob {
 
   Status damage_;  // the first that GoOnDespite was given
 
-  std::mutex turn_mutex_;  // guards PlannedFile::turn and failure_
-  std::condition_variable turn_changed_;
-  Status failure_;    // of the first extent that failed: nobody waits for its turn any more
-  std::mutex mutex_;  // guards what follows
+  NewTensors new_tensors_;
+  NewTensors materialised_;
+
+  Mutex turn_mutex_;  // also of PlannedFile::turn
+  CondVar turn_changed_;
+  Status failure_ MS_GUARDED_BY(turn_mutex_);  // of the first extent that failed: nobody waits for its turn any more
+
+  Mutex mutex_;
   // The extents of one hash that do not repeat another one (or are not yet known to).
-  std::map<Hash128, std::vector<const PlannedExtent*>> claims_;
-  std::set<TensorId> allotted_;  // ids of what this push stores
-  std::deque<NewTensor> new_tensors_;
-  std::deque<NewTensor> materialised_;
-  std::vector<PlannedExtent*> deferred_;
+  std::map<Hash128, std::vector<const PlannedExtent*>> claims_ MS_GUARDED_BY(mutex_);
+  std::set<TensorId> allotted_ MS_GUARDED_BY(mutex_);  // ids of what this push stores
+  std::vector<PlannedExtent*> deferred_ MS_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstore

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "catalog/write/push_job.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -85,8 +86,7 @@ Status PushJob::Materialise(const TensorRef& tensor, uint32_t first_block) {
   // Readers know the tensor by its blocks.
   ASSIGN_OR_RETURN(const Frame frame, ParseFrame(made.record.frame));
   if (frame.block_elems != tensor->frame.block_elems) return Corruption("blocks of another size");
-  const std::lock_guard lock(mutex_);
-  materialised_.push_back(std::move(made));
+  materialised_.Add(std::move(made));
   return OkStatus();
 }
 

@@ -13,6 +13,7 @@
 #include "catalog/write/store_usage.h"
 #include "codec/support/clock.h"
 #include "codec/support/guarded.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -124,7 +125,7 @@ Status PushJob::GoOnDespite(const Status& status) {
 }
 
 Status PushJob::AllocatePush() {
-  const std::lock_guard lock(catalog_.publish_mutex());
+  const MutexLock lock(catalog_.publish_mutex());
   ASSIGN_OR_RETURN(CatalogMeta meta, catalog_.Meta());
   push_ = meta.next_push++;
   WriteBatch batch;
@@ -473,7 +474,7 @@ Result<uint64_t> PushJob::AddRecords(WriteBatch* batch) {
     batch->Put(Family::kFiles, FileKey(file.sha256), value);
   }
   uint64_t block_bytes = 0;
-  for (const std::deque<NewTensor>* tensors : {&new_tensors_, &materialised_}) {
+  for (const NewTensors* tensors : {&new_tensors_, &materialised_}) {
     for (const NewTensor& tensor : *tensors) {
       if (tensor.needed) block_bytes += tensor.record.coded_bytes + tensor.record.block_count * kBlockKeyBytes;
     }
@@ -499,15 +500,20 @@ void KeepTimes(const ModelRecord& replaced, ModelRecord* model) {
 }  // namespace
 
 Status PushJob::Publish(const ModelRecord* base, PushReport* report) {
-  std::unique_lock lock(catalog_.publish_mutex());
+  MutexLock lock(catalog_.publish_mutex());
   ASSIGN_OR_RETURN(std::optional<ModelRecord> replaced, FindReplaced());
   for (int attempt = 0; replaced; ++attempt) {
     ASSIGN_OR_RETURN(const CatalogMeta now, catalog_.Meta());
     if (UpdateIsPrepared(now)) break;
     // Others go on publishing meanwhile, unless that has been in vain too often.
-    if (attempt < kPrepareAttempts) lock.unlock();
-    RETURN_IF_ERROR(PrepareUpdate());
-    if (!lock.owns_lock()) lock.lock();
+    if (attempt < kPrepareAttempts) {
+      lock.Unlock();
+      const Status prepared = PrepareUpdate();
+      lock.Lock();
+      RETURN_IF_ERROR(prepared);
+    } else {
+      RETURN_IF_ERROR(PrepareUpdate());
+    }
     ASSIGN_OR_RETURN(replaced, FindReplaced());
   }
   RETURN_IF_ERROR(MarkNeeded());

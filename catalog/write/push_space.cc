@@ -5,6 +5,7 @@
 #include "catalog/write/push_job.h"
 #include "codec/decode/block_decoder.h"
 #include "codec/support/files.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -106,7 +107,7 @@ Result<uint64_t> PushJob::EstimateStoredBytes(bool only_new) {
       ASSIGN_OR_RETURN(const Hash128 hash, HashOf(data, job_));
       std::vector<TensorId> stored;
       RETURN_IF_ERROR(StoredOfHash(hash, &stored));
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       is_new = seen.insert(hash).second && stored.empty();
     }
     uint64_t own = 0;

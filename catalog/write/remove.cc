@@ -3,6 +3,7 @@
 #include "catalog/write/maintain.h"
 #include "catalog/write/model_loss.h"
 #include "catalog/write/model_names.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -48,7 +49,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     };
     RETURN_IF_ERROR(check());
     ASSIGN_OR_RETURN(const CollectGate::Hold alone, catalog.collect_gate().EnterAlone(job));
-    const std::lock_guard publish(catalog.publish_mutex());
+    MutexLock publish(catalog.publish_mutex());
     RETURN_IF_ERROR(check());
     ASSIGN_OR_RETURN(const StoreUsage usage, StoreUsage::Load(catalog.store()));
     const uint32_t index = usage.FindModel(name);
@@ -68,6 +69,7 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     RETURN_IF_ERROR(NoteInFolders(catalog.store(), name, "", &batch));
     Catalog::AddChange(&model, nullptr, &meta, &batch);
     RETURN_IF_ERROR(catalog.WriteChange(&model, nullptr, batch));
+    publish.Unlock();  // nobody waits for a client to take a warning
     LeaveTheLog(catalog.store(), "'" + name + "' is removed", job);
   }
   catalog.NotifyChanged({name});
@@ -78,7 +80,7 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to, 
               const ModelCheck& may_change) {
   RETURN_IF_ERROR(CheckModelName(to));
   {
-    const std::lock_guard publish(catalog.publish_mutex());
+    MutexLock publish(catalog.publish_mutex());
     ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(from));
     if (may_change) RETURN_IF_ERROR(may_change(model));
     if (from == to) return AlreadyExists("the model is named '" + to + "' already");
@@ -90,6 +92,7 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to, 
     renamed.name = to;
     Catalog::AddChange(&model, &renamed, &meta, &batch);
     RETURN_IF_ERROR(catalog.WriteChange(&model, &renamed, batch));
+    publish.Unlock();
     LeaveTheLog(catalog.store(), "'" + from + "' is renamed to '" + to + "'", job);
   }
   catalog.NotifyChanged({from, to});

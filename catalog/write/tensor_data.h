@@ -5,9 +5,9 @@
 #include <cstring>
 #include <list>
 #include <memory>
-#include <mutex>
 
 #include "catalog/write/file_layout.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 
@@ -52,13 +52,13 @@ class BufferPool {
 
   // Gives the memory of buffers that nobody uses back.
   void Clear() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     free_.clear();
   }
 
  private:
   void Take(std::list<Buffer>* buffer) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (free_.empty()) {
       buffer->emplace_back();
     } else {
@@ -66,12 +66,12 @@ class BufferPool {
     }
   }
   void Give(std::list<Buffer>* buffer) noexcept {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     free_.splice(free_.begin(), *buffer);
   }
 
-  std::mutex mutex_;
-  std::list<Buffer> free_;
+  Mutex mutex_;
+  std::list<Buffer> free_ MS_GUARDED_BY(mutex_);
 };
 
 inline bool SameBytes(ByteSpan a, ByteSpan b) {

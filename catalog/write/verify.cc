@@ -1,5 +1,4 @@
 #include <map>
-#include <mutex>
 #include <set>
 
 #include "catalog/write/file_reader.h"
@@ -7,6 +6,7 @@
 #include "catalog/write/store_usage.h"
 #include "catalog/write/store_walk.h"
 #include "codec/decode/block_decoder.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -248,10 +248,12 @@ class Verification {
   Status CheckUsage() {
     ASSIGN_OR_RETURN(WriteBatch repairs, FindUsageRepairs());
     if (repairs.empty()) return OkStatus();
-    const std::lock_guard publish(catalog_.publish_mutex());
+    MutexLock publish(catalog_.publish_mutex());
     ASSIGN_OR_RETURN(repairs, FindUsageRepairs());
     if (repairs.empty()) return OkStatus();
-    if (const Status repaired = store_.Write(repairs, Durability::kSync); !repaired.ok())
+    const Status repaired = store_.Write(repairs, Durability::kSync);
+    publish.Unlock();  // nobody waits for a client to take a warning
+    if (!repaired.ok())
       job_.Warn("the figures of report are not what the records say; prune puts them right (" + repaired.ToString() +
                 ")");
     return OkStatus();

@@ -7,9 +7,9 @@
 #include <bit>
 #include <cmath>
 #include <exception>
-#include <mutex>
 
 #include "codec/encode/input_moments.h"
+#include "codec/support/mutex.h"
 
 namespace modelstore {
 namespace {
@@ -17,22 +17,26 @@ namespace {
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using ConstMap = Eigen::Map<const Matrix>;
 
+struct FirstException {
+  Mutex mutex;
+  std::exception_ptr thrown MS_GUARDED_BY(mutex);
+};
+
 }  // namespace
 
 void ForEachPanel(const CompactInput& input, uint64_t rows,
                   const std::function<void(size_t panel, uint64_t first, uint64_t count)>& visit) {
   const uint64_t each = PanelRows(input.columns), panels = PanelCount(rows, input.columns);
   std::atomic<size_t> next{0};
-  std::mutex mutex;
-  std::exception_ptr thrown;
+  FirstException first;
   const auto work = [&](size_t) noexcept {
     try {
       for (size_t panel; (panel = next.fetch_add(1, std::memory_order_relaxed)) < panels;)
         visit(panel, panel * each, std::min(each, rows - panel * each));
     } catch (...) {
       next.store(panels, std::memory_order_relaxed);
-      const std::lock_guard lock(mutex);
-      if (thrown == nullptr) thrown = std::current_exception();
+      const MutexLock lock(first.mutex);
+      if (first.thrown == nullptr) first.thrown = std::current_exception();
     }
   };
   if (input.parallel == nullptr || panels < 2) {
@@ -40,7 +44,8 @@ void ForEachPanel(const CompactInput& input, uint64_t rows,
   } else {
     (*input.parallel)(std::min(kPanelsAtOnce, panels), work);
   }
-  if (thrown != nullptr) std::rethrow_exception(thrown);
+  const MutexLock lock(first.mutex);
+  if (first.thrown != nullptr) std::rethrow_exception(first.thrown);
 }
 
 uint16_t ToBf16(float value) {

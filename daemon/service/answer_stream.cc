@@ -84,7 +84,8 @@ Status AnswerStream::Send(FrameKind kind, ByteSpan payload) {
 Status AnswerStream::Noted(size_t bytes, const std::function<Result<bool>(int timeout_ms)>& send) {
   const int64_t start = NowNs();
   sending_since_ns_ = start;
-  const Result<bool> sent = Guarded([&] { return send(pace_.TimeoutMs()); });
+  const int timeout_ms = pace_.TimeoutMs();
+  const Result<bool> sent = Guarded([&] { return send(timeout_ms); });
   sending_since_ns_ = 0;
   const size_t taken = sent.ok() && *sent ? bytes : 0;
   pace_.Sent(std::chrono::nanoseconds(NowNs() - start), taken);

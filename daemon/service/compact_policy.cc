@@ -40,24 +40,25 @@ Result<std::unique_ptr<CompactPolicy>> CompactPolicy::Start(const Config& config
 
 CompactPolicy::~CompactPolicy() {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     stopping_ = true;
     if (job_ != nullptr) job_->Cancel();
   }
-  changed_.notify_all();
+  changed_.NotifyAll();
   state_.pushes.WakeAll();
   thread_.Join();
 }
 
 void CompactPolicy::Run() {
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   while (!stopping_) {
-    lock.unlock();
+    lock.Unlock();
     const Status status = Guarded([this] { return Relieve(); });
     if (!status.ok() && status.code() != StatusCode::kCancelled)
       Log(LogLevel::kError, "making models compact", {{"error", std::string(status.message())}});
-    lock.lock();
-    changed_.wait_for(lock, kLookEvery, [this] { return stopping_; });
+    lock.Lock();
+    const auto next_look = std::chrono::steady_clock::now() + kLookEvery;
+    while (!stopping_ && changed_.WaitUntil(mutex_, next_look)) continue;
   }
 }
 
@@ -80,16 +81,18 @@ Status CompactPolicy::Relieve() {
 
 Status CompactPolicy::MakeCompact(const ModelRecord& model) {
   JobTable::Entry entry(&state_.jobs, JobInfo{.request = "compact", .model = model.name, .uid = geteuid()});
+  JobControl* job = nullptr;  // which only this function takes away
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (stopping_) return Cancelled("the daemon stops");
     job_ = std::make_unique<JobControl>([&](const JobProgress& progress) { entry.Update(progress); });
-    job_->on_warning = [&](const std::string& message) {
+    job = job_.get();
+    job->on_warning = [&](const std::string& message) {
       Log(LogLevel::kWarning, "making a model compact", {{"model", model.name}, {"warning", message}});
     };
   }
   const auto work = [&]() -> Status {
-    ASSIGN_OR_RETURN(const Gate::Place place, state_.pushes.Enter(*job_, std::nullopt));
+    ASSIGN_OR_RETURN(const Gate::Place place, state_.pushes.Enter(*job, std::nullopt));
     PushOptions options;
     options.name = model.name;
     // What the caller of the push allowed then is what counts: a model that was pushed again meanwhile may not be
@@ -100,8 +103,8 @@ Status CompactPolicy::MakeCompact(const ModelRecord& model) {
     CompactOptions& compact = options.compact.emplace();
     compact.max_drift = config_.compact_max_drift;
     if (config_.compact_target_ratio > 0) compact.target_ratio = config_.compact_target_ratio;
-    ASSIGN_OR_RETURN(const PushReport report, CompactModel(state_.catalog, options, *job_));
-    ASSIGN_OR_RETURN(const PruneReport pruned, Prune(state_.catalog, /*dry_run=*/false, *job_));
+    ASSIGN_OR_RETURN(const PushReport report, CompactModel(state_.catalog, options, *job));
+    ASSIGN_OR_RETURN(const PruneReport pruned, Prune(state_.catalog, /*dry_run=*/false, *job));
     Log(LogLevel::kInfo, "a model is compact",
         {{"model", model.name},
          {"stored_bytes", std::to_string(report.stored_bytes)},
@@ -110,7 +113,7 @@ Status CompactPolicy::MakeCompact(const ModelRecord& model) {
     return OkStatus();
   };
   const Status status = Guarded(work);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   job_.reset();
   return status;
 }

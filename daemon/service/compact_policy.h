@@ -2,13 +2,12 @@
 // (layer: daemon/service; docs/compact.md). A thread of its own, one model at a time.
 #pragma once
 
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <utility>
 
+#include "codec/support/mutex.h"
 #include "codec/support/thread.h"
 #include "daemon/service/client_connection.h"
 #include "daemon/service/config.h"
@@ -34,11 +33,11 @@ class CompactPolicy {
 
   const Config& config_;
   ServerState& state_;
-  std::set<std::pair<ModelId, PushId>> in_vain_;
-  std::unique_ptr<JobControl> job_;  // under mutex_ to set and cancel
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool stopping_ = false;
+  std::set<std::pair<ModelId, PushId>> in_vain_;  // the thread's own
+  Mutex mutex_;
+  CondVar changed_;
+  std::unique_ptr<JobControl> job_ MS_GUARDED_BY(mutex_);  // the object itself is thread-safe
+  bool stopping_ MS_GUARDED_BY(mutex_) = false;
   Thread thread_;
 };
 

@@ -29,20 +29,21 @@ MountKeeper::~MountKeeper() {
 
 Status MountKeeper::MountNow() {
   ASSIGN_OR_RETURN(std::unique_ptr<Mount> mounted, Mount::Start(catalog_, options_));
+  Mount* const mount = mounted.get();
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     mount_ = std::move(mounted);
   }
-  const MountState state = mount_->state();
+  const MountState state = mount->state();
   ASSIGN_OR_RETURN(const std::optional<MountEntry> entry, FindMount(state.mountpoint));
   if (!entry) return Unavailable("the mount on " + state.mountpoint + " vanished while it was set up");
-  const auto watch = [this, mount = mount_.get()] {
+  const auto watch = [this, mount] {
     mount->Wait();
     const uint64_t one = 1;
     (void)!write(ended_fd_, &one, sizeof one);
   };
   ASSIGN_OR_RETURN(watcher_, Thread::Start(watch, kWatcherStackBytes));
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   state_ = state;
   device_ = makedev(entry->device_major, entry->device_minor);
   return OkStatus();
@@ -56,10 +57,15 @@ Status MountKeeper::MountAgain() {
 }
 
 Status MountKeeper::Stop() {
-  const Status status = mount_ ? mount_->Stop() : OkStatus();
+  Mount* mount = nullptr;  // which only this function, called by one thread, takes away
+  {
+    const MutexLock lock(mutex_);
+    mount = mount_.get();
+  }
+  const Status status = mount != nullptr ? mount->Stop() : OkStatus();
   watcher_.Join();
   std::unique_ptr<Mount> ended;  // goes after the lock
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   ended = std::move(mount_);
   if (ended) {
     const MountStats stats = ended->stats();
@@ -73,17 +79,17 @@ Status MountKeeper::Stop() {
 }
 
 std::optional<MountState> MountKeeper::state() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return state_;
 }
 
 uint64_t MountKeeper::device() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return device_;
 }
 
 MountStats MountKeeper::stats() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   MountStats sum = ended_;
   if (mount_) {
     const MountStats now = mount_->stats();

@@ -6,11 +6,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 
 #include "catalog/read/catalog.h"
+#include "codec/support/mutex.h"
 #include "codec/support/status.h"
 #include "codec/support/thread.h"
 #include "fuse/mount.h"
@@ -40,13 +40,14 @@ class MountKeeper {
   Catalog& catalog_;
   const MountOptions options_;
   const int ended_fd_;
-  std::unique_ptr<Mount> mount_;  // set and reset under mutex_
-  Thread watcher_;                // waits for the end of mount_
 
-  mutable std::mutex mutex_;
-  std::optional<MountState> state_;
-  uint64_t device_ = 0;
-  MountStats ended_;  // of the mounts before
+  Thread watcher_;  // waits for the end of mount_
+
+  mutable Mutex mutex_;
+  std::unique_ptr<Mount> mount_ MS_GUARDED_BY(mutex_);  // the object itself is thread-safe
+  std::optional<MountState> state_ MS_GUARDED_BY(mutex_);
+  uint64_t device_ MS_GUARDED_BY(mutex_) = 0;
+  MountStats ended_ MS_GUARDED_BY(mutex_);  // of the mounts before
 };
 
 }  // namespace modelstore

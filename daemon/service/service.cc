@@ -10,14 +10,13 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
-#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
+#include "codec/support/mutex.h"
 #include "codec/support/signals.h"
 #include "codec/support/thread.h"
 #include "daemon/service/access_log.h"
@@ -47,8 +46,10 @@ class ShutdownLimit {
   // Without a thread there is no limit.
   explicit ShutdownLimit(std::chrono::seconds limit) {
     Result<Thread> thread = Thread::Start([this, limit] {
-      std::unique_lock lock(mutex_);
-      if (changed_.wait_for(lock, limit, [this] { return done_; })) return;
+      const auto deadline = Clock::now() + limit;
+      const MutexLock lock(mutex_);
+      while (!done_ && changed_.WaitUntil(mutex_, deadline)) continue;
+      if (done_) return;
       Log(LogLevel::kError, "not stopped in time; ending at once (the store survives that)",
           {{"seconds", std::to_string(limit.count())}});
       _exit(1);
@@ -61,17 +62,17 @@ class ShutdownLimit {
   }
   ~ShutdownLimit() {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       done_ = true;
     }
-    changed_.notify_all();
+    changed_.NotifyAll();
     thread_.Join();
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool done_ = false;
+  Mutex mutex_;
+  CondVar changed_;
+  bool done_ MS_GUARDED_BY(mutex_) = false;
   Thread thread_;
 };
 

@@ -95,7 +95,7 @@ class GpuDecoder::SlotBatch : public BatchDecoder::Batch {
   ByteSpan output() const override { return session_->output(slot_); }
   void Report(uint64_t decoded_bytes, uint64_t failed_blocks) override {
     const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
-    const std::lock_guard lock(decoder_.mutex_);
+    const MutexLock lock(decoder_.mutex_);
     GpuState& state = decoder_.state_;
     ++state.batches;
     state.decoded_bytes += decoded_bytes;
@@ -126,37 +126,41 @@ class GpuDecoder::SlotBatch : public BatchDecoder::Batch {
 std::shared_ptr<GpuDecoder> GpuDecoder::Start(const GpuOptions& options, WorkerPool& pool) {
   std::shared_ptr<GpuDecoder> decoder(new GpuDecoder(options, pool));
   if (options.mode == GpuOptions::Mode::kOff) return decoder;
-  decoder->state_.kind = GpuState::Kind::kStarting;
-  Result<Thread> starting = Thread::Start([raw = decoder.get()] {
-    const Status status = Guarded([&] { return raw->Open(); });
-    const std::lock_guard lock(raw->mutex_);
-    if (!status.ok()) {
-      raw->state_.kind = GpuState::Kind::kNone;
-      raw->state_.reason = std::string(status.message());
-    }
-    const GpuState& state = raw->state_;
-    // Nobody who has no GPU wants to read about that.
-    const bool is_nothing = status.code() == StatusCode::kNotFound || state.reason.starts_with("no GPU");
-    const bool is_news =
-        !is_nothing || raw->options_.mode == GpuOptions::Mode::kDevice || !raw->options_.plugin.empty();
-    Log(is_news && !status.ok() ? LogLevel::kWarning
-        : is_news               ? LogLevel::kInfo
-                                : LogLevel::kDebug,
-        "gpu",
-        {{"state", GpuKindName(state.kind)},
-         {"device", state.name},
-         {"reason", state.reason},
-         {"cpu_bytes_per_second", std::to_string(static_cast<uint64_t>(state.cpu_bytes_per_second))},
-         {"device_bytes_per_second", std::to_string(static_cast<uint64_t>(state.device_bytes_per_second))}});
-    raw->changed_.notify_all();
-  });
+  {
+    const MutexLock lock(decoder->mutex_);
+    decoder->state_.kind = GpuState::Kind::kStarting;
+  }
+  Result<Thread> starting = Thread::Start([raw = decoder.get()] { raw->OpenAndTell(); });
   if (starting.ok()) {
     decoder->starting_ = *std::move(starting);
   } else {
+    const MutexLock lock(decoder->mutex_);
     decoder->state_.kind = GpuState::Kind::kNone;
     decoder->state_.reason = std::string(starting.status().message());
   }
   return decoder;
+}
+
+void GpuDecoder::OpenAndTell() {
+  const Status status = Guarded([this] { return Open(); });
+  const MutexLock lock(mutex_);
+  if (!status.ok()) {
+    state_.kind = GpuState::Kind::kNone;
+    state_.reason = std::string(status.message());
+  }
+  // Nobody who has no GPU wants to read about that.
+  const bool is_nothing = status.code() == StatusCode::kNotFound || state_.reason.starts_with("no GPU");
+  const bool is_news = !is_nothing || options_.mode == GpuOptions::Mode::kDevice || !options_.plugin.empty();
+  Log(is_news && !status.ok() ? LogLevel::kWarning
+      : is_news               ? LogLevel::kInfo
+                              : LogLevel::kDebug,
+      "gpu",
+      {{"state", GpuKindName(state_.kind)},
+       {"device", state_.name},
+       {"reason", state_.reason},
+       {"cpu_bytes_per_second", std::to_string(static_cast<uint64_t>(state_.cpu_bytes_per_second))},
+       {"device_bytes_per_second", std::to_string(static_cast<uint64_t>(state_.device_bytes_per_second))}});
+  changed_.NotifyAll();
 }
 
 GpuDecoder::GpuDecoder(const GpuOptions& options, WorkerPool& pool)
@@ -185,13 +189,13 @@ Status GpuDecoder::Open() {
   ASSIGN_OR_RETURN(const std::vector<DeviceInfo> devices, plugin->Devices());
   if (static_cast<size_t>(device) >= devices.size()) return Unavailable("the GPU is gone");
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     state_.device = device;
     state_.name = devices[static_cast<size_t>(device)].name;
   }
   ASSIGN_OR_RETURN(std::shared_ptr<PluginSession> session, PluginSession::Open(plugin, device, SlotsFor(largest)));
   RETURN_IF_ERROR(Choose(*session));
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (state_.batch_bytes == 0) {
     state_.kind = GpuState::Kind::kSlower;  // and the session ends
     return OkStatus();
@@ -226,7 +230,7 @@ Status GpuDecoder::Choose(const PluginSession& session) {
     ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(session, OrdinaryBlocks(codec, fast_enough->first), pool_));
     takes[encoding] = speed.device > kWorthwhile * speed.cpu || options_.mode == GpuOptions::Mode::kDevice;
   }
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   takes_ = std::move(takes);
   state_.cpu_bytes_per_second = best.cpu_bytes_per_second;
   state_.device_bytes_per_second = best.device_bytes_per_second;
@@ -235,7 +239,7 @@ Status GpuDecoder::Choose(const PluginSession& session) {
 }
 
 std::unique_ptr<BatchDecoder::Batch> GpuDecoder::Begin(uint64_t bytes) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (session_ == nullptr || free_slots_.empty() || bytes < state_.batch_bytes) return nullptr;
   if (Clock::now() < paused_until_) return nullptr;
   auto batch = std::make_unique<SlotBatch>(*this, session_, free_slots_.back());
@@ -244,25 +248,25 @@ std::unique_ptr<BatchDecoder::Batch> GpuDecoder::Begin(uint64_t bytes) {
 }
 
 bool GpuDecoder::Takes(Encoding encoding) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto takes = takes_.find(encoding);
   return takes != takes_.end() && takes->second;
 }
 
 uint64_t GpuDecoder::batch_bytes() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return session_ == nullptr ? 0 : state_.batch_bytes;
 }
 
 void GpuDecoder::Free(uint32_t slot) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   free_slots_.push_back(slot);
 }
 
 void GpuDecoder::Failed(const Status& status) {
   std::shared_ptr<PluginSession> ending;  // closed outside the lock, by the last batch that uses it
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     ++state_.failed_batches;
     ending = std::exchange(session_, nullptr);
     if (ending == nullptr) return;
@@ -273,13 +277,13 @@ void GpuDecoder::Failed(const Status& status) {
 }
 
 GpuState GpuDecoder::state() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return state_;
 }
 
 void GpuDecoder::WaitUntilStarted() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return state_.kind != GpuState::Kind::kStarting; });
+  const MutexLock lock(mutex_);
+  while (state_.kind == GpuState::Kind::kStarting) changed_.Wait(mutex_);
 }
 
 }  // namespace modelstore

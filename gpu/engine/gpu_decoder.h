@@ -6,15 +6,14 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "catalog/read/batch_decoder.h"
 #include "catalog/read/worker_pool.h"
+#include "codec/support/mutex.h"
 #include "codec/support/thread.h"
 #include "gpu/engine/device_check.h"
 #include "gpu/engine/plugin.h"
@@ -65,6 +64,7 @@ class GpuDecoder : public BatchDecoder {
  private:
   class SlotBatch;
   GpuDecoder(const GpuOptions& options, WorkerPool& pool);
+  void OpenAndTell();  // the thread of the start
   Status Open();
   Status Choose(const PluginSession& session);
   void Free(uint32_t slot);
@@ -75,14 +75,14 @@ class GpuDecoder : public BatchDecoder {
   int stop_fd_ = -1;  // readable once the start is to be given up
   Thread starting_;
 
-  mutable std::mutex mutex_;  // of what follows
-  std::condition_variable changed_;
-  GpuState state_;
-  std::shared_ptr<PluginSession> session_;
-  std::vector<uint32_t> free_slots_;
-  std::map<Encoding, bool> takes_;
-  uint32_t slow_batches_ = 0;  // in a row
-  std::chrono::steady_clock::time_point paused_until_;
+  mutable Mutex mutex_;
+  CondVar changed_;
+  GpuState state_ MS_GUARDED_BY(mutex_);
+  std::shared_ptr<PluginSession> session_ MS_GUARDED_BY(mutex_);
+  std::vector<uint32_t> free_slots_ MS_GUARDED_BY(mutex_);
+  std::map<Encoding, bool> takes_ MS_GUARDED_BY(mutex_);
+  uint32_t slow_batches_ MS_GUARDED_BY(mutex_) = 0;  // in a row
+  std::chrono::steady_clock::time_point paused_until_ MS_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstore

@@ -206,7 +206,7 @@ double LongestWait(Catalog& catalog, const Work& work) {
   std::thread waiter([&] {
     while (!done) {
       const auto start = std::chrono::steady_clock::now();
-      { const std::lock_guard lock(catalog.publish_mutex()); }
+      { const MutexLock lock(catalog.publish_mutex()); }
       longest = std::max(longest, Seconds(start));
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }

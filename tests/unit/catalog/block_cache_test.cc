@@ -221,7 +221,7 @@ TEST(BlockCache, AFlightThatEndsEarlyWakesWhoWaits) {
 
 TEST(BlockCache, AReservationThatIsGivenUpLetsOthersPass) {
   Ledger ledger(10);
-  std::unique_lock lock(ledger.mutex);
+  const MutexLock lock(ledger.mutex);
   std::optional<Ledger::Ticket> first(std::in_place, ledger), second(std::in_place, ledger);
   const Ledger::Ticket third(ledger);
   EXPECT_TRUE(first->is_first());

@@ -622,7 +622,7 @@ TEST_F(ReadEngineTest, NoFileIsOpenedWhileOpensAreHeld) {
   const TensorId id = builder_.AddRaw(DType::kU8, RandomBytes(10, 4), 10);
   const Sha256Digest open = builder_.AddFile({builder_.Whole(id)}), removed = builder_.AddFile({builder_.Whole(id)});
   const FileRef file = Open(open);
-  std::unique_lock hold = engine().HoldOpens();
+  engine().opens_mutex().Lock();
   EXPECT_EQ(Open(open), file) << "it is pinned already";
   std::atomic<bool> asked{false};
   Status status;
@@ -633,7 +633,7 @@ TEST_F(ReadEngineTest, NoFileIsOpenedWhileOpensAreHeld) {
   while (!asked) std::this_thread::yield();
   EXPECT_THAT(engine().PinnedTensors(), testing::ElementsAre(id));
   builder_.Delete(Family::kFiles, FileKey(removed));
-  hold.unlock();
+  engine().opens_mutex().Unlock();
   opener.join();
   EXPECT_EQ(status.code(), StatusCode::kNotFound);
 }
