@@ -371,7 +371,9 @@ TEST_F(CompactPushTest, TheSameTwiceAtOnce) {
     EXPECT_EQ(left.code(), StatusCode::kCancelled) << left.ToString();
     for (std::thread& thread : threads) thread.join();
     for (const std::string& name : names) {
-      if (round < 2) EXPECT_EQ(ReadStored(name, "model.safetensors"), ReadStored(names[0], "model.safetensors"));
+      if (round < 2) {
+        EXPECT_EQ(ReadStored(name, "model.safetensors"), ReadStored(names[0], "model.safetensors"));
+      }
     }
     ExpectClean();
   }
