@@ -190,10 +190,14 @@ void Catalog::AddChange(const ModelRecord* before, const ModelRecord* after, Cat
 }
 
 Status Catalog::WriteChange(const ModelRecord* before, const ModelRecord* after, const WriteBatch& batch) {
+  // All the memory that the entry takes is taken first: the caller withdraws what it wrote when this fails, which it
+  // may not do any more once the batch is written.
+  std::map<ModelId, ModelEntry> added;
+  if (after != nullptr) added[after->id] = {after->name, after->base, after->push};
   RETURN_IF_ERROR(impl_->store->Write(batch, Durability::kSync));
   const MutexLock lock(impl_->entries_mutex);
   if (before != nullptr) impl_->entries.erase(before->id);
-  if (after != nullptr) impl_->entries[after->id] = {after->name, after->base, after->push};
+  impl_->entries.merge(added);
   return OkStatus();
 }
 
