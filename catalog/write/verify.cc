@@ -13,6 +13,11 @@ namespace {
 
 std::string NameOf(const TensorId& id) { return "tensor " + ToHex(AsBytes(TensorKey(id))); }
 
+// What ends the verification instead of being found by it: the store may be whole.
+bool SaysNothingOfTheStore(const Status& status) {
+  return status.code() == StatusCode::kCancelled || status.code() == StatusCode::kResourceExhausted;
+}
+
 // One verification. A file's blocks are decoded from the store's bytes, but the bases that predict them may come from
 // the cache; so each tensor that no verified file lists (a base of what one lists, and in a whole store everything
 // else) is decoded by itself. Then every stored block was read once.
@@ -187,7 +192,7 @@ class Verification {
     for (auto& file : files_) files.push_back(&file);
     RETURN_IF_ERROR(catalog_.pool().ParallelFor(files.size(), [&](size_t i) -> Status {
       files[i]->second = ReadWholeFile(catalog_, files[i]->first, job_, [](ByteSpan) { return OkStatus(); });
-      return files[i]->second.code() == StatusCode::kCancelled ? files[i]->second : OkStatus();
+      return SaysNothingOfTheStore(files[i]->second) ? files[i]->second : OkStatus();
     }));
     for (const ModelRecord& model : models_) {
       for (const ModelFile& file : model.files) {
@@ -202,7 +207,7 @@ class Verification {
     for (auto& other : others_) others.push_back(&other);
     RETURN_IF_ERROR(catalog_.pool().ParallelFor(others.size(), [&](size_t i) -> Status {
       others[i]->second.status = ReadTensor(others[i]->first);
-      return others[i]->second.status.code() == StatusCode::kCancelled ? others[i]->second.status : OkStatus();
+      return SaysNothingOfTheStore(others[i]->second.status) ? others[i]->second.status : OkStatus();
     }));
     for (const auto& [id, other] : others_) {
       if (other.status.ok()) continue;

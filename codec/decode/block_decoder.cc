@@ -9,6 +9,7 @@
 
 #include "codec/kernels/convert.h"
 #include "codec/kernels/rans_decode.h"
+#include "codec/support/zstd_memory.h"
 
 namespace modelstore {
 namespace {
@@ -105,6 +106,7 @@ Status DecodeBlock(const Frame& frame, uint32_t index, ByteSpan coded, ByteSpan 
                       "raw, but " + std::to_string(coded.size()) + " bytes instead of " + std::to_string(out.size()));
     case Encoding::kZstd: {
       const size_t n = ZSTD_decompress(out.data(), out.size(), coded.data(), coded.size());
+      ThrowIfOutOfMemory(n);
       if (ZSTD_isError(n)) return BadBlock(index, std::string("zstd: ") + ZSTD_getErrorName(n));
       if (n != out.size()) return BadBlock(index, "zstd frame of another size");
       return OkStatus();

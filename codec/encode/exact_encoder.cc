@@ -13,6 +13,7 @@
 #include "codec/encode/value_streams.h"
 #include "codec/kernels/convert.h"
 #include "codec/kernels/value_map.h"
+#include "codec/support/zstd_memory.h"
 
 namespace modelstore {
 namespace {
@@ -267,6 +268,7 @@ ClassThresholds FitThresholds(DType coded_dtype, ByteSpan sample) {
 uint64_t ZstdBytes(ByteSpan sample) {
   Bytes out(ZSTD_compressBound(sample.size()));
   const size_t n = ZSTD_compress(out.data(), out.size(), sample.data(), sample.size(), 1);
+  ThrowIfOutOfMemory(n);
   return ZSTD_isError(n) ? sample.size() : n;
 }
 
@@ -438,6 +440,7 @@ Status BlockEncoder::Encode(uint32_t index, ByteSpan source, ByteSpan prediction
     case Encoding::kZstd: {
       out->resize(source.size() - 1);
       const size_t n = ZSTD_compress(out->data(), out->size(), source.data(), source.size(), kZstdLevel);
+      ThrowIfOutOfMemory(n);
       smaller = !ZSTD_isError(n);
       if (smaller) out->resize(n);
       break;

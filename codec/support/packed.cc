@@ -7,6 +7,8 @@
 #include <new>
 #include <string>
 
+#include "codec/support/zstd_memory.h"
+
 namespace modelstore {
 namespace {
 
@@ -46,6 +48,7 @@ Result<Bytes> TakePacked(ByteReader& in) {
     return Corruption("its packed body is not one zstd frame");
   Bytes out(bytes);
   const size_t n = ZSTD_decompress(out.data(), out.size(), frame.data(), frame.size());
+  ThrowIfOutOfMemory(n);
   if (ZSTD_isError(n)) return Corruption(std::string("its packed body: zstd: ") + ZSTD_getErrorName(n));
   if (n != bytes)
     return Corruption("its packed body holds " + std::to_string(n) + " bytes, not " + std::to_string(bytes));
