@@ -19,7 +19,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uid_t kUser = 64'981;  // nobody's: a limit counts all processes of a user
+// Nobody's, and not that of another run of these tests at the same time: a limit counts all processes of a user, and
+// the system starts no program for one who has too many.
+const uid_t kUser = 62'000 + static_cast<uid_t>(getpid()) % 2'500;
 constexpr uint64_t kEnoughThreads = 40;
 
 class SystemLimitsTest : public DaemonTest {
