@@ -1,5 +1,6 @@
 #include "tests/fault/memory/failing_memory.h"
 
+#include <dlfcn.h>
 #include <execinfo.h>
 #include <pthread.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 #include <unordered_set>
 
 // The allocator of the C library under the names that stay when malloc is replaced.
@@ -58,6 +60,33 @@ _Unwind_Reason_Code VisitFrame(_Unwind_Context* context, void* argument) {
   return --walk.left == 0 ? _URC_END_OF_STACK : _URC_NO_REASON;
 }
 
+// Whether the process ends when this allocation fails, whatever modelstore does. So does a value of the JSON library,
+// in a destructor that allocates: it is that when the function of this program that is nearest on the stack, those of
+// the standard library aside, is the JSON library's. So does the C library when it notes the destructor of a
+// thread_local.
+_Unwind_Reason_Code VisitForFatal(_Unwind_Context* context, void* argument) {
+  bool& is_fatal = *static_cast<bool*>(argument);
+  const auto at = static_cast<uintptr_t>(_Unwind_GetIP(context));
+  Dl_info info{};
+  const bool known = dladdr(reinterpret_cast<void*>(at - 1), &info) != 0 && info.dli_sname != nullptr;
+  const std::string_view name = known ? info.dli_sname : "";
+  is_fatal = name == "__cxa_thread_atexit_impl";
+  if (is_fatal) return _URC_END_OF_STACK;
+  if (at < reinterpret_cast<uintptr_t>(&__executable_start) || at >= reinterpret_cast<uintptr_t>(&etext))
+    return _URC_NO_REASON;
+  for (const std::string_view skipped : {"_ZSt", "_ZNSt", "_ZNKSt", "malloc", "calloc", "realloc"})
+    if (name.starts_with(skipped)) return _URC_NO_REASON;
+  is_fatal = name.starts_with("_ZN8nlohmann") || name.starts_with("_ZNK8nlohmann");
+  return _URC_END_OF_STACK;
+}
+
+bool IsFatal() {
+  const SparedMemory of_the_walk;
+  bool is_fatal = false;
+  _Unwind_Backtrace(VisitForFatal, &is_fatal);
+  return is_fatal;
+}
+
 // Whether the allocation that is asked for is to fail.
 bool Fails() {
   const Mode now = mode.load(std::memory_order_acquire);
@@ -66,12 +95,15 @@ bool Fails() {
   const uint64_t number = counted.fetch_add(1, std::memory_order_relaxed);
   if (now == Mode::kNote) {
     const SparedMemory of_the_walk;
+    if (number < kMaxNoted) noted[number] = 0;
+    if (IsFatal()) return false;
     Walk walk;
     _Unwind_Backtrace(VisitFrame, &walk);
     if (number < kMaxNoted) noted[number] = walk.hash;
     return false;
   }
   if (number < fault.first || (fault.only_one && number > fault.first)) return false;
+  if (IsFatal()) return false;
   if (!has_failed.exchange(true)) {
     const SparedMemory of_the_walk;
     failed_frames = backtrace(failed_stack.data(), static_cast<int>(failed_stack.size()));
@@ -109,7 +141,7 @@ std::vector<uint64_t> StopNoting() {
   std::vector<uint64_t> first;
   std::unordered_set<uint64_t> known;
   for (uint64_t i = 0; i < std::min<uint64_t>(counted, kMaxNoted); ++i)
-    if (known.insert(noted[i]).second) first.push_back(i);
+    if (noted[i] != 0 && known.insert(noted[i]).second) first.push_back(i);
   free(noted);
   noted = nullptr;
   return first;
