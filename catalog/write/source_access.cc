@@ -71,11 +71,13 @@ std::vector<ListEntry> Entries(ByteSpan list) {
 
 }  // namespace
 
-InodeAccess::InodeAccess(const struct stat& st, ByteSpan access_list) : device_(st.st_dev), inode_(st.st_ino) {
+InodeAccess::InodeAccess(const struct stat& st, ByteSpan access_list, const UserNamespace& ids)
+    : device_(st.st_dev), inode_(st.st_ino) {
+  const auto known = [&](gid_t group) { return ids.SameGroup(group, group) ? group : kNoGroup; };
   if (access_list.empty()) {
     others_ = st.st_mode & kAllBits;
     all_users_ = kAllBits;
-    groups_.push_back({st.st_gid, (st.st_mode >> 3) & kAllBits});
+    groups_.push_back({known(st.st_gid), (st.st_mode >> 3) & kAllBits});
     return;
   }
   const std::vector<ListEntry> entries = Entries(access_list);
@@ -87,10 +89,12 @@ InodeAccess::InodeAccess(const struct stat& st, ByteSpan access_list) : device_(
   all_users_ = kAllBits;
   for (const ListEntry& entry : entries) {
     if (entry.tag == kOthers) others_ = entry.bits & kAllBits;
-    // The owner is who the owner's entry speaks of, root is let in by nothing that is written here.
-    if (entry.tag == kUser && entry.id != st.st_uid && entry.id != 0) all_users_ &= entry.bits & mask;
-    if (entry.tag == kOwningGroup) groups_.push_back({st.st_gid, entry.bits & mask & kAllBits});
-    if (entry.tag == kGroup) groups_.push_back({entry.id, entry.bits & mask & kAllBits});
+    // The owner is who the owner's entry speaks of, root is let in by nothing that is written here; the user 0 of
+    // another namespace than the machine's is an ordinary one.
+    const bool is_root = entry.id == 0 && ids.is_whole();
+    if (entry.tag == kUser && !ids.SameUser(entry.id, st.st_uid) && !is_root) all_users_ &= entry.bits & mask;
+    if (entry.tag == kOwningGroup) groups_.push_back({known(st.st_gid), entry.bits & mask & kAllBits});
+    if (entry.tag == kGroup) groups_.push_back({known(entry.id), entry.bits & mask & kAllBits});
   }
 }
 
@@ -104,7 +108,7 @@ Result<InodeAccess> InodeAccess::Of(int fd) {
 bool InodeAccess::GroupHas(gid_t group, uint32_t bit) const {
   if ((all_users_ & bit) == 0) return false;
   // Of the groups somebody is in, one that has the bit suffices; who is in none of them is one of the others.
-  const auto is_it = [&](const Named& named) { return named.group == group; };
+  const auto is_it = [&](const Named& named) { return named.group == group && group != kNoGroup; };
   if (std::any_of(groups_.begin(), groups_.end(), is_it))
     return std::any_of(groups_.begin(), groups_.end(),
                        [&](const Named& named) { return is_it(named) && (named.bits & bit) != 0; });
@@ -113,7 +117,7 @@ bool InodeAccess::GroupHas(gid_t group, uint32_t bit) const {
 
 bool InodeAccess::OthersHave(gid_t group, uint32_t bit) const {
   return (others_ & all_users_ & bit) != 0 && std::all_of(groups_.begin(), groups_.end(), [&](const Named& named) {
-           return named.group == group || (named.bits & bit) != 0;
+           return (named.group == group && group != kNoGroup) || (named.bits & bit) != 0;
          });
 }
 

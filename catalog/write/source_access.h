@@ -15,6 +15,7 @@
 
 #include "codec/support/bytes.h"
 #include "codec/support/status.h"
+#include "codec/support/user_namespace.h"
 
 namespace modelstore {
 
@@ -24,8 +25,9 @@ class InodeAccess {
   // Of an open file or folder. Errors: Io.
   static Result<InodeAccess> Of(int fd);
   // By the mode, and the value of system.posix_acl_access if there is one ("" otherwise). A list that is not understood
-  // lets nobody in.
-  InodeAccess(const struct stat& st, ByteSpan access_list);
+  // lets nobody in. Ids are those that the user namespace shows. A group without one there equals none: what it may
+  // counts for the others, and its members are taken for some of them. A user without one may be anybody.
+  InodeAccess(const struct stat& st, ByteSpan access_list, const UserNamespace& ids = UserNamespace::Own());
   // Lets nobody in.
   static InodeAccess Closed() { return {}; }
 
@@ -37,9 +39,11 @@ class InodeAccess {
 
  private:
   struct Named {
-    gid_t group;
+    gid_t group;  // kNoGroup: not known which
     uint32_t bits;
   };
+  static constexpr gid_t kNoGroup = UINT32_MAX;
+
   InodeAccess() = default;
 
   dev_t device_ = 0;

@@ -105,5 +105,66 @@ TEST(SourceAccess, AFoldersListCountsToo) {
   EXPECT_EQ(ModeOf(Inode(0644), {}, {Folder(0740, kStaff, masked)}), 0400u);
 }
 
+// `unshare -Ur` of Ann: she is root there, her group too, all others are nobody.
+class SourceAccessInNamespace : public ::testing::Test {
+ protected:
+  static constexpr gid_t kNobody = 65534;
+  static constexpr uint32_t kNone = 0xffffffff;
+
+  uint32_t ModeOf(mode_t mode, gid_t group, const Bytes& list = {},
+                  const std::vector<InodeAccess>& folders = {}) const {
+    return EffectiveMode(Of(mode, group), InodeAccess(Of(mode, group), list, ids_), folders);
+  }
+  InodeAccess Folder(mode_t mode, gid_t group, const Bytes& list = {}) const { return {Of(mode, group), list, ids_}; }
+
+ private:
+  static struct stat Of(mode_t mode, gid_t group) {
+    struct stat st = Inode(mode, group);
+    st.st_uid = 0;
+    return st;
+  }
+
+  const UserNamespace ids_{"         0       1001          1\n", "         0       2001          1\n", "65534\n",
+                           "65534\n"};
+};
+
+TEST_F(SourceAccessInNamespace, GroupsWithoutAnIdAreNotTheSame) {
+  EXPECT_EQ(ModeOf(0644, kNobody, {}, {Folder(0750, kNobody)}), 0400u);
+  EXPECT_EQ(ModeOf(0644, kNobody, {}, {Folder(0755, kNobody)}), 0444u);
+  EXPECT_EQ(ModeOf(0644, 0, {}, {Folder(0705, kNobody)}), 0400u);
+  EXPECT_EQ(ModeOf(0644, kNobody, {}, {Folder(0705, kNobody)}), 0400u);
+  EXPECT_EQ(ModeOf(0640, kNobody), 0400u) << "nor is the one to be stored";
+  EXPECT_EQ(ModeOf(0604, kNobody), 0400u);
+  // Those that have one there can be told apart.
+  EXPECT_EQ(ModeOf(0640, 0, {}, {Folder(0750, 0), Folder(0755, kNobody)}), 0440u);
+}
+
+TEST_F(SourceAccessInNamespace, WhoIsNamedWithoutAnIdMayBeAnybody) {
+  for (const uint32_t unknown : {kNone, uint32_t{kNobody}}) {
+    const Bytes user = List({{kOwner, 6}, {kUser, 0, unknown}, {kOwningGroup, 4}, {kMask, 4}, {kOthers, 4}});
+    EXPECT_EQ(ModeOf(0644, 0, user), 0400u);
+    const Bytes kept_out = List({{kOwner, 6}, {kOwningGroup, 4}, {kGroup, 0, unknown}, {kMask, 4}, {kOthers, 4}});
+    EXPECT_EQ(ModeOf(0644, kNobody, kept_out), 0400u);
+    EXPECT_EQ(ModeOf(0644, 0, kept_out), 0440u) << "its own group has an id, so it is another";
+    const Bytes let_in = List({{kOwner, 7}, {kOwningGroup, 0}, {kGroup, 5, unknown}, {kMask, 5}, {kOthers, 0}});
+    EXPECT_EQ(ModeOf(0644, kNobody, {}, {Folder(0750, 0, let_in)}), 0400u);
+  }
+}
+
+TEST_F(SourceAccessInNamespace, ItsRootIsAnOrdinaryUser) {
+  const Bytes not_ann = List({{kOwner, 6}, {kUser, 0, 0}, {kOwningGroup, 4}, {kMask, 4}, {kOthers, 4}});
+  struct stat of_somebody = Inode(0644, 0);
+  of_somebody.st_uid = kNobody;
+  const UserNamespace ids("0 1001 1", "0 2001 1", "65534", "65534");
+  EXPECT_EQ(EffectiveMode(of_somebody, InodeAccess(of_somebody, not_ann, ids), {}), 0400u);
+  EXPECT_EQ(EffectiveMode(of_somebody, InodeAccess(of_somebody, not_ann, {}), {}), 0444u);
+}
+
+TEST(SourceAccess, NobodyIsAUserLikeAnyWhereAllIdsAreMapped) {
+  const UserNamespace whole("0 0 4294967295", "0 0 4294967295", "65534", "65534");
+  const struct stat file = Inode(0640, 65534);
+  EXPECT_EQ(EffectiveMode(file, InodeAccess(file, {}, whole), {}), 0440u);
+}
+
 }  // namespace
 }  // namespace modelstore
