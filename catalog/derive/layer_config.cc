@@ -42,6 +42,8 @@ const Keys kNameLists = {"ignored_layers",
 // Numbers of layers, in any order.
 const Keys kNumberLists = {"mlp_only_layers",  "dense_layers",       "cross_attention_layers", "moe_layers",
                            "hybrid_layer_ids", "attn_layer_indices", "layers_to_transform"};
+// Groups of layers of which the others use what the first one computes.
+const Keys kSharingGroups = {"kv_reuse_group"};
 // Counts of first layers, of last layers, and a last layer: what is of another kind.
 const Keys kFirstCounts = {"max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index",
                            "assistant_early_exit"};
@@ -78,9 +80,10 @@ const Keys kPerLayer = {"intermediate_size",
                         "moe_topk",
                         "rope_theta"};
 // Lists that are of no layers, however long.
-const Keys kOtherLists = {"architectures", "short_factor",      "long_factor",         "mrope_section",
-                          "languages",     "ssm_multipliers",   "mlp_multipliers",     "keys_to_ignore_at_inference",
-                          "id2label",      "weight_block_size", "image_grid_pinpoints"};
+const Keys kOtherLists = {"architectures",   "short_factor",      "long_factor",          "mrope_section",
+                          "languages",       "ssm_multipliers",   "mlp_multipliers",      "keys_to_ignore_at_inference",
+                          "id2label",        "weight_block_size", "image_grid_pinpoints", "bad_words_ids",
+                          "force_words_ids", "alignment_heads"};
 // Words of a number's key that say that it is not of layers, or only with another key that is.
 constexpr std::string_view kOtherWords[] = {"norm",   "ln",      "scale", "pooler",     "adapter",    "feat",  "conv",
                                             "offset", "predict", "head",  "classifier", "prediction", "embed", "fc"};
@@ -103,6 +106,9 @@ constexpr Period kPeriods[] = {{"sliding_window_pattern", "layer_types"},
 // Words of a key of layers that make it such a number.
 constexpr std::string_view kPeriodWords[] = {"every",     "interval", "period", "freq",
                                              "frequency", "step",     "stride", "switch"};
+// Words of a key that ends in one of those, or has "every", which make it one of kinds of layers.
+constexpr std::string_view kKindWords[] = {"mamba",   "attn",   "attention", "moe",    "expert",
+                                           "experts", "sparse", "layer",     "layers", "cross"};
 // What models of a type have where no key says it.
 struct TypePeriod {
   uint64_t layers;
@@ -140,6 +146,12 @@ bool IsOfLayers(std::string_view key) {
   return ContainsAny(key, std::initializer_list<std::string_view>{"layer", "block", "idx", "indices", "indexes"});
 }
 
+bool IsPeriodOfKinds(std::string_view key) {
+  const std::string_view last = key.substr(key.rfind('_') + 1);
+  return HasWord(key, kKindWords) &&
+         (HasWord(last, kPeriodWords) || HasWord(key, std::initializer_list<std::string_view>{"every"}));
+}
+
 bool AllOf(const Json& list, bool (Json::*is)() const noexcept) {
   return list.is_array() && !list.empty() &&
          std::ranges::all_of(list, [&](const Json& entry) { return (entry.*is)(); });
@@ -151,6 +163,15 @@ bool AreNumbers(const Json& list, uint32_t layers) {
     if (list[i].get<uint64_t>() >= layers || (i > 0 && list[i] <= list[i - 1])) return false;
   }
   return true;
+}
+
+// Lists of lists, in any depth, of nothing but numbers that layers have.
+bool AreGroups(const Json& list, uint32_t layers) {
+  return AllOf(list, &Json::is_array) && std::ranges::all_of(list, [&](const Json& group) {
+           return AreGroups(group, layers) ||
+                  (AllOf(group, &Json::is_number_unsigned) &&
+                   std::ranges::all_of(group, [&](const Json& number) { return number < layers; }));
+         });
 }
 
 class LayerRewriter {
@@ -281,6 +302,11 @@ class LayerRewriter {
     if (const auto inverse = object.find("scale_attn_by_inverse_layer_idx");
         inverse != object.end() && *inverse == true)
       return refusal("scale_attn_by_inverse_layer_idx");
+    // PLaMo-2 of few layers has attention in the last one.
+    if (const auto step = object.find("mamba_step"); step != object.end() && step->is_number_unsigned() &&
+                                                     step->get<uint64_t>() > 1 &&
+                                                     cut_.kept.size() <= step->get<uint64_t>() / 2)
+      return refusal("mamba_step");
     if (const auto shared = object.find("num_mem_blocks"); shared != object.end() && shared->is_number_unsigned()) {
       const auto ids = object.find("hybrid_layer_ids");
       const bool stay = ids != object.end() && ids->is_array() && std::ranges::all_of(*ids, [&](const Json& id) {
@@ -360,6 +386,7 @@ class LayerRewriter {
         (!IsOfModel(at) && AllOf(list, &Json::is_string)))
       return RewriteNames(list, at);
     const bool is_of_layers = IsOfLayers(key);
+    if (kSharingGroups.contains(key)) return RewriteSharing(list, at);
     if (kNumberLists.contains(key)) {
       if (!AllOf(list, &Json::is_number_unsigned)) return Refuse(at, "is no list of layers' numbers");
       list = Numbers(list);
@@ -378,8 +405,25 @@ class LayerRewriter {
       return RewriteOtherLength(key, list, at);
     } else if (Contains(key, "pattern") && list.size() < cut_.layers && !Keeps(list.size())) {
       return Refuse(at, "is a pattern of layers, and they would become others");
+    } else if (IsOfModel(at) && AreGroups(list, cut_.layers)) {
+      return Refuse(at, "has lists that may be of layers");
     }
     return RewriteNames(list, at);
+  }
+
+  // Hymba's [[1, 2], [4, 5]]. A group of one layer shares nothing.
+  Status RewriteSharing(Json& list, const std::string& at) const {
+    Json left = Json::array();
+    for (const Json& group : list) {
+      if (!AreNumbers(group, cut_.layers)) return Refuse(at, "is no list of groups of layers");
+      Json numbers = Numbers(group);
+      if (numbers.empty()) continue;
+      if (!cut_.NumberOf(group[0].get<uint64_t>()))
+        return Refuse(at, "has a group whose first layer is dropped, of which others use what it computes");
+      if (numbers.size() > 1) left.push_back(std::move(numbers));
+    }
+    list = std::move(left);
+    return OkStatus();
   }
 
   Status RewriteOtherLength(const std::string& key, Json& list, const std::string& at) const {
@@ -473,6 +517,9 @@ class LayerRewriter {
     } else if (HasWord(key, std::initializer_list<std::string_view>{"layer", "layers"}) && !HasWord(key, kOtherWords)) {
       const bool keeps = HasWord(key, kPeriodWords) ? Keeps(number) : number == 0 || number > cut_.layers;
       if (!keeps) return Refuse(at, "is a number that may be of layers");
+    } else if (IsOfModel(at) && IsPeriodOfKinds(key) && !Keeps(number)) {
+      return Refuse(
+          at, "is a number that kinds of layers may follow from, and they would become others; drop whole periods");
     }
     return OkStatus();
   }
@@ -497,10 +544,32 @@ Bytes Dumped(const Json& json) {
   return Bytes(bytes.begin(), bytes.end());
 }
 
+// How many layers more than the model's the tensors have for predicting more tokens (DeepSeek-V3, GLM-4.5); 0 when that
+// does not explain how many they have.
+uint64_t PredictingLayers(const Json& model, uint32_t layers) {
+  const auto more = model.find("num_nextn_predict_layers");
+  if (more != model.end() && more->is_number_unsigned() && *more > 0 && *more < layers) {
+    for (const std::string& key : kCounts) {
+      if (model.contains(key) && model[key] == layers - more->get<uint64_t>()) return *more;
+    }
+  }
+  for (const std::string& key : kInnerConfigs) {
+    if (!model.contains(key) || !model[key].is_object()) continue;
+    if (const uint64_t inner = PredictingLayers(model[key], layers); inner > 0) return inner;
+  }
+  return 0;
+}
+
 }  // namespace
 
 Result<Bytes> ConfigWithLayers(ByteSpan config, const LayerCut& cut) {
   ASSIGN_OR_RETURN(Json json, Parse(kConfig, config));
+  if (const uint64_t predicting = PredictingLayers(json, cut.layers); predicting > 0) {
+    return Unsupported("the last " + std::to_string(predicting) + " of the " + std::to_string(cut.layers) +
+                       " layers are those of multi-token prediction (num_nextn_predict_layers); no layers can be "
+                       "dropped beside them: push the model without their tensors and with num_nextn_predict_layers 0, "
+                       "and derive from it");
+  }
   ASSIGN_OR_RETURN(const bool is_it, LayerRewriter(kConfig, cut).RewriteModel(json, ""));
   if (is_it) return Dumped(json);
   std::string keys;

@@ -18,17 +18,21 @@ constexpr std::string_view kOtherModels[] = {"vision",    "visual",  "audio",   
                                              "projector", "qformer", "perceiver", "mtp",   "nextn",  "draft", "wav"};
 // A layer's number has at most so many digits (layer_names.cc).
 constexpr size_t kMaxDigits = 5;
+// Of a group in a pattern so much is looked at, so that no pattern takes long.
+constexpr size_t kMaxGroup = 1024;
 
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 bool IsNameChar(char c) {
   return IsDigit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '-';
 }
+// GPTQModel has regular expressions of modules to quantize in another way, and of those to leave.
+bool IsSigned(std::string_view text) { return text.starts_with("+:") || text.starts_with("-:"); }
 bool IsPattern(std::string_view text) {
-  return text.starts_with("re:") || text.find_first_of("\\*[]()|^$+?{}") != std::string_view::npos;
+  return text.starts_with("re:") || IsSigned(text) || text.find_first_of("\\*[]()|^$+?{}") != std::string_view::npos;
 }
 // With * alone a pattern may be one of file names, which has no groups.
 bool IsRegex(std::string_view text) {
-  return text.starts_with("re:") || text.find_first_of("\\(|^$") != std::string_view::npos;
+  return text.starts_with("re:") || IsSigned(text) || text.find_first_of("\\(|^$") != std::string_view::npos;
 }
 
 // The length of a dot at the beginning of `text`, as a pattern may write it; 0 for none.
@@ -169,19 +173,33 @@ class Renumbering {
     size_t copied = 0;
     for (size_t at = 0; at < text_.size();) {
       const std::optional<Place> place = PlaceAt(at);
-      if (!place) {
+      const std::optional<size_t> begin = place ? place->number : LoneNumberAt(at);
+      if (!begin) {
         ++at;
         continue;
       }
-      ASSIGN_OR_RETURN(const bool is_ours, IsOurs(*place));
-      at = place->number;
-      if (!is_ours) continue;
-      ASSIGN_OR_RETURN(const Number number, Renumber(*place));
+      bool is_ours = !IsOfNamedStack(at);
+      if (place) {
+        ASSIGN_OR_RETURN(is_ours, IsOurs(*place));
+        named_ = *begin;
+      }
+      at = *begin;
+      if (!is_ours) {
+        at += !place;
+        continue;
+      }
+      ASSIGN_OR_RETURN(const Number number, Renumber(*begin));
+      at += number.size;
+      if (!place && of_.HasOtherNumbers()) {
+        if (number.is_dropped || number.text != text_.substr(*begin, number.size))
+          return Refuse("has a number that may be of a layer or of something else");
+        continue;
+      }
       ++mentions_;
       dropped_ += number.is_dropped;
-      out += text_.substr(copied, place->number - copied);
+      out += text_.substr(copied, *begin - copied);
       out += number.text;
-      at = copied = place->number + number.size;
+      copied = at;
     }
     if (dropped_ > 0 && dropped_ < mentions_) return Refuse("names a layer that is dropped beside others");
     if (dropped_ > 0) return std::optional<std::string>();
@@ -261,6 +279,50 @@ class Renumbering {
     return place;
   }
 
+  // Where a number begins that a pattern has behind anything, without a stack's word: ".*\.4\..*".
+  std::optional<size_t> LoneNumberAt(size_t at) const {
+    if (!is_pattern_) return std::nullopt;
+    const std::string_view left = text_.substr(0, at), dot = text_.substr(at, DotAt(text_.substr(at)));
+    const bool is_behind_any = !left.empty() && std::string_view("*+?)]}").find(left.back()) != std::string_view::npos;
+    const bool is_behind_dots =
+        dot.empty() && (left.ends_with("\\.)") || left.ends_with("[.])") || left.ends_with("|^)"));
+    const bool is_alone = dot.size() > 1 ? left.empty() || !IsNameChar(left.back())
+                          : dot.empty()  ? is_behind_dots
+                                         : is_behind_any;
+    const std::string_view rest = text_.substr(at + dot.size());
+    if (!is_alone || !(BeginsWithNumber(rest) || IsGroupWithNumber(rest))) return std::nullopt;
+    return at + dot.size();
+  }
+
+  // "4", "\d", "[4-6]"; not "[0-9a-z]", "3x3", which are of any name.
+  static bool BeginsWithNumber(std::string_view rest) {
+    if (rest.empty() || !(IsDigit(rest[0]) || rest[0] == '[' || rest.starts_with("\\d"))) return false;
+    if (rest.starts_with("[^")) return false;
+    const std::optional<NumberPattern> pattern = NumberPattern::Parse(rest);
+    return pattern && (pattern->size() == rest.size() || !IsNameChar(rest[pattern->size()]));
+  }
+
+  // A group with a number as one of its alternatives, or one so long that nobody could tell.
+  static bool IsGroupWithNumber(std::string_view rest) {
+    size_t depth = 0;
+    for (size_t i = 0; i < rest.size(); ++i) {
+      if (i == kMaxGroup) return true;
+      depth += rest[i] == '(';
+      depth -= rest[i] == ')';
+      if (depth == 0) return false;
+      if (std::string_view("(|:!=").find(rest[i]) != std::string_view::npos && BeginsWithNumber(rest.substr(i + 1)))
+        return true;
+    }
+    return false;
+  }
+
+  // Whether the pattern has named a stack before, or another model, so that a number alone is of what is inside it.
+  bool IsOfNamedStack(size_t at) const {
+    const std::string_view left = text_.substr(0, at);
+    const size_t alternative = left.rfind('|') + 1;
+    return named_ > alternative || IsOfOtherModel(left.substr(alternative));
+  }
+
   Result<bool> IsOurs(const Place& place) {
     const std::string& before = cut_.scheme.before;
     const bool is_suffix = before == place.prefix || before.ends_with("." + place.prefix);
@@ -284,8 +346,8 @@ class Renumbering {
     return true;
   }
 
-  Result<Number> Renumber(const Place& place) const {
-    const std::string_view rest = text_.substr(place.number);
+  Result<Number> Renumber(size_t begin) const {
+    const std::string_view rest = text_.substr(begin);
     return is_pattern_ ? RenumberPattern(rest) : RenumberName(rest);
   }
 
@@ -359,6 +421,7 @@ class Renumbering {
   const bool is_pattern_;
   const std::string_view tail_;
   size_t mentions_ = 0, dropped_ = 0;
+  size_t named_ = 0;  // where the last number behind a stack's word begins
 };
 
 }  // namespace
@@ -376,6 +439,21 @@ std::optional<uint32_t> LayerCut::NumberOf(uint64_t layer) const {
 
 Result<std::optional<std::string>> LayerMentions::Renumber(std::string_view text) {
   return Renumbering(text, *cut_, *this).Run();
+}
+
+bool LayerMentions::HasOtherNumbers() {
+  if (has_other_numbers_) return *has_other_numbers_;
+  has_other_numbers_ = std::ranges::any_of(cut_->tensors, [&](std::string_view name) {
+    if (name.starts_with(kAdapterPrefix)) name.remove_prefix(kAdapterPrefix.size());
+    if (const auto place = cut_->scheme.Find(name)) name = place->rest;
+    while (!name.empty()) {
+      const std::string_view part = name.substr(0, name.find('.'));
+      if (!part.empty() && std::ranges::all_of(part, IsDigit)) return true;
+      name.remove_prefix(std::min(name.size(), part.size() + 1));
+    }
+    return false;
+  });
+  return *has_other_numbers_;
 }
 
 bool LayerMentions::IsOtherStack(const std::string& prefix) {

@@ -38,16 +38,20 @@ class LayerMentions {
   //   a module's name        model.layers.3.mlp        also with another beginning, as quantization settings have it
   //   a pattern of names     re:.*layers\.(3|5)\.mlp   a regular expression or one with *; what is for any layer
   //                                                    (\d+, .*) stays as it is
+  //   +:.*\.3\..*               a number without a stack's word is the layer's where names have no other numbers
   //   anything else, which stays as it is; so do names of other stacks of layers that the checkpoint has.
   // Errors: Unsupported (layers named in a way that cannot be renumbered with certainty).
   Result<std::optional<std::string>> Renumber(std::string_view text);
 
   // Whether tensors have layers of that name ("vision.encoder.layers.") which are not those of the scheme.
   bool IsOtherStack(const std::string& prefix);
+  // Whether parts of tensors' names besides the layer are numbers: experts, other stacks.
+  bool HasOtherNumbers();
 
  private:
   const LayerCut* cut_;
   std::map<std::string, bool> other_stacks_;  // what IsOtherStack answered
+  std::optional<bool> has_other_numbers_;     // what HasOtherNumbers answered
 };
 
 }  // namespace modelstore

@@ -198,6 +198,32 @@ TEST_F(LayerConfigTest, NamesOfLayersInQuantizationSettings) {
   ExpectRefused(R"("quantization_config": {"only": "model.layers.1.a"})", "quantization_config.only");
 }
 
+// GPTQModel's keys are regular expressions behind "+:" or "-:".
+TEST_F(LayerConfigTest, SettingsByPatternsOfLayerNumbersAlone) {
+  const std::string dynamic = R"("quantization_config": {"dynamic": {"+:.*\\.3\\..*gate.*": {"bits": 8}, )"
+                              R"("-:.*\\.1\\..*": {}, ".*\\.(?:2|3)\\..*": {}}})";
+  EXPECT_EQ(Become(dynamic), R"({"quantization_config":{"dynamic":{"+:.*\\.2\\..*gate.*":{"bits":8},)"
+                             R"(".*\\.(?:1|2)\\..*":{}}}})");
+  // It may be the expert's number, too.
+  names_.push_back("model.layers.0.mlp.experts.3.gate_proj.weight");
+  cut_.tensors = names_;
+  ExpectRefused(dynamic, "quantization_config.dynamic.+:");
+  ExpectRefused(R"("quantization_config": {"dynamic": {"-:.*\\.(?:1|2)\\..*": {}}})", "quantization_config.dynamic.-:");
+}
+
+TEST_F(LayerConfigTest, ListsOfListsOfLayers) {
+  EXPECT_EQ(Become(R"("kv_reuse_group": [[0, 1], [2, 3]])"), R"({"kv_reuse_group":[[1,2]]})");
+  EXPECT_EQ(Become(R"("kv_reuse_group": [[0, 1, 2, 3]])"), R"({"kv_reuse_group":[[0,1,2]]})");
+  // What the others reuse would be missing.
+  ExpectRefused(R"("kv_reuse_group": [[1, 2]])", "'kv_reuse_group'");
+  ExpectRefused(R"("kv_reuse_group": [1, 2])", "'kv_reuse_group'");
+  ExpectRefused(R"("kv_reuse_group": [[2, 4]])", "'kv_reuse_group'");
+  ExpectRefused(R"("kv_sharing": [[0, 1], [2, 3]])", "'kv_sharing'");
+  ExpectRefused(R"("attn_config": {"shared": [[[0, 1]], [2]]})", "'attn_config.shared'");
+  ExpectStays(R"("grid": [[336, 672], [672, 336]], "bad_words_ids": [[1, 2]], "ranges": [[0.5, 1.0]], "none": [[]])");
+  ExpectStays(R"("quantization_config": {"sizes": [[1, 2]]})");
+}
+
 TEST_F(LayerConfigTest, RefusesByNameWhatItCannotDecide) {
   ExpectRefused(R"("rope": [1, 2, 3, 4])", "'rope'");
   ExpectRefused(R"("kinds": ["a", "b", "c", "d"])", "'kinds'");
@@ -227,8 +253,32 @@ TEST_F(LayerConfigTest, RefusesToShiftKindsThatFollowFromNumbers) {
        {R"("sliding_window_pattern": 2, "layer_types": [1, 2, 3, 4])", R"("decoder_sparse_step": 1)",
         R"("model_type": "gemma2", "layer_types": [1, 2, 3, 4])", R"("scale_attn_by_inverse_layer_idx": false)"})
     EXPECT_NE(Become(members), "!") << members;
+  for (const char* key : {"mamba_step", "attention_period", "moe_interval", "expert_freq", "sparse_frequency",
+                          "cross_attn_every", "cross_attn_every_n", "attn_stride", "encoder_sparse_step"}) {
+    ExpectRefused("\"" + std::string(key) + "\": 2", key);
+    for (const char* value : {"0", "1", "-1", "null"}) ExpectStays("\"" + std::string(key) + "\": " + value);
+  }
+  ExpectRefused(R"("ssm_cfg": {"mamba_step": 2})", "'ssm_cfg.mamba_step'");
+  ExpectStays(R"("conv_stride": 2, "mamba_time_step_rank": 2, "time_step": 2, "moe_router_steps": 2, "log_freq": 2)");
   Use("model.layers.{}.", {2, 3});
   EXPECT_NE(Become(R"("model_type": "gemma2")"), "!");
+  ExpectStays(R"("mamba_step": 2)");
+  // With so few layers PLaMo-2 has attention in the last one.
+  ExpectRefused(R"("mamba_step": 4)", "mamba_step");
+  Use("model.layers.{}.", {0, 1});
+  ExpectRefused(R"("mamba_step": 4)", "mamba_step");
+}
+
+TEST_F(LayerConfigTest, SaysThatTheLastLayersPredictMoreTokens) {
+  for (const char* config : {R"({"num_hidden_layers": 3, "num_nextn_predict_layers": 1})",
+                             R"({"text_config": {"num_hidden_layers": 2, "num_nextn_predict_layers": 2}})"}) {
+    const Status status = Rewrite(config).status();
+    EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("multi-token prediction (num_nextn_predict_layers)"))
+        << config;
+  }
+  EXPECT_THAT(std::string(Rewrite(R"({"num_hidden_layers": 2, "num_nextn_predict_layers": 1})").status().message()),
+              ::testing::Not(HasSubstr("multi-token")));
 }
 
 TEST_F(LayerConfigTest, RefusesConfigurationsOfOtherModels) {

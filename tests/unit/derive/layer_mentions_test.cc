@@ -57,6 +57,35 @@ TEST_F(LayerMentionsTest, NamesOfModules) {
     EXPECT_EQ(Renumber(text), expected) << text;
 }
 
+TEST_F(LayerMentionsTest, NumbersThatStandAlone) {
+  Use("model.layers.{}.", {"lm_head.weight"});
+  const std::initializer_list<std::pair<const char*, const char*>> texts = {
+      {R"(+:.*\.5\..*gate.*)", R"(+:.*\.3\..*gate.*)"},
+      {R"(-:.*\.4\..*)", "-"},
+      {R"(.*\.(?:4|5)\..*)", R"(.*\.3\..*)"},
+      {R"(re:\.3$)", R"(re:\.2$)"},
+      {R"(model\.\w+\.1[01]\.mlp)", R"(model\.\w+\.4\.mlp)"},
+      {"*.11.mlp", "*.4.mlp"},
+      {R"(.*[.]3[.]mlp)", R"(.*[.]2[.]mlp)"},
+      {R"(.*\.(?!3\.).*)", "!"},
+      {R"(.*\.(5|q)\..*)", "!"},
+      {R"(.*\.5\b.*)", "!"}};
+  for (const auto& [text, expected] : texts) EXPECT_EQ(Renumber(text), expected) << text;
+  const std::initializer_list<const char*> others = {
+      R"(.*\.\d+\.mlp)", R"(.*\.[^.]+\.mlp)", R"(.*\.0\..*)", R"(.*\.60\..*)",  R"(.*\.(w1|w2)\..*)", R"(.*\.w1)",
+      R"(-:.*down.*)",   R"(.*\.[a-z]+)",     "2.5.0+cu118",  R"(conv\.3\..*)", R"(vision.*\.3\..*)", "(v 4.5.1)"};
+  for (const char* text : others) EXPECT_EQ(Renumber(text), text);
+  std::string nested;
+  for (size_t i = 0; i < 100'000; ++i) nested += "\\.(";
+  EXPECT_EQ(Renumber(nested), "!");
+  // With experts they may be the experts'.
+  Use("model.layers.{}.", {"model.layers.0.mlp.experts.5.w1.weight"});
+  for (const auto& [text, expected] : texts) EXPECT_EQ(Renumber(text), "!") << text;
+  for (const char* text : others) EXPECT_EQ(Renumber(text), text);
+  EXPECT_EQ(Renumber(R"(.*layers\.5\..*\.4\..*)"), R"(.*layers\.3\..*\.4\..*)");
+  EXPECT_EQ(Renumber(R"(.*layers\.5\..*|.*\.4\..*)"), "!");
+}
+
 TEST_F(LayerMentionsTest, TheEndOfANameIsEnoughWithOneStack) {
   Use("model.layers.{}.", {"lm_head.weight", "base_model.model.model.layers.3.mlp.lora_A.weight"});
   EXPECT_EQ(Renumber("layers.3.mlp"), "layers.2.mlp");
