@@ -505,8 +505,8 @@ struct MountRequests {
   // As the daemon's handlers decide (daemon/handlers/caller.h).
   static bool MaySee(fuse_req_t request, const ModelRecord& model) {
     const fuse_ctx& context = *fuse_req_ctx(request);
-    Identity who{.uid = context.uid, .gid = context.gid, .groups = {}};
-    if (who.uid == 0 || who.uid == ::geteuid() || MaySeeModel(who, model)) return true;
+    Identity who{.uid = context.uid, .gid = context.gid, .groups = {}, .ids = UserNamespace::Own()};
+    if (who.uid == 0 || who.Is(::geteuid()) || MaySeeModel(who, model)) return true;
     // Only now, because they come from /proc. A process that cannot be seen from here has none.
     const int count = fuse_req_getgroups(request, 0, nullptr);
     if (count <= 0) return false;

@@ -7,14 +7,19 @@
 #include <vector>
 
 #include "catalog/schema/records.h"
+#include "codec/support/user_namespace.h"
 
 namespace modelstore {
 
+// Ids are those that the user namespace `ids` shows: who has none there is neither the owner of anything nor in a
+// group.
 struct Identity {
   uid_t uid = 0;
   gid_t gid = 0;
   std::vector<gid_t> groups;  // supplementary ones
+  UserNamespace ids = UserNamespace::Own();
 
+  bool Is(uid_t user) const { return ids.SameUser(uid, user); }
   bool IsIn(gid_t group) const;
 };
 

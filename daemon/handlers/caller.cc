@@ -21,7 +21,7 @@ bool Caller::MayReadFile(const ModelRecord& model, const ModelFile& file) const 
 
 bool Caller::MaySee(const ModelRecord& model) const { return administrator || MaySeeModel(*this, model); }
 
-bool Caller::MayChange(const ModelRecord& model) const { return administrator || uid == model.owner_uid; }
+bool Caller::MayChange(const ModelRecord& model) const { return administrator || Is(model.owner_uid); }
 
 Status Caller::CheckMayPush() const {
   if (may_push) return OkStatus();

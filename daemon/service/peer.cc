@@ -49,7 +49,7 @@ Result<Caller> CallerOf(int socket, const std::string& group) {
   caller.uid = credentials.uid;
   caller.gid = credentials.gid;
   ASSIGN_OR_RETURN(caller.groups, GroupsOf(socket));
-  caller.administrator = caller.uid == 0 || caller.uid == geteuid();
+  caller.administrator = caller.uid == 0 || caller.Is(geteuid());
   ASSIGN_OR_RETURN(const std::optional<gid_t> members, IdOfGroup(group));
   caller.may_push = caller.administrator || (members && caller.IsIn(*members));
   return caller;

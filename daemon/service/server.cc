@@ -11,6 +11,7 @@
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
 #include "codec/support/thread.h"
+#include "codec/support/user_namespace.h"
 
 namespace modelstore {
 namespace {
@@ -78,7 +79,7 @@ Status Server::Admit(ClientConnection* connection, uid_t uid) {
   if (stopping_) return Busy("modelstored is stopping");
   if (connections_.size() >= max_clients_)
     return Busy("modelstored serves " + std::to_string(max_clients_) + " clients already; try again later");
-  const bool unlimited = uid == 0 || uid == geteuid();
+  const bool unlimited = uid == 0 || UserNamespace::Own().SameUser(uid, geteuid());
   const size_t share = std::max<size_t>(max_clients_ / 2, 1);
   if (!unlimited && by_user_[uid] >= share)
     return Busy("modelstored serves " + std::to_string(share) + " clients of user " + std::to_string(uid) +

@@ -321,7 +321,7 @@ class Service {
     Json jobs = Json::array();
     for (const JobInfo& job : state_->jobs.List()) {
       // The name of a model that others may not see is not for them while it is stored either.
-      const bool open = caller.administrator || caller.uid == job.uid;
+      const bool open = caller.administrator || caller.Is(job.uid);
       jobs.push_back({{"id", job.id},
                       {"request", job.request},
                       {"uid", job.uid},
