@@ -4,6 +4,7 @@
 // the rights of its own process, whether the engine runs in that process or behind the daemon's socket.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -15,6 +16,9 @@
 #include "codec/support/status.h"
 
 namespace modelstore {
+
+// The group of a file that comes from a daemon with other ids than this process's; no group has this id.
+inline constexpr uint32_t kUnknownGroup = UINT32_MAX;
 
 // Where an export goes. Calls come from one thread, in this order: Begin once, then for each file in order BeginFile,
 // Write any number of times, EndFile. After a failure none follows.

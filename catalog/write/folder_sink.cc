@@ -6,12 +6,15 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
+#include <fstream>
 #include <string_view>
 #include <utility>
 
 #include "codec/support/files.h"
 #include "codec/support/unique_fd.h"
+#include "codec/support/user_namespace.h"
 
 namespace modelstore {
 namespace {
@@ -54,6 +57,18 @@ Status RefuseExisting(int root, const ModelFile& file, const std::string& dir) {
   return errno == ENOENT ? OkStatus() : StatusFromErrno(errno, "reading the attributes of " + dir + "/" + file.path);
 }
 
+// umask() would have to set another one to tell, and other threads make files meanwhile.
+Result<mode_t> Umask() {
+  constexpr std::string_view kLabel = "Umask:\t";
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (!line.starts_with(kLabel)) continue;
+    mode_t mask = 0;
+    if (std::from_chars(line.data() + kLabel.size(), line.data() + line.size(), mask, 8).ec == std::errc()) return mask;
+  }
+  return IoError("/proc/self/status does not say the umask: is /proc mounted?");
+}
+
 class FolderSink final : public ExportSink {
  public:
   explicit FolderSink(std::string dir) : dir_(std::move(dir)) {}
@@ -64,6 +79,7 @@ class FolderSink final : public ExportSink {
     for (const ModelFile& file : files_) RETURN_IF_ERROR(CheckFilePath(file.path));
     // Not derived from a file's name, which may be as long as names get.
     ASSIGN_OR_RETURN(temporary_, RandomName(".modelstore-export-"));
+    ASSIGN_OR_RETURN(umask_, Umask());
     RETURN_IF_ERROR(MakeFolders(dir_, 0777));
     root_ = UniqueFd(open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!root_.ok()) return StatusFromErrno(errno, "opening " + dir_);
@@ -121,15 +137,36 @@ class FolderSink final : public ExportSink {
   }
 
  private:
-  // Mode and times of the finished file, still under its temporary name.
+  // Group, mode and times of the finished file, still under its temporary name.
   Status SetAttributes() {
+    uint32_t mode = file_->mode & kFileModeBits;
+    ASSIGN_OR_RETURN(const bool has_its_group, GiveGroup());
+    if (!has_its_group) {
+      const uint32_t both = (mode >> 3) & mode & S_IRWXO;
+      const uint32_t narrowed = (mode & S_IRWXU) | (both << 3) | both;
+      if (narrowed != mode && !std::exchange(groups_refused_, true))
+        Warn("not every file below " + dir_ +
+             " can be given its group: group and others get what both have in the store");
+      mode = narrowed;
+    }
     // The store keeps who may read; the owner of an export may change it too.
-    if (fchmod(fd_.get(), (file_->mode & kFileModeBits) | S_IWUSR) != 0)
+    if (fchmod(fd_.get(), (mode | S_IWUSR) & ~umask_) != 0)
       RETURN_IF_ERROR(Tolerate(errno, "mode", "its options decide who may read what was exported", &modes_refused_));
     const timespec times[2] = {{0, UTIME_OMIT}, ToTimespec(file_->mtime_ns)};
     if (futimens(fd_.get(), times) != 0)
       RETURN_IF_ERROR(Tolerate(errno, "times", "the files have the time of the export", &times_refused_));
     return OkStatus();
+  }
+
+  // False when the file is of another group than its mode speaks of.
+  Result<bool> GiveGroup() {
+    const gid_t group = file_->gid;
+    if (!UserNamespace::Own().SameGroup(group, group)) return false;
+    // Refused to who is not in the group, and by file systems without owners: the mode says it then.
+    (void)!fchown(fd_.get(), static_cast<uid_t>(-1), group);
+    struct stat st;
+    if (fstat(fd_.get(), &st) != 0) return StatusFromErrno(errno, "reading the attributes of " + shown_);
+    return st.st_gid == group;
   }
 
   // exFAT, CIFS and FUSE file systems refuse attributes that they cannot keep: no reason to give up what was written.
@@ -147,6 +184,7 @@ class FolderSink final : public ExportSink {
 
   const std::string dir_;
   std::string temporary_;
+  mode_t umask_ = 0;
   std::vector<ModelFile> files_;
   UniqueFd root_;
   const ModelFile* file_ = nullptr;  // the one being written
@@ -155,7 +193,7 @@ class FolderSink final : public ExportSink {
   UniqueFd fd_;  // open as long as the temporary file exists
   uint64_t position_ = 0;
   bool ends_in_hole_ = false;
-  bool modes_refused_ = false, times_refused_ = false;
+  bool groups_refused_ = false, modes_refused_ = false, times_refused_ = false;
 };
 
 }  // namespace

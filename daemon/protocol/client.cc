@@ -19,6 +19,7 @@
 
 #include "catalog/write/source_reader.h"
 #include "codec/support/unique_fd.h"
+#include "codec/support/user_namespace.h"
 #include "daemon/protocol/wire.h"
 
 namespace modelstore {
@@ -297,6 +298,9 @@ class Conversation {
       file.path = Text(entry, "path");
       file.bytes = *bytes;
       file.mode = *mode;
+      // The daemon's ids are this process's where neither is in a user namespace of its own.
+      file.gid =
+          UserNamespace::Own().is_whole() ? Number<uint32_t>(entry, "gid").value_or(kUnknownGroup) : kUnknownGroup;
       file.mtime_ns = *mtime_ns;
     }
     listed_ = true;

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "codec/support/guarded.h"
+#include "codec/support/user_namespace.h"
 
 namespace modelstore {
 namespace {
@@ -106,7 +107,9 @@ Status FrameSink::Begin(const std::vector<ModelFile>& files) {
   for (const ModelFile& file : files) {
     const int64_t small = ClampToInt64(file.mtime_ns);
     const Json mtime_ns = small == file.mtime_ns ? Json(small) : Json(ToText(file.mtime_ns));
-    list.push_back({{"path", file.path}, {"bytes", file.bytes}, {"mode", file.mode}, {"mtime_ns", mtime_ns}});
+    Json entry = {{"path", file.path}, {"bytes", file.bytes}, {"mode", file.mode}, {"mtime_ns", mtime_ns}};
+    if (UserNamespace::Own().is_whole()) entry["gid"] = file.gid;
+    list.push_back(std::move(entry));
   }
   return answers_->SendJson(Dump({{"files", std::move(list)}}));
 }

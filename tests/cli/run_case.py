@@ -68,6 +68,8 @@ def missing(requirement):
         return not shutil.which("faketime")
     if requirement == "root":
         return os.geteuid() != 0 or not shutil.which("setpriv")
+    if requirement == "user-namespaces":
+        return not shutil.which("unshare") or subprocess.run(["unshare", "-Ur", "true"], capture_output=True).returncode
     raise SystemExit(f"unknown requirement {requirement!r}")
 
 

@@ -34,7 +34,8 @@ class FolderSinkTest : public ::testing::Test {
     ModelFile file;
     file.path = "sub/f";
     file.bytes = content.size();
-    file.mode = 0640;
+    file.mode = mode_;
+    file.gid = group_;
     file.mtime_ns = 1'500'000'000'000'000'000;
     RETURN_IF_ERROR(sink->Begin({file}));
     RETURN_IF_ERROR(sink->BeginFile(0));
@@ -64,7 +65,22 @@ class FolderSinkTest : public ::testing::Test {
     std::_Exit(complaint.empty() ? 0 : 1);
   }
 
+  // Of a file written with this mode and group.
+  uint32_t ModeOf(uint32_t mode, gid_t group) {
+    fs::remove_all(dir_ + "/out");
+    warnings_.clear();
+    mode_ = mode;
+    group_ = group;
+    if (const Status written = Write("content"); !written.ok()) return kFailed;
+    return stat((dir_ + "/out/sub/f").c_str(), &st_) == 0 ? st_.st_mode & 07777 : kFailed;
+  }
+
+  static constexpr uint32_t kFailed = UINT32_MAX;
+
   std::string dir_, warnings_;
+  uint32_t mode_ = 0640;
+  gid_t group_ = getegid();
+  struct stat st_ {};
   std::function<void()> between_ = [] {};
 };
 
@@ -80,6 +96,47 @@ TEST_F(FolderSinkTest, WritesContentModeAndTime) {
   EXPECT_EQ(st.st_mode & 0777, 0640u);
   EXPECT_EQ(st.st_mtim.tv_sec, 1'500'000'000);
   EXPECT_EQ(warnings_, "");
+}
+
+TEST_F(FolderSinkTest, WithoutItsGroupItLetsNobodyElseIn) {
+  const auto expect = [&](uint32_t stored, uint32_t exported, bool warns) {
+    if (const uint32_t mode = ModeOf(stored, group_); mode != exported)
+      Exit(std::to_string(stored) + " became " + std::to_string(mode));
+    if (warnings_.empty() == warns) Exit("warned: " + warnings_);
+  };
+  const auto attempt = [&](gid_t group) {
+    group_ = group;
+    umask(0);
+    if (!RefuseCalls({{SYS_fchown, EPERM}})) Exit("no filters here");
+    expect(0440, 0600, true);
+    expect(0404, 0600, true);
+    expect(0444, 0644, false);
+    expect(0555, 0755, false);
+    expect(0554, 0744, true);
+    expect(0400, 0600, false);
+    Exit("");
+  };
+  EXPECT_EXIT(attempt(getegid() + 1), ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(attempt(kUnknownGroup), ::testing::ExitedWithCode(0), "");
+}
+
+TEST_F(FolderSinkTest, RootGivesEachFileItsGroup) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root";
+  EXPECT_EQ(ModeOf(0440, 2001), 0640u);
+  EXPECT_EQ(st_.st_gid, 2001u);
+  EXPECT_EQ(warnings_, "");
+}
+
+TEST_F(FolderSinkTest, WhatTheUmaskForbidsIsLeftOut) {
+  const auto attempt = [&](mode_t mask, uint32_t expected) {
+    umask(mask);
+    const uint32_t mode = ModeOf(0555, getegid());
+    if (umask(0) != mask) Exit("the umask was changed");
+    Exit(mode == expected ? "" : std::to_string(mode));
+  };
+  EXPECT_EXIT(attempt(0077, 0700), ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(attempt(0027, 0750), ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(attempt(0, 0755), ::testing::ExitedWithCode(0), "");
 }
 
 TEST_F(FolderSinkTest, NeedsNoFlagsOfRename) {
