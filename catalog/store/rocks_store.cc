@@ -335,6 +335,9 @@ class RocksStore final : public RocksReads<KvStore> {
   Status CheckRoom(const WriteBatch& batch, Durability durability);
   // Maps the status of a write and remembers a failure for CheckWritable.
   Status Noted(const rocksdb::Status& s, std::string_view what);
+  // Calls what writes, as Noted. An exception (memory that runs out) leaves RocksDB's queue of writers with an entry
+  // that is gone: whoever joined it would wait for ever. So writers enter one by one, and none after an exception.
+  Status WriteAlone(const std::function<rocksdb::Status()>& write, std::string_view what);
   // Gives the ballast up when the disk is nearly full.
   void MakeRoom();
   // Deletions that no compaction has seen are carried out, without a value being copied: blob files without a live
@@ -352,6 +355,7 @@ class RocksStore final : public RocksReads<KvStore> {
   const bool read_only_;
   std::unique_ptr<rocksdb::DB> db_;
 
+  Mutex write_mutex_ MS_ACQUIRED_BEFORE(failure_mutex_);  // guards no data: who holds it writes
   std::atomic<bool> write_failed_{false};
   mutable Mutex failure_mutex_;
   Status first_failure_ MS_GUARDED_BY(failure_mutex_);
@@ -433,6 +437,22 @@ Status RocksStore::Noted(const rocksdb::Status& s, std::string_view what) {
   return status;
 }
 
+Status RocksStore::WriteAlone(const std::function<rocksdb::Status()>& write, std::string_view what) {
+  const MutexLock alone(write_mutex_);
+  RETURN_IF_ERROR(CheckWritable());
+  bool has_ended = false;
+  const Status status = Guarded([&] {
+    const rocksdb::Status s = write();
+    has_ended = true;
+    return Noted(s, what);
+  });
+  if (has_ended) return status;
+  const MutexLock lock(failure_mutex_);
+  if (first_failure_.ok()) first_failure_ = status;
+  write_failed_.store(true, std::memory_order_release);
+  return status;
+}
+
 Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
   RETURN_IF_ERROR(CheckWritable());
   if (batch.empty()) return OkStatus();
@@ -457,7 +477,7 @@ Status RocksStore::Write(const WriteBatch& batch, Durability durability) {
   rocksdb::WriteOptions options;
   options.sync = durability == Durability::kSync;
   options.disableWAL = durability == Durability::kNone;
-  return Noted(db_->Write(options, &changes), InFamily("writing", batch.ops().front().family));
+  return WriteAlone([&] { return db_->Write(options, &changes); }, InFamily("writing", batch.ops().front().family));
 }
 
 // What goes into memory must fit on the disk later, and what makes room must not be kept from it.
@@ -487,7 +507,8 @@ Status RocksStore::Flush(std::span<const Family> families) {
   RETURN_IF_ERROR(CheckWritable());
   // One by one: flushing several at once is only defined with atomic flushes, which would flush every family.
   for (const Family family : families)
-    RETURN_IF_ERROR(Noted(db_->Flush(rocksdb::FlushOptions(), Handle(family)), InFamily("flushing", family)));
+    RETURN_IF_ERROR(
+        WriteAlone([&] { return db_->Flush(rocksdb::FlushOptions(), Handle(family)); }, InFamily("flushing", family)));
   return OkStatus();
 }
 

@@ -1,4 +1,5 @@
 // What a store survives: writes that fail at any point, kills at any point, damaged files.
+#include <gmock/gmock.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -6,8 +7,10 @@
 #include <atomic>
 #include <csignal>
 #include <fstream>
+#include <new>
 #include <optional>
 #include <random>
+#include <thread>
 
 #include "catalog/schema/check.h"
 #include "catalog/schema/records.h"
@@ -72,6 +75,33 @@ INSTANTIATE_TEST_SUITE_P(All, FailingWriteTest,
                            return std::string(std::get<0>(param.param) ? "ForGood" : "Once") +
                                   (std::get<1>(param.param) == StatusCode::kIo ? "Io" : "NoSpace");
                          });
+
+// Without that RocksDB's next writer waits for ever for the one that is gone.
+TEST_F(StoreFaults, AfterAWriteThatRunsOutOfMemoryNobodyWaitsForIt) {
+  ASSERT_OK(PushModel(*Open(), 1, kBlocks, kBlockBytes));
+  {
+    const std::thread::id writer = std::this_thread::get_id();
+    std::atomic<bool> fail{false};
+    StoreOptions with_hook = options();
+    with_hook.before_write = [&](uint64_t) {
+      if (std::this_thread::get_id() == writer && fail.exchange(false)) throw std::bad_alloc();
+      return OkStatus();
+    };
+    auto store = OpenRocksStore(dir(), with_hook);
+    ASSERT_OK(store.status());
+    fail = true;
+    EXPECT_EQ(PushModel(**store, 2, kBlocks, kBlockBytes).code(), StatusCode::kResourceExhausted);
+    ASSERT_FALSE(fail) << "nothing was written";
+    const Status next = PushModel(**store, 3, kBlocks, kBlockBytes);
+    EXPECT_EQ(next.code(), StatusCode::kResourceExhausted);
+    EXPECT_THAT(next.ToString(), ::testing::HasSubstr("until it is opened again"));
+    EXPECT_THAT(CheckedModels(**store), ::testing::Contains("m1"));
+  }
+  const auto store = Open();
+  ASSERT_NE(store, nullptr);
+  EXPECT_OK(PushModel(*store, 4, kBlocks, kBlockBytes));
+  EXPECT_THAT(CheckedModels(*store), ::testing::IsSupersetOf({"m1", "m4"}));
+}
 
 TEST_P(FailingWriteTest, EveryWriteMayFailAndPublishedModelsStay) {
   const auto [for_good, code] = GetParam();
