@@ -61,29 +61,43 @@ Wanted* Descend(Wanted* top, std::span<const std::string_view> path) {
 
 // The files below, as far as others than the owner matter.
 struct Readers {
-  bool others = false, one_group = true;
-  std::optional<uint32_t> group;  // of the files that a group may read
+  bool everyone = false;        // of one file at least
+  std::set<uint32_t> groups;    // of files that their group may read
+  std::set<uint32_t> excluded;  // of files that all may read but their group
 
-  void Add(const Readers& more) {
-    others |= more.others;
-    one_group &= more.one_group && (!group || !more.group || *group == *more.group);
-    if (!group) group = more.group;
+  void Add(Readers more) {
+    everyone |= more.everyone;
+    groups.merge(more.groups);
+    excluded.merge(more.excluded);
   }
 };
 
-// Sets the access of the model's directories from `wanted` down. A directory has one group: where files of several are
-// not for everyone, only the owner gets in.
-Readers SetAccess(Wanted& wanted) {
+Readers ReadersOf(const ModelFile& file) {
+  const bool group = (file.mode & 0040) != 0, others = (file.mode & 0004) != 0;
   Readers readers;
-  if (wanted.file) {
-    readers.others = (wanted.file->mode & 0004) != 0;
-    if ((wanted.file->mode & 0040) != 0) readers.group = wanted.file->gid;
-    return readers;
-  }
+  readers.everyone = group && others;
+  if (group) readers.groups.insert(file.gid);
+  if (others && !group) readers.excluded.insert(file.gid);
+  return readers;
+}
+
+// A directory has one group, to let in or to keep out: where more would be needed, only the owner gets in.
+Access AccessFor(const Readers& readers) {
+  const auto the_only = [](const std::set<uint32_t>& groups) { return groups.size() == 1 ? *groups.begin() : 0; };
+  const auto may_read = [&](uint32_t group) { return readers.groups.contains(group); };
+  if (readers.everyone || std::any_of(readers.excluded.begin(), readers.excluded.end(), may_read))
+    return {kOpenDirectory, the_only(readers.groups)};
+  if (readers.excluded.size() == 1) return {0505, the_only(readers.excluded)};
+  if (readers.excluded.empty() && readers.groups.size() == 1) return {0550, the_only(readers.groups)};
+  return {0500, 0};
+}
+
+// Sets the access of the model's directories from `wanted` down.
+Readers SetAccess(Wanted& wanted) {
+  if (wanted.file) return ReadersOf(*wanted.file);
+  Readers readers;
   for (auto& [name, child] : wanted.children) readers.Add(SetAccess(child));
-  const bool group = readers.group && readers.one_group;
-  if (group) wanted.access.gid = *readers.group;
-  if (!readers.others && !wanted.children.empty()) wanted.access.mode = group ? 0550 : 0500;
+  if (!wanted.children.empty()) wanted.access = AccessFor(readers);
   return readers;
 }
 

@@ -288,7 +288,11 @@ TEST(InodeTree, DirectoriesAreForWhoMayReadAFileInThem) {
                       file("team/secret", 0600, 8), file("teams/f", 0640, 7), file("teams/g", 0440, 8),
                       file("secret/deep/f", 0600, 7)}),
                Model(2, "in/secret", {file("f", 0700, 7)}), Model(3, "in/team", {file("a/f", 0640, 7)}),
-               Model(4, "in/empty", {})});
+               Model(4, "in/empty", {}),
+               Model(5, "in/without",
+                     {file("one/f", 0404, 7), file("one/g", 0440, 8), file("one/h", 0400, 9), file("two/f", 0404, 7),
+                      file("two/g", 0404, 8), file("none/f", 0404, 7), file("none/g", 0440, 7), file("open/f", 0404, 7),
+                      file("open/g", 0444, 8)})});
   const auto expect = [&](const std::vector<std::string>& path, uint32_t mode, uint32_t gid) {
     EXPECT_EQ(At(tree, path).mode, mode) << path.back();
     EXPECT_EQ(At(tree, path).gid, gid) << path.back();
@@ -303,6 +307,10 @@ TEST(InodeTree, DirectoriesAreForWhoMayReadAFileInThem) {
   expect({"in", "secret"}, 0500, 0);
   expect({"in", "team"}, 0550, 7);
   expect({"in", "empty"}, 0555, 0);
+  expect({"in", "without", "one"}, 0505, 7);
+  expect({"in", "without", "two"}, 0500, 0);
+  expect({"in", "without", "none"}, 0555, 7);
+  expect({"in", "without", "open"}, 0555, 8);
 
   // The kernel is told of another mode.
   tree.Update({Model(1, "m", {file("f", 0644, 7), file("g", 0600, 7)})});
