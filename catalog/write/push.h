@@ -61,7 +61,7 @@ struct SourceFile {
   std::shared_ptr<SourceWindow> window;  // opens it then; null: it is opened by `shown_as`
   uint64_t bytes = 0;
   uint32_t mode = 0;         // who may read and execute it, its folders and access control list considered
-  bool is_narrowed = false;  // its own mode lets more people in than `mode`
+  bool is_narrowed = false;  // its own mode lets more people in than `mode`; never a file of a store's mount
   uint32_t gid = 0;          // the group that `mode` speaks of
   TimeNs mtime_ns = 0;
   TimeNs ctime_ns = 0;  // of the last change of content or attributes: cannot be set back

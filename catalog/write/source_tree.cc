@@ -59,7 +59,8 @@ Status Describe(std::span<const InodeAccess> folders, SourceFile& file) {
   if (!access.ok()) return access.status().WithContext(file.shown_as);
   file.bytes = static_cast<uint64_t>(st.st_size);
   file.mode = EffectiveMode(st, *access, folders);
-  file.is_narrowed = (st.st_mode & 0555 & ~file.mode) != 0;
+  // A file of a store's mount keeps the mode that it has there.
+  file.is_narrowed = (st.st_mode & 0555 & ~file.mode) != 0 && !MountedSha256(file.fd).ok();
   file.gid = st.st_gid;
   file.mtime_ns = ModificationTime(st);
   file.ctime_ns = ChangeTime(st);
@@ -306,7 +307,6 @@ Status SourceTree::AddDescriptor(OpenedFile opened, const OwnMount& own, std::sh
   RETURN_IF_ERROR(CheckFilePath(file.path).WithContext(file.shown_as));
   RETURN_IF_ERROR(CheckReadOnly(file.fd, file.shown_as));
   RETURN_IF_ERROR(Describe({}, file));
-  file.mode &= opened.mode | 0500;
   if (own.device != 0 && file.device == own.device) {
     const auto use_record = [&]() -> Status {
       ASSIGN_OR_RETURN(const Sha256Digest sha256, MountedSha256(file.fd));
@@ -314,8 +314,9 @@ Status SourceTree::AddDescriptor(OpenedFile opened, const OwnMount& own, std::sh
     };
     RETURN_IF_ERROR(use_record().WithContext(file.shown_as + ", a file of this store's mount"));
     close(std::exchange(file.fd, -1));
-    return OkStatus();
+    return OkStatus();  // with the mode of its record: the folders of the mount say less than that
   }
+  file.mode &= opened.mode | 0500;
   if (window != nullptr) {
     close(std::exchange(file.fd, -1));
     file.window = std::move(window);
