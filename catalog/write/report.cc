@@ -165,10 +165,10 @@ struct BaseName {
   std::string model, tensor;
 };
 
-// Names of the tensors that `wanted` points to: in `preferred` when that model holds them, else in any model. A tensor
-// that no model lists any more keeps no name.
+// Names of the tensors that `wanted` points to, from files that `may_read` (null: all) allows: in `preferred` when that
+// model holds them, else in any model. A tensor that no such file lists keeps no name.
 Status NameTensors(const KvReader& store, const StoreUsage& usage, const std::string& preferred,
-                   std::map<TensorId, BaseName>* wanted) {
+                   const MayReadFunction& may_read, std::map<TensorId, BaseName>* wanted) {
   std::vector<char> is_wanted(usage.tensor_costs().size());
   for (const auto& [id, name] : *wanted) {
     if (const uint32_t index = usage.FindTensor(id); index != StoreUsage::kMissing) is_wanted[index] = true;
@@ -180,6 +180,7 @@ Status NameTensors(const KvReader& store, const StoreUsage& usage, const std::st
   for (const StoreUsage::Model* model : order) {
     for (size_t f = 0; f < model->files.size(); ++f) {
       if (model->files[f] == StoreUsage::kMissing) continue;
+      if (may_read && !may_read(model->record, model->record.files[f])) continue;
       const auto tensors = usage.TensorsOf(usage.files()[model->files[f]]);
       if (std::ranges::none_of(tensors, [&](const auto& held) { return is_wanted[held.tensor] != 0; })) continue;
       ASSIGN_OR_RETURN(const StoredValue value, store.Get(Family::kFiles, FileKey(model->record.files[f].sha256)));
@@ -358,8 +359,7 @@ Result<StoreReport> MakeReport(Catalog& catalog) {
   return report;
 }
 
-Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name,
-                                  const std::function<bool(const ModelRecord&, const ModelFile&)>& may_read) {
+Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name, const MayReadFunction& may_read) {
   ASSIGN_OR_RETURN(const auto snapshot, catalog.store().Snapshot());
   const KvReader& store = *snapshot;
   ASSIGN_OR_RETURN(const ModelRecord model, FindModel(store, name));
@@ -379,7 +379,7 @@ Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name,
     ASSIGN_OR_RETURN(FileUsage described, DescribeFile(store, file, &bases, &based_tensors.emplace_back()));
     detail.files.push_back(std::move(described));
   }
-  RETURN_IF_ERROR(NameTensors(store, usage, detail.usage.base, &bases));
+  RETURN_IF_ERROR(NameTensors(store, usage, detail.usage.base, may_read, &bases));
   for (size_t f = 0; f < detail.files.size(); ++f) {
     for (const auto& [tensor, base] : based_tensors[f]) {
       detail.files[f].tensors[tensor].base_model = bases[base].model;

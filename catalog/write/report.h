@@ -67,8 +67,8 @@ struct ModelDetail {
   std::vector<FileUsage> files;  // without those that are left out
   uint64_t files_left_out = 0;
 };
-// `may_read` (null: all): files for which it says no are left out. Errors: NotFound.
-Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name,
-                                  const std::function<bool(const ModelRecord&, const ModelFile&)>& may_read = nullptr);
+using MayReadFunction = std::function<bool(const ModelRecord&, const ModelFile&)>;
+// Files for which `may_read` (null: all) says no are left out, and name no base. Errors: NotFound.
+Result<ModelDetail> DescribeModel(Catalog& catalog, const std::string& name, const MayReadFunction& may_read = nullptr);
 
 }  // namespace modelstore

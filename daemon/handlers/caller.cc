@@ -2,6 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <string>
+
 #include "catalog/read/catalog.h"
 
 namespace modelstore {
@@ -32,6 +35,13 @@ Status Caller::CheckMayPush() const {
 
 Status Caller::CheckMaySee(const ModelRecord& model) const {
   return MaySee(model) ? OkStatus() : NoModelNamed(model.name);
+}
+
+Status Caller::CheckMayReadAll(const ModelRecord& model, std::string_view allowed) const {
+  RETURN_IF_ERROR(CheckMaySee(model));
+  const auto may_read = [&](const ModelFile& file) { return MayReadFile(model, file); };
+  if (std::all_of(model.files.begin(), model.files.end(), may_read)) return OkStatus();
+  return PermissionDenied("'" + model.name + "' has files that you may not read: " + std::string(allowed));
 }
 
 Status Caller::CheckMayChange(const ModelRecord& model) const {

@@ -4,6 +4,8 @@
 // socket it is whoever the kernel says is at the other end, with all groups, not only the primary one.
 #pragma once
 
+#include <string_view>
+
 #include "catalog/schema/access.h"
 #include "catalog/schema/records.h"
 #include "codec/support/status.h"
@@ -26,6 +28,8 @@ struct Caller : Identity {
   Status CheckMayPush() const;
   // A model that the caller may not see is answered like one that does not exist (NotFound).
   Status CheckMaySee(const ModelRecord& model) const;
+  // `allowed`: what who may read all files of the model may do with it.
+  Status CheckMayReadAll(const ModelRecord& model, std::string_view allowed) const;
   Status CheckMayChange(const ModelRecord& model) const;
 };
 

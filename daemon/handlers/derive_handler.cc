@@ -26,14 +26,8 @@ Result<std::string> HandleDerive(Catalog& catalog, const Request& request) {
   options.owner_uid = caller.uid;
   options.may_replace = [&caller](const ModelRecord& replaced) { return caller.CheckMayChange(replaced); };
   // The variant shows what it is made of to its owner: only who may read all of that may make it.
-  options.may_read = [&caller](const ModelRecord& source) -> Status {
-    RETURN_IF_ERROR(caller.CheckMaySee(source));
-    for (const ModelFile& file : source.files) {
-      if (!caller.MayReadFile(source, file))
-        return PermissionDenied("'" + source.name +
-                                "' has files that you may not read: it can be derived from by who may");
-    }
-    return OkStatus();
+  options.may_read = [&caller](const ModelRecord& source) {
+    return caller.CheckMayReadAll(source, "it can be derived from by who may");
   };
   ASSIGN_OR_RETURN(const PushReport report, Derive(catalog, options, *request.job));
   return PushDocument(catalog, caller, report, report.files);

@@ -24,7 +24,9 @@ PushOptions OptionsFor(const Caller& caller, const std::string& base) {
   PushOptions options;
   options.owner_uid = caller.uid;
   options.may_replace = [&caller](const ModelRecord& replaced) { return caller.CheckMayChange(replaced); };
-  options.may_use_as_base = [&caller](const ModelRecord& model) { return caller.CheckMaySee(model); };
+  options.may_use_as_base = [&caller](const ModelRecord& model) {
+    return caller.CheckMayReadAll(model, "it can be named as a base by who may");
+  };
   if (base == "none") {
     options.base = PushOptions::Base::kNone;
   } else if (base != "auto") {

@@ -613,6 +613,27 @@ TEST_F(DaemonRightsTest, MembersOfTheGroupPushAndOwnWhatTheyPushed) {
   EXPECT_EQ(Call("rm", R"({"name": "other"})").Code(), "") << "root";
 }
 
+TEST_F(DaemonRightsTest, ABaseIsNamedByWhoMayReadAllOfIt) {
+  const group* const some_group = getgrgid(100);
+  if (some_group == nullptr) GTEST_SKIP() << "no group 100 here";
+  StartDaemon({.config = std::string("group = \"") + some_group->gr_name + "\""});
+  const OpenedFd readme(WriteFile("a.bin", 1000, 1), O_RDONLY), weights(WriteFile("b.bin", 1000, 2), O_RDONLY);
+  ASSERT_EQ(fchmod(readme.fd, 0644), 0);
+  ASSERT_EQ(fchmod(weights.fd, 0600), 0);
+  const auto push = [&](const std::string& name) {
+    const RawClient client(socket());
+    client.SendPush(name, {{"README", readme.fd}, {"weights", weights.fd}});
+    return client.Answer().Code();
+  };
+  ASSERT_EQ(push("part"), "");
+  ASSERT_EQ(fchmod(weights.fd, 0644), 0);
+  ASSERT_EQ(push("whole"), "");
+  const std::string file = WriteFile("c.bin", 1000, 3);
+  ASSERT_EQ(chmod(file.c_str(), 0644), 0);
+  EXPECT_EQ(PushAs(kStranger, {100}, "n", file, "permission_denied", R"({"base": "part"})"), 0);
+  EXPECT_EQ(PushAs(kStranger, {100}, "n", file, "", R"({"base": "whole"})"), 0);
+}
+
 TEST_F(DaemonRightsTest, OneUserCannotTakeAllConnections) {
   StartDaemon({.config = "max_clients = 8"});
   EXPECT_EQ(AsUser(kStranger, kStranger, {},
