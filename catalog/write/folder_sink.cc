@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <fstream>
 #include <string_view>
 #include <utility>
 
@@ -59,12 +58,16 @@ Status RefuseExisting(int root, const ModelFile& file, const std::string& dir) {
 
 // umask() would have to set another one to tell, and other threads make files meanwhile.
 Result<mode_t> Umask() {
-  constexpr std::string_view kLabel = "Umask:\t";
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (!line.starts_with(kLabel)) continue;
-    mode_t mask = 0;
-    if (std::from_chars(line.data() + kLabel.size(), line.data() + line.size(), mask, 8).ec == std::errc()) return mask;
+  constexpr std::string_view kLabel = "\nUmask:\t";
+  char text[512];  // it is on the second line
+  const UniqueFd fd(open("/proc/self/status", O_RDONLY | O_CLOEXEC));
+  const ssize_t n = fd.ok() ? read(fd.get(), text, sizeof text) : -1;
+  const std::string_view status(text, n > 0 ? static_cast<size_t>(n) : 0);
+  if (const size_t at = status.find(kLabel); at != status.npos) {
+    const char* const first = status.data() + at + kLabel.size();
+    unsigned umask = 0;
+    const auto parsed = std::from_chars(first, status.data() + status.size(), umask, 8);
+    if (parsed.ec == std::errc() && parsed.ptr != status.data() + status.size()) return static_cast<mode_t>(umask);
   }
   return IoError("/proc/self/status does not say the umask: is /proc mounted?");
 }
