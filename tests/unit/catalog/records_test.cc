@@ -16,6 +16,7 @@
 #include "catalog/schema/folder_record.h"
 #include "catalog/store/kv_store.h"
 #include "codec/support/packed.h"
+#include "tests/unit/catalog/timed_model.h"
 
 namespace modelstore {
 namespace {
@@ -145,21 +146,6 @@ template <typename Record>
 Kind MakeKind(std::string name, const Record& sample, Result<Record> (*parse)(ByteSpan)) {
   return {std::move(name), Serialize(sample), [parse](ByteSpan b) { return parse(b).status(); },
           [parse](ByteSpan b) { return Serialize(*parse(b)); }};
-}
-
-// With a time beyond 64 bits of nanoseconds.
-ModelRecord TimedModel() {
-  ModelFile file{.path = "f", .bytes = 3, .mode = 0440, .mtime_ns = TimeNs{10'413'792'000} * kNsPerSecond + 5};
-  file.sha256.fill(std::byte{0x5a});
-  file.published_ns = 2;
-  ModelRecord model;
-  model.id = model.push = 1;
-  model.name = "m";
-  model.created_ns = 3;
-  model.logical_bytes = 3;
-  model.pushed_stored_bytes = 4;
-  model.files = {file};
-  return model;
 }
 
 std::vector<Kind> Kinds() {
