@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
+#include "codec/json/json_text.h"
 #include "codec/support/guarded.h"
 #include "codec/support/utf8.h"
 
@@ -98,13 +99,13 @@ struct CommandWords {
 };
 
 std::string Json(const nlohmann::ordered_json& document) {
-  return EscapeInJson(document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace)) + "\n";
+  return EscapeInJson(JsonText(document, JsonStyle::kIndented)) + "\n";
 }
 
 // Handlers answer on one line; people read --json too. Nothing for a command that has printed its document already.
 std::string Indented(const std::string& document) {
   if (document.empty()) return "";
-  const auto parsed = nlohmann::ordered_json::parse(document, nullptr, /*allow_exceptions=*/false);
+  const auto parsed = TryParseOrderedJson(document);
   return parsed.is_discarded() ? document + "\n" : Json(parsed);
 }
 

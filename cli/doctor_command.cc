@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 #include "codec/kernels/cpu_target.h"
 #include "gpu/engine/device_check.h"
 #include "gpu/engine/plugin.h"
@@ -88,7 +89,7 @@ Result<Outcome> RunDoctor(Session& session, const Arguments& arguments) {
   if (!examined.ok()) gpu["reason"] = std::string(examined.message());
   document["gpu"] = std::move(gpu);
   Outcome out;
-  out.document = document.dump(-1, ' ', false, Json::error_handler_t::replace);
+  out.document = JsonText(document);
   out.text = RenderDoctor(out.document, session.style());
   // It is the device that is wrong, not a store.
   if (!is_right) out.exit_code = StatusCodeExit(StatusCode::kIo);
@@ -110,7 +111,7 @@ CommandSpec DoctorCommand() {
 }
 
 std::string RenderDoctor(std::string_view document, const Style& style) {
-  const Json doctor = Json::parse(document);
+  const Json doctor = ParseOrderedJson(document);
   std::string out = Painted("modelstore", Tone::kBold, style) + " " + doctor.at("version").get<std::string>() + "\n";
   const auto field = [&](std::string_view label, const std::string& value) {
     out += "  " + Painted(label, Tone::kDim, style) + std::string(10 - label.size(), ' ') + value + "\n";

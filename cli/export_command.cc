@@ -4,6 +4,7 @@
 #include "catalog/write/folder_sink.h"
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -31,7 +32,7 @@ CommandSpec ExportCommand() {
 }
 
 std::string RenderExport(std::string_view document, const Style& style) {
-  const auto report = nlohmann::json::parse(document);
+  const auto report = ParseJson(document);
   return "exported " + Painted(Printable(report.at("name").get<std::string>()), Tone::kBold, style) + ": " +
          Plural(report.at("files"), "file") + ", " + HumanBytes(report.at("bytes")) + ", to " +
          Printable(report.at("dir").get<std::string>()) + "\n";

@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -15,7 +16,7 @@ Result<Outcome> RunLs(Session& session, const Arguments& arguments) {
   Outcome out;
   if (session.options().quiet) {
     // Names only, for scripts and completion.
-    const json parsed = json::parse(document);
+    const json parsed = ParseJson(document);
     for (const json& model : parsed.at("models")) out.text += Printable(model.at("name").get<std::string>()) + "\n";
   } else {
     out.text = RenderLs(document, arguments.Has("--tree"), session.style());
@@ -83,7 +84,7 @@ CommandSpec LsCommand() {
 }
 
 std::string RenderLs(std::string_view document, bool tree, const Style& style) {
-  const json parsed = json::parse(document);
+  const json parsed = ParseJson(document);
   const json& models = parsed.at("models");
   if (models.empty()) return "no models stored; 'modelstore push PATH' stores one\n";
 

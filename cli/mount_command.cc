@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
+#include "codec/json/json_text.h"
 #include "codec/support/signals.h"
 #include "fuse/mount.h"
 
@@ -52,7 +53,7 @@ Result<Outcome> RunMount(Session& session, const Arguments& arguments) {
     ready["mount"] = state.mountpoint;
     ready["read_ahead_kb"] = state.read_ahead_kb;
     // Printed at once: whoever started this waits for it.
-    WriteAll(STDOUT_FILENO, ready.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace) + "\n");
+    WriteAll(STDOUT_FILENO, JsonText(ready, JsonStyle::kAsciiLine) + "\n");
   }
   session.Say("mounted " + Printable(session.options().store) + " at " + Printable(state.mountpoint) + " (read-ahead " +
               std::to_string(state.read_ahead_kb) + " KiB), Ctrl-C to unmount");

@@ -13,6 +13,7 @@
 #include "catalog/schema/records.h"
 #include "catalog/schema/xattrs.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 
@@ -32,7 +33,7 @@ Result<std::string> MountedFile::Sha256() const {
 
 Result<MountView> MountView::Find(Session& session) {
   ASSIGN_OR_RETURN(const std::string document, session.Call("status", {}));
-  const auto status = nlohmann::json::parse(document, nullptr, /*allow_exceptions=*/false);
+  const auto status = TryParseJson(document);
   const auto mount = status.is_object() ? status.find("mount") : status.end();
   const std::string path = mount != status.end() && mount->is_string() ? mount->get<std::string>() : "";
   if (!path.starts_with('/')) return Unavailable("the daemon has no mount; its configuration ('mount') gives it one");

@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -26,7 +27,7 @@ CommandSpec PruneCommand() {
 }
 
 std::string RenderPrune(std::string_view document, const Style& style) {
-  const auto report = nlohmann::json::parse(document);
+  const auto report = ParseJson(document);
   const bool dry_run = report.at("dry_run");
   const uint64_t freed = report.at("freed_bytes");
   std::string out = freed == 0 ? "nothing to prune"

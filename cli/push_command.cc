@@ -9,6 +9,7 @@
 #include "cli/mount_view.h"
 #include "cli/replace_source.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -42,14 +43,14 @@ Status Replace(Session& session, const SourceTree& source, const std::string& na
   const auto replace = [&](JobControl& job) -> Result<std::string> {
     const Result<ReplaceReport> report = ReplaceSource(source, name, mount, job);
     if (!report.ok()) return report.status().WithContext(name + " is stored; replacing its source");
-    auto out = nlohmann::ordered_json::parse(push->document);
+    auto out = ParseOrderedJson(push->document);
     out["replaced_files"] = report->files;
     out["replaced_bytes"] = report->bytes;
     out["left_files"] = nlohmann::ordered_json::array();
     for (const ReplaceReport::Left& left : report->left)
       out["left_files"].push_back({{"path", left.path}, {"reason", left.reason}});
     if (!report->left.empty()) push->exit_code = kExitFilesLeft;
-    return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+    return JsonText(out);
   };
   ASSIGN_OR_RETURN(push->document, session.RunJob(replace));
   return OkStatus();
@@ -120,7 +121,7 @@ CommandSpec PushCommand() {
 }
 
 std::string RenderPush(std::string_view document, const Style& style) {
-  const auto push = nlohmann::json::parse(document);
+  const auto push = ParseJson(document);
   const uint64_t logical = push.at("logical_bytes"), stored = push.at("stored_bytes");
   std::string line = "stored " + Painted(Printable(push.at("name").get<std::string>()), Tone::kBold, style) + ": " +
                      HumanBytes(logical) + " -> " + Painted(HumanBytes(stored), Tone::kGood, style);

@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 #include "codec/support/files.h"
 #include "codec/support/unique_fd.h"
 
@@ -74,7 +75,7 @@ CommandSpec ReportCommand() {
 }
 
 std::string RenderReport(std::string_view document, const Style& style) {
-  const json report = json::parse(document);
+  const json report = ParseJson(document);
   const uint64_t logical = report.at("logical_bytes"), stored = report.at("stored_bytes"),
                  disk = report.at("disk_bytes");
   const json& models = report.at("models");

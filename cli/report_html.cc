@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -80,7 +81,7 @@ th:first-child,td:first-child,td.l,th.l{text-align:left}th{font-weight:500;opaci
 }  // namespace
 
 std::string RenderReportHtml(std::string_view document) {
-  const json report = json::parse(document);
+  const json report = ParseJson(document);
   const uint64_t logical = report.at("logical_bytes"), stored = report.at("stored_bytes");
   const json& models = report.at("models");
   std::string out(kHead);

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -16,7 +17,7 @@ Result<std::string> Remove(Session& session, const std::string& name, bool dry_r
 // Asks on the terminal, having said what goes. Errors: Cancelled when the answer is not yes.
 Status Confirm(Session& session, const std::string& name) {
   ASSIGN_OR_RETURN(const std::string preview, Remove(session, name, /*dry_run=*/true));
-  const uint64_t freed = nlohmann::json::parse(preview).at("freed_bytes");
+  const uint64_t freed = ParseJson(preview).at("freed_bytes");
   const std::string consequence =
       freed == 0 ? "Other models need all that it holds" : "'modelstore prune' will then free " + HumanBytes(freed);
   WriteAll(STDERR_FILENO, "remove " + Printable(name) + "? " + consequence + " [y/N] ");
@@ -51,7 +52,7 @@ CommandSpec RmCommand() {
 }
 
 std::string RenderRm(std::string_view document, const Style& style) {
-  const auto report = nlohmann::json::parse(document);
+  const auto report = ParseJson(document);
   const bool dry_run = report.at("dry_run");
   std::string out;
   for (const auto& model : report.at("models")) {

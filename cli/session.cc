@@ -13,6 +13,7 @@
 
 #include "cli/progress.h"
 #include "cli/terminal.h"
+#include "codec/json/json_text.h"
 #include "codec/support/files.h"
 #include "codec/support/size_text.h"
 #include "daemon/handlers/handlers.h"
@@ -38,7 +39,7 @@ Result<std::string> ParametersText(const ParameterList& parameters) {
   nlohmann::json out = nlohmann::json::object();
   for (const auto& [name, value] : parameters) std::visit([&, &key = name](const auto& v) { out[key] = v; }, value);
   try {
-    return out.dump();
+    return JsonText(out);
   } catch (const nlohmann::json::exception&) {
     return InvalidArgument("an argument is not valid UTF-8; names and paths given to modelstore must be");
   }

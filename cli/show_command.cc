@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -46,7 +47,7 @@ CommandSpec ShowCommand() {
 }
 
 std::string RenderShow(std::string_view document, const Style& style) {
-  const json model = json::parse(document);
+  const json model = ParseJson(document);
   const uint64_t logical = model.at("logical_bytes"), stored = model.at("stored_bytes"),
                  shared = model.at("shared_bytes");
   std::string out = Painted(Text(model.at("name")), Tone::kBold, style) + "  " + Text(model.at("kind")) + ", " +

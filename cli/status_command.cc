@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -76,7 +77,7 @@ CommandSpec StatusCommand() {
 }
 
 std::string RenderStatus(std::string_view document, const Style& style) {
-  const json status = json::parse(document);
+  const json status = ParseJson(document);
   const bool daemon = status.contains("pid");
   std::string out =
       Painted(daemon ? "modelstored" : "modelstore", Tone::kBold, style) + " " + Text(status.at("version"));

@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 #include "fuse/mount.h"
 
 namespace modelstore {
@@ -13,7 +14,7 @@ Result<Outcome> RunUnmount(Session& session, const Arguments& arguments) {
   Outcome out;
   nlohmann::json document;
   document["unmounted"] = mountpoint;
-  out.document = document.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  out.document = JsonText(document);
   if (!session.options().quiet) out.text = "unmounted " + Printable(mountpoint) + "\n";
   return out;
 }

@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -11,7 +12,7 @@ using nlohmann::json;
 Result<Outcome> RunVerify(Session& session, const Arguments& arguments) {
   RETURN_IF_ERROR(session.UseMemoryBudget(arguments));
   ASSIGN_OR_RETURN(std::string document, session.Call("verify", {{"names", arguments.positionals}}));
-  const bool damaged = !json::parse(document).at("failed").empty();
+  const bool damaged = !ParseJson(document).at("failed").empty();
   Outcome out;
   if (damaged || !session.options().quiet) out.text = RenderVerify(document, session.style());
   out.document = std::move(document);
@@ -30,7 +31,7 @@ CommandSpec VerifyCommand() {
 }
 
 std::string RenderVerify(std::string_view document, const Style& style) {
-  const json report = json::parse(document);
+  const json report = ParseJson(document);
   const json& failed = report.at("failed");
   const std::string checked =
       Plural(report.at("checked"), "file") + " checked, " + HumanBytes(report.at("checked_bytes")) + " decoded";

@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/mount_view.h"
 #include "cli/session.h"
+#include "codec/json/json_text.h"
 #include "codec/support/bytes.h"
 #include "codec/support/guarded.h"
 #include "codec/support/mutex.h"
@@ -103,7 +104,7 @@ Result<Outcome> RunWarm(Session& session, const Arguments& arguments) {
   ASSIGN_OR_RETURN(const std::string shown, session.Call("show", {{"name", name}}));
   ASSIGN_OR_RETURN(const MountView mount, MountView::Find(session));
 
-  const auto model = nlohmann::json::parse(shown);
+  const auto model = ParseJson(shown);
   std::vector<Region> regions;
   uint64_t total_bytes = 0;
   for (const auto& file : model.at("files")) {
@@ -122,7 +123,7 @@ Result<Outcome> RunWarm(Session& session, const Arguments& arguments) {
     document["files"] = model.at("files").size();
     document["bytes"] = total_bytes;
     document["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return document.dump(-1, ' ', false, Json::error_handler_t::replace);
+    return JsonText(document);
   };
   // A read of the mount waits for the daemon whatever a handler says: only a signal that ends the process ends it.
   ASSIGN_OR_RETURN(out.document, session.RunJob(warm, Session::Signals::kEnd));
@@ -141,7 +142,7 @@ CommandSpec WarmCommand() {
 }
 
 std::string RenderWarm(std::string_view document, const Style& style) {
-  const auto report = nlohmann::json::parse(document);
+  const auto report = ParseJson(document);
   const uint64_t bytes = report.at("bytes");
   const double seconds = report.at("seconds");
   std::string out = "warmed " + Painted(Printable(report.at("name").get<std::string>()), Tone::kBold, style) + ": " +

@@ -17,6 +17,7 @@
 
 #include "catalog/schema/access.h"
 #include "catalog/schema/xattrs.h"
+#include "codec/json/json_text.h"
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
 
@@ -214,7 +215,7 @@ std::string MountOps::Info(const NodeInfo& node, const std::function<bool(const 
   }
   info["logical_bytes"] = logical;
   info["stored_bytes"] = stored;
-  return info.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return JsonText(info);
 }
 
 // Replies to each kind of request. Nothing may be thrown into libfuse: Guard turns exceptions into errors.

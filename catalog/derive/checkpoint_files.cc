@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "codec/json/json_text.h"
 #include "codec/tensor/safetensors.h"
 
 namespace modelstore {
@@ -16,7 +17,7 @@ constexpr std::string_view kMetadata = "__metadata__";
 
 Result<Json> ParseObject(ByteSpan text, std::string_view what) {
   RETURN_IF_ERROR(CheckNesting(text, what));
-  Json parsed = Json::parse(AsChars(text), nullptr, /*allow_exceptions=*/false);
+  Json parsed = TryParseOrderedJson(AsChars(text));
   if (!parsed.is_object()) return NoJsonObject(text, what);
   return parsed;
 }
@@ -26,9 +27,7 @@ Bytes ToBytes(const std::string& text) {
   return Bytes(bytes.begin(), bytes.end());
 }
 
-Bytes Pretty(const Json& document) {
-  return ToBytes(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
-}
+Bytes Pretty(const Json& document) { return ToBytes(JsonText(document, JsonStyle::kIndented) + "\n"); }
 
 // A key that the object has not yet, at its end: looking for it takes as long as the object is.
 void Append(Json* object, const std::string& key, Json value) {
@@ -65,7 +64,7 @@ Status BadSource(const Status& status) {
 Status NoJsonObject(ByteSpan text, std::string_view what) {
   std::string where;
   try {
-    const Json parsed = Json::parse(AsChars(text));
+    const Json parsed = ParseOrderedJson(AsChars(text));
   } catch (const Json::parse_error& error) {
     where =
         ": it breaks off or goes wrong at byte " + std::to_string(error.byte) + " of " + std::to_string(text.size());
@@ -84,10 +83,10 @@ Result<SafetensorsHeader> ReadSafetensorsHeader(ByteSpan header, uint64_t file_b
   const Result<TensorIndex> index = ParseSafetensorsHeader(header, file_bytes);
   if (!index.ok()) return BadSource(index.status());
   // Sorted by name: there may be many.
-  const auto json = nlohmann::json::parse(AsChars(header.subspan(kSafetensorsLengthBytes)), nullptr, false);
+  const auto json = TryParseJson(AsChars(header.subspan(kSafetensorsLengthBytes)));
   if (!json.is_object()) return Unsupported("the safetensors header is no JSON object");
   SafetensorsHeader out;
-  if (const auto metadata = json.find(kMetadata); metadata != json.end()) out.metadata = metadata->dump();
+  if (const auto metadata = json.find(kMetadata); metadata != json.end()) out.metadata = JsonText(*metadata);
   for (const TensorEntry& entry : index->tensors) {
     const nlohmann::json& tensor = json.at(entry.name);
     out.tensors.push_back({entry.name, tensor.at("dtype").get<std::string>(),
@@ -98,14 +97,14 @@ Result<SafetensorsHeader> ReadSafetensorsHeader(ByteSpan header, uint64_t file_b
 
 Result<Bytes> WriteSafetensorsHeader(const SafetensorsHeader& header) {
   Json json = Json::object();
-  if (!header.metadata.empty()) json[kMetadata] = Json::parse(header.metadata);
+  if (!header.metadata.empty()) json[kMetadata] = ParseOrderedJson(header.metadata);
   uint64_t at = 0;
   for (const HeaderTensor& tensor : header.tensors) {
     Append(&json, tensor.name,
            {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {at, at + tensor.bytes}}});
     at += tensor.bytes;
   }
-  std::string text = json.dump();
+  std::string text = JsonText(json);
   text.append((8 - text.size() % 8) % 8, ' ');
   if (text.size() > kSafetensorsMaxHeaderBytes)
     return ResourceExhausted("a safetensors header of " + std::to_string(text.size()) + " bytes is too large");

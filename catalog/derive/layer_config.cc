@@ -7,6 +7,7 @@
 #include <set>
 
 #include "catalog/derive/checkpoint_files.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -485,11 +486,11 @@ class LayerRewriter {
     }
     // "3,4,5"
     if (IsOfLayers(key) && !text.empty() && text.find_first_not_of("0123456789, ") == std::string::npos) {
-      Json list = Json::parse("[" + text + "]", nullptr, /*allow_exceptions=*/false);
+      Json list = TryParseOrderedJson("[" + text + "]");
       if (!AreNumbers(list, cut_.layers)) return Refuse(at, "is no list of layers' numbers");
       const bool has_blanks = Contains(text, ", ");
       std::string left;
-      for (const Json& number : Numbers(list)) left += (left.empty() ? "" : has_blanks ? ", " : ",") + number.dump();
+      for (const Json& number : Numbers(list)) left += (left.empty() ? "" : has_blanks ? ", " : ",") + JsonText(number);
       value = left;
       return OkStatus();
     }
@@ -533,13 +534,13 @@ class LayerRewriter {
 
 Result<Json> Parse(std::string_view file, ByteSpan text) {
   RETURN_IF_ERROR(CheckNesting(text, file));
-  Json json = Json::parse(AsChars(text), nullptr, /*allow_exceptions=*/false);
+  Json json = TryParseOrderedJson(AsChars(text));
   if (!json.is_object()) return NoJsonObject(text, file);
   return json;
 }
 
 Bytes Dumped(const Json& json) {
-  const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::string text = JsonText(json, JsonStyle::kIndented) + "\n";
   const ByteSpan bytes = AsBytes(text);
   return Bytes(bytes.begin(), bytes.end());
 }

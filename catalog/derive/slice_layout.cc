@@ -6,6 +6,7 @@
 
 #include "catalog/derive/checkpoint_files.h"
 #include "catalog/derive/layer_names.h"
+#include "codec/json/json_text.h"
 
 namespace modelstore {
 namespace {
@@ -78,7 +79,7 @@ std::string BiasOf(const std::string& weight) {
 
 Result<Json> Parse(ByteSpan config) {
   RETURN_IF_ERROR(CheckNesting(config, "config.json"));
-  Json json = Json::parse(AsChars(config), nullptr, /*allow_exceptions=*/false);
+  Json json = TryParseOrderedJson(AsChars(config));
   if (!json.is_object()) return NoJsonObject(config, "config.json");
   return json;
 }
@@ -191,7 +192,7 @@ Result<Bytes> ConfigSliced(ByteSpan config, const SliceLayout& layout, uint64_t 
     // A layer that is left out in training would leave the stream in the axes of another.
     if (json.contains("layerdrop")) json["layerdrop"] = 0.0;
   }
-  const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::string text = JsonText(json, JsonStyle::kIndented) + "\n";
   const ByteSpan bytes = AsBytes(text);
   return Bytes(bytes.begin(), bytes.end());
 }

@@ -1,14 +1,13 @@
 #include "codec/encode/low_rank.h"
 
-#include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
 
 #include "codec/encode/delta_math.h"
+#include "codec/encode/dense_solvers.h"
 #include "codec/encode/input_moments.h"
 
 namespace modelstore {
@@ -18,6 +17,10 @@ using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMa
 using ConstMap = Eigen::Map<const Matrix>;
 using ConstLevels = Eigen::Map<const Eigen::Matrix<int8_t, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
 using Index = Eigen::Index;
+
+using ColumnMap = Eigen::Map<const Eigen::MatrixXd>;
+
+std::span<const double> Values(const Eigen::MatrixXd& m) { return {m.data(), static_cast<size_t>(m.size())}; }
 
 constexpr uint32_t kExtraColumns = 8;  // of the sketch: Halko, Martinsson, Tropp 2011
 constexpr int kPowerSteps = 3;
@@ -104,9 +107,9 @@ void Orthonormalize(Matrix& y) {
     const double trace = gram.trace();
     if (!(trace > 0) || !std::isfinite(trace)) return;
     gram.diagonal().array() += trace * 1e-7;
-    const Eigen::LLT<Eigen::MatrixXd> factor(gram);
-    if (factor.info() != Eigen::Success) return;
-    const Matrix root = Eigen::MatrixXd(factor.matrixL()).cast<float>();
+    const std::optional<std::vector<double>> factor = CholeskyFactor(Values(gram), static_cast<uint64_t>(gram.cols()));
+    if (!factor) return;
+    const Matrix root = ColumnMap(factor->data(), gram.rows(), gram.cols()).cast<float>();
     root.transpose().triangularView<Eigen::Upper>().solveInPlace<Eigen::OnTheRight>(y);
   }
 }
@@ -225,8 +228,13 @@ LowRankBasis::LowRankBasis(const CompactInput& input, uint32_t rank, float facto
   const Matrix x = map.TransposedTimes(y);  // (y^T W^1/2 D R)^T, columns x width
   Matrix product(width, width);
   product.noalias() = x.transpose() * x;
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(product.cast<double>());
-  const Eigen::VectorXd& values = solver.eigenvalues();  // ascending
+  const Eigen::MatrixXd gram = product.cast<double>();
+  const std::optional<EigenPairs> pairs = SymmetricEigenPairs(Values(gram), static_cast<uint64_t>(width));
+  if (!pairs) {
+    component_energy_.assign(1, 0);
+    return;
+  }
+  const auto values = [&](Index k) { return pairs->values[static_cast<size_t>(k)]; };
   while (rank_ < std::min<Index>(rank, width) && values(width - 1 - rank_) > kNoise * kNoise * values(width - 1) &&
          values(width - 1 - rank_) > 0) {
     ++rank_;
@@ -234,7 +242,7 @@ LowRankBasis::LowRankBasis(const CompactInput& input, uint32_t rank, float facto
   component_energy_.assign(rank_ + 1, 0);
   for (Index k = 0; k <= rank_ && k < width; ++k) component_energy_[static_cast<size_t>(k)] = values(width - 1 - k);
   if (rank_ == 0) return;
-  const Matrix turn = solver.eigenvectors().rightCols(rank_).rowwise().reverse().cast<float>();
+  const Matrix turn = ColumnMap(pairs->vectors.data(), width, width).rightCols(rank_).rowwise().reverse().cast<float>();
   Matrix leading(columns, rank_);
   leading.noalias() = x * turn;
   const Matrix right = map.RightOf(leading);
@@ -275,7 +283,8 @@ LowRankFit LowRankBasis::Fit(const CompactInput& input, uint32_t rank) const {
           .topLeftCorner(r, r);
   Eigen::MatrixXd damped = gram;
   damped.diagonal().array() += 1e-6 * gram.trace() / static_cast<double>(r);
-  const Matrix inverse = damped.ldlt().solve(Eigen::MatrixXd::Identity(r, r)).cast<float>();
+  const std::vector<double> solved = SolveSymmetric(Values(damped), fit.rank, Values(Eigen::MatrixXd::Identity(r, r)));
+  const Matrix inverse = ColumnMap(solved.data(), r, r).cast<float>();
   Matrix left(rows, r);
   left.noalias() = product * inverse;
 
@@ -324,8 +333,9 @@ LowRankFit LowRankBasis::Fit(const CompactInput& input, uint32_t rank) const {
   normal = normal.cwiseProduct(gram);
   Eigen::MatrixXd solvable = normal;
   solvable.diagonal().array() += 1e-9 * normal.trace() / static_cast<double>(r) + std::numeric_limits<double>::min();
-  const Eigen::VectorXd best = solvable.ldlt().solve(gain);
-  for (Index k = 0; k < r; ++k) fit.scales.push_back(FromBf16(ToBf16(static_cast<float>(best(k)))));
+  const std::vector<double> best = SolveSymmetric(Values(solvable), fit.rank, {gain.data(), fit.rank});
+  for (Index k = 0; k < r; ++k)
+    fit.scales.push_back(FromBf16(ToBf16(static_cast<float>(best[static_cast<size_t>(k)]))));
   normal *= unit;
   gain *= unit;
   fit.normal.assign(normal.data(), normal.data() + normal.size());

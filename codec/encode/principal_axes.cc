@@ -1,11 +1,11 @@
 #include "codec/encode/principal_axes.h"
 
-#include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cmath>
 #include <string>
+
+#include "codec/encode/dense_solvers.h"
 
 namespace modelstore {
 namespace {
@@ -33,9 +33,10 @@ std::vector<double> ToVector(const Matrix& m) { return {m.data(), m.data() + m.s
 Result<std::vector<double>> PrincipalAxes(std::span<const double> c, uint64_t n, uint64_t k) {
   RETURN_IF_ERROR(Check(c, n, k));
   const auto size = static_cast<Index>(n), kept = static_cast<Index>(k);
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(ConstMap(c.data(), size, size));
-  if (solver.info() != Eigen::Success) return InvalidArgument("the moments' principal components do not converge");
-  Matrix axes = solver.eigenvectors().rightCols(kept).rowwise().reverse();
+  const std::optional<EigenPairs> pairs = SymmetricEigenPairs(c, n);
+  if (!pairs) return InvalidArgument("the moments' principal components do not converge");
+  Matrix axes =
+      Eigen::Map<const Eigen::MatrixXd>(pairs->vectors.data(), size, size).rightCols(kept).rowwise().reverse();
   for (Index j = 0; j < kept; ++j) {
     Index largest = 0;
     axes.col(j).cwiseAbs().maxCoeff(&largest);
@@ -54,17 +55,20 @@ Result<std::vector<double>> LeastSquaresReader(std::span<const double> c, std::s
   double damping = kReaderDamping * energy.trace() / static_cast<double>(k);
   if (!(damping > 0)) return InvalidArgument("the moments have no energy");
   energy.diagonal().array() += damping;
-  Eigen::LLT<Eigen::MatrixXd> factor(energy);
+  const auto factorized = [&] { return CholeskyFactor({energy.data(), k * k}, k); };
+  std::optional<std::vector<double>> factor = factorized();
   // Moments in float32 of which much was taken away may be negative by their rounding.
-  while (factor.info() != Eigen::Success) {
+  while (!factor) {
     if (damping > kMostDamping * energy.trace() / static_cast<double>(k))
       return InvalidArgument("moments are not positive: they must be X^T X / n");
     energy.diagonal().array() += 9 * damping;
     damping *= 10;
-    factor.compute(energy);
+    factor = factorized();
   }
   // (C Q + d Q) (Q^T C Q + d)^-1 is Q wherever C is 0.
-  return ToVector(factor.solve((cq + damping * axes).transpose()).transpose());
+  // The solution is the transpose, column-major: row-major what is asked for.
+  const Matrix target = cq + damping * axes;
+  return SolveByCholesky(*factor, k, {target.data(), n * k});
 }
 
 std::vector<double> TransposedProduct(std::span<const double> a, std::span<const double> b, uint64_t n, uint64_t k,

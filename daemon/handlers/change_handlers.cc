@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "catalog/write/maintain.h"
+#include "codec/json/json_text.h"
 #include "daemon/handlers/handler_groups.h"
 #include "daemon/handlers/parameters.h"
 
@@ -8,8 +9,6 @@ namespace modelstore {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 }  // namespace
 
@@ -19,7 +18,7 @@ Result<std::string> HandleRename(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const std::string to, parameters.String("to"));
   RETURN_IF_ERROR(Rename(catalog, from, to, *request.job,
                          [&](const ModelRecord& model) { return request.caller->CheckMayChange(model); }));
-  return Dump({{"name", to}, {"previous_name", from}});
+  return JsonText(Json({{"name", to}, {"previous_name", from}}));
 }
 
 Result<std::string> HandleRm(Catalog& catalog, const Request& request) {
@@ -29,7 +28,7 @@ Result<std::string> HandleRm(Catalog& catalog, const Request& request) {
   const auto may_change = [&](const ModelRecord& model) { return request.caller->CheckMayChange(model); };
   const auto may_see = [&](const ModelRecord& model) { return request.caller->MaySee(model); };
   ASSIGN_OR_RETURN(const RemoveReport report, Remove(catalog, name, dry_run, *request.job, may_change, may_see));
-  return Dump({{"models", report.models}, {"freed_bytes", report.freed_bytes}, {"dry_run", dry_run}});
+  return JsonText(Json({{"models", report.models}, {"freed_bytes", report.freed_bytes}, {"dry_run", dry_run}}));
 }
 
 Result<std::string> HandlePrune(Catalog& catalog, const Request& request) {
@@ -37,13 +36,13 @@ Result<std::string> HandlePrune(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const Parameters parameters, Parameters::Parse(request.parameters, {"dry_run"}));
   ASSIGN_OR_RETURN(const bool dry_run, parameters.Bool("dry_run", false));
   ASSIGN_OR_RETURN(const PruneReport report, Prune(catalog, dry_run, *request.job));
-  return Dump({{"freed_bytes", report.freed_bytes},
-               {"tensors", report.tensors},
-               {"files", report.files},
-               {"blocks", report.blocks},
-               {"disk_bytes_before", report.disk_bytes_before},
-               {"disk_bytes_after", report.disk_bytes_after},
-               {"dry_run", dry_run}});
+  return JsonText(Json({{"freed_bytes", report.freed_bytes},
+                        {"tensors", report.tensors},
+                        {"files", report.files},
+                        {"blocks", report.blocks},
+                        {"disk_bytes_before", report.disk_bytes_before},
+                        {"disk_bytes_after", report.disk_bytes_after},
+                        {"dry_run", dry_run}}));
 }
 
 }  // namespace modelstore

@@ -6,6 +6,7 @@
 
 #include "catalog/write/folder_sink.h"
 #include "catalog/write/maintain.h"
+#include "codec/json/json_text.h"
 #include "daemon/handlers/handler_groups.h"
 #include "daemon/handlers/parameters.h"
 
@@ -15,8 +16,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kMaxVerifyNames = 10'000;
-
-std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 // Who checks everything learns that something is damaged, and what it is where the caller may read it.
 std::vector<VerifyFailure> FailuresFor(const Caller& caller, const Catalog& catalog, const VerifyReport& report) {
@@ -57,7 +56,8 @@ Result<std::string> HandleVerify(Catalog& catalog, const Request& request) {
   Json failed = Json::array();
   for (const VerifyFailure& failure : FailuresFor(*request.caller, catalog, report))
     failed.push_back({{"model", failure.model}, {"file", failure.file}, {"reason", failure.reason}});
-  return Dump({{"checked", report.checked}, {"checked_bytes", report.checked_bytes}, {"failed", std::move(failed)}});
+  return JsonText(
+      Json({{"checked", report.checked}, {"checked_bytes", report.checked_bytes}, {"failed", std::move(failed)}}));
 }
 
 Result<std::string> HandleExport(Catalog& catalog, const Request& request) {
@@ -75,7 +75,7 @@ Result<std::string> HandleExport(Catalog& catalog, const Request& request) {
   ASSIGN_OR_RETURN(const ExportReport report,
                    Export(catalog, name, may_read, folder ? *folder : *request.sink, *request.job,
                           [&](const ModelRecord& model) { return request.caller->MaySee(model); }));
-  return Dump({{"name", name}, {"dir", dir}, {"files", report.files}, {"bytes", report.bytes}});
+  return JsonText(Json({{"name", name}, {"dir", dir}, {"files", report.files}, {"bytes", report.bytes}}));
 }
 
 }  // namespace modelstore

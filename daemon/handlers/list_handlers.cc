@@ -4,6 +4,7 @@
 #include <set>
 
 #include "catalog/write/report.h"
+#include "codec/json/json_text.h"
 #include "daemon/handlers/handler_groups.h"
 #include "daemon/handlers/parameters.h"
 
@@ -11,8 +12,6 @@ namespace modelstore {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string Dump(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 Json NullIfEmpty(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
@@ -102,7 +101,7 @@ Result<std::string> HandleLs(Catalog& catalog, const Request& request) {
   for (const ModelUsage& model : report.models) models.push_back(Usage(model));
   Json out;
   out["models"] = std::move(models);
-  return Dump(out);
+  return JsonText(out);
 }
 
 Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
@@ -147,7 +146,7 @@ Result<std::string> HandleShow(Catalog& catalog, const Request& request) {
   }
   out["files"] = std::move(files);
   if (detail.files_left_out != 0) out["unreadable_files"] = detail.files_left_out;
-  return Dump(out);
+  return JsonText(out);
 }
 
 Result<std::string> HandleReport(Catalog& catalog, const Request& request) {
@@ -166,7 +165,7 @@ Result<std::string> HandleReport(Catalog& catalog, const Request& request) {
     models.back()["levels"] = Levels(model.levels);
   }
   out["models"] = std::move(models);
-  return Dump(out);
+  return JsonText(out);
 }
 
 }  // namespace modelstore

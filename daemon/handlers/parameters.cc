@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "codec/json/json_text.h"
+
 namespace modelstore {
 
 using nlohmann::json;
@@ -23,7 +25,7 @@ Status WrongType(std::string_view key, std::string_view expected, const json* fo
 Result<Parameters> Parameters::Parse(std::string_view text, std::initializer_list<std::string_view> known,
                                      std::span<const std::string_view> more) {
   auto object = std::make_shared<Object>();
-  object->value = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  object->value = TryParseJson(text);
   if (!object->value.is_object()) return InvalidArgument("request parameters are not a JSON object");
   for (const auto& item : object->value.items()) {
     if (std::find(known.begin(), known.end(), item.key()) == known.end() &&

@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "catalog/write/compact_model.h"
+#include "codec/json/json_text.h"
 #include "daemon/handlers/compact_parameters.h"
 #include "daemon/handlers/handler_groups.h"
 #include "daemon/handlers/parameters.h"
@@ -65,7 +66,7 @@ std::string PushDocument(Catalog& catalog, const Caller& caller, const PushRepor
                    {"content", report.content_bytes},
                    {"compact", report.compact_bytes},
                    {"projected", report.projected_bytes}};
-  return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return JsonText(out);
 }
 
 Result<std::string> HandlePush(Catalog& catalog, const Request& request) {

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "codec/json/json_text.h"
 #include "codec/kernels/cpu_target.h"
 #include "daemon/handlers/handler_groups.h"
 #include "daemon/handlers/parameters.h"
@@ -41,7 +42,7 @@ Result<std::string> HandleStatus(Catalog& catalog, const Request& request) {
                   {"decoded_bytes", stats.decoded_bytes},
                   {"prefetched_blocks", stats.prefetched_blocks}};
   out["decode"] = {{"target", CpuTargetName(CurrentCpuTarget())}, {"gpu", nullptr}};
-  std::string document = out.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string document = JsonText(out);
   return request.complete_status ? request.complete_status(document) : document;
 }
 

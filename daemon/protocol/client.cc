@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "catalog/write/source_reader.h"
+#include "codec/json/json_text.h"
 #include "codec/support/unique_fd.h"
 #include "codec/support/user_namespace.h"
 #include "daemon/protocol/wire.h"
@@ -114,7 +115,7 @@ std::optional<Integer> Number(const Json& object, const char* key) {
 
 Status SendJson(int socket, const Json& object, const JobControl* job, const std::vector<int>& fds = {}) {
   // Paths may be any bytes; they are for messages only where they are not UTF-8.
-  const std::string text = object.dump(-1, ' ', false, Json::error_handler_t::replace);
+  const std::string text = JsonText(object);
   return SendFrame(socket, FrameKind::kJson, AsBytes(text), fds, kFrameTimeoutMs, job);
 }
 
@@ -129,7 +130,7 @@ class Conversation {
     request["protocol"] = kProtocolVersion;
     request["version"] = MODELSTORE_VERSION;
     request["request"] = call_.request;
-    request["parameters"] = Json::parse(call_.parameters, nullptr, /*allow_exceptions=*/false);
+    request["parameters"] = TryParseOrderedJson(call_.parameters);
     if (!request["parameters"].is_object()) return Internal("a request's parameters are not a JSON object");
     if (call_.source != nullptr) request["files"] = call_.source->files().size();
     if (call_.moments != nullptr) request["moments"] = true;
@@ -148,7 +149,7 @@ class Conversation {
       if (!cancelled_at_ && call_.job != nullptr && call_.job->cancelled()) {
         cancelled_at_ = Clock::now();
         // When it cannot be sent the daemon is gone or does not listen, which the wait for its answer tells.
-        const std::string cancel = Json({{"cancel", true}}).dump();
+        const std::string cancel = JsonText(Json({{"cancel", true}}));
         static_cast<void>(TrySendFrame(socket_, FrameKind::kJson, AsBytes(cancel), kCancelPollMs).ok());
       }
       pollfd readable = {.fd = socket_, .events = POLLIN, .revents = 0};
@@ -193,8 +194,8 @@ class Conversation {
                        " has not confirmed it yet: it rolls back what was begun, unless that is done already");
     if (call_.patience.count() > 0 && now - heard > call_.patience)
       return Unavailable("the daemon at " + path_ + " said nothing for " + std::to_string(call_.patience.count()) +
-                         " s: it is stopped, or its disk hangs; --timeout SECONDS (or MODELSTORE_TIMEOUT) waits "
-                         "longer, 0 for ever");
+                         " s: it is stopped, or its disk hangs, and may still do what it was asked to; --timeout "
+                         "SECONDS (or MODELSTORE_TIMEOUT) waits longer, 0 for ever");
     return OkStatus();
   }
 
@@ -225,7 +226,7 @@ class Conversation {
     }
     if (NestedTooDeep(frame.payload))
       return NotUnderstood("JSON of more than " + std::to_string(kMaxDepth) + " levels");
-    const Json message = Json::parse(frame.payload, nullptr, /*allow_exceptions=*/false);
+    const Json message = TryParseOrderedJson(frame.payload);
     if (!message.is_object() || message.size() != 1) return NotUnderstood("not a JSON object of one member");
     const std::string& kind = message.begin().key();
     const Json& body = message.begin().value();
@@ -233,7 +234,7 @@ class Conversation {
       if (!body.is_object()) return NotUnderstood("a result that is not an object");
       if (call_.sink != nullptr && (!listed_ || file_ != files_.size()))
         return NotUnderstood("an export with files missing");
-      return std::optional(body.dump(-1, ' ', false, Json::error_handler_t::replace));
+      return std::optional(JsonText(body));
     }
     if (kind == "error") {
       const StatusCode code = StatusCodeFromName(Text(body, "code"));

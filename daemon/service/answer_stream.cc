@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "codec/json/json_text.h"
 #include "codec/support/guarded.h"
 #include "codec/support/user_namespace.h"
 
@@ -14,8 +15,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kProgressEveryNs = 100'000'000;
-
-std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 int64_t NowNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -40,14 +39,14 @@ void AnswerStream::Progress(const JobProgress& progress) {
   if (!mutex_.TryLock()) return;
   const MutexLock lock(mutex_, std::adopt_lock);
   if (!failure_.ok()) return;
-  const std::string text =
-      Dump({{"progress",
-             {{"phase", progress.phase}, {"done_bytes", progress.done_bytes}, {"total_bytes", progress.total_bytes}}}});
+  const std::string text = JsonText(Json(
+      {{"progress",
+        {{"phase", progress.phase}, {"done_bytes", progress.done_bytes}, {"total_bytes", progress.total_bytes}}}}));
   (void)Noted(text.size(),
               [&](int timeout_ms) { return TrySendFrame(socket_, FrameKind::kJson, AsBytes(text), timeout_ms); });
 }
 
-void AnswerStream::Warning(std::string_view message) { (void)SendJson(Dump({{"warning", message}})); }
+void AnswerStream::Warning(std::string_view message) { (void)SendJson(JsonText(Json({{"warning", message}}))); }
 
 Status AnswerStream::SendResult(std::string_view document) {
   std::string text = "{\"result\": ";
@@ -59,7 +58,7 @@ Status AnswerStream::SendResult(std::string_view document) {
 }
 
 Status AnswerStream::SendError(const Status& error) {
-  return SendJson(Dump({{"error", {{"code", StatusCodeName(error.code())}, {"message", error.message()}}}}));
+  return SendJson(JsonText(Json({{"error", {{"code", StatusCodeName(error.code())}, {"message", error.message()}}}})));
 }
 
 Status AnswerStream::SendJson(std::string_view json) { return Send(FrameKind::kJson, AsBytes(json)); }
@@ -111,7 +110,7 @@ Status FrameSink::Begin(const std::vector<ModelFile>& files) {
     if (UserNamespace::Own().is_whole()) entry["gid"] = file.gid;
     list.push_back(std::move(entry));
   }
-  return answers_->SendJson(Dump({{"files", std::move(list)}}));
+  return answers_->SendJson(JsonText(Json({{"files", std::move(list)}})));
 }
 
 Status FrameSink::BeginFile(size_t index) {
@@ -121,6 +120,6 @@ Status FrameSink::BeginFile(size_t index) {
 
 Status FrameSink::Write(ByteSpan bytes) { return answers_->SendData(bytes); }
 
-Status FrameSink::EndFile() { return answers_->SendJson(Dump({{"file_done", index_}})); }
+Status FrameSink::EndFile() { return answers_->SendJson(JsonText(Json({{"file_done", index_}}))); }
 
 }  // namespace modelstore

@@ -11,6 +11,7 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "codec/json/json_text.h"
 #include "codec/support/utf8.h"
 
 namespace modelstore {
@@ -91,7 +92,7 @@ std::string JsonLine(std::string_view time, LogLevel level, std::string_view mes
   line["level"] = kLevelNames[static_cast<size_t>(level)];
   line["message"] = message;
   for (const auto& [name, value] : fields) line[std::string(name)] = value;
-  return line.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::ordered_json::error_handler_t::replace);
+  return JsonText(line, JsonStyle::kAsciiLine);
 }
 
 }  // namespace

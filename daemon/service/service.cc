@@ -14,6 +14,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "codec/json/json_text.h"
 #include "codec/support/guarded.h"
 #include "codec/support/log.h"
 #include "codec/support/mutex.h"
@@ -129,7 +130,7 @@ std::string GpuStateJson(const GpuState& state) {
   out["decoded_bytes"] = state.decoded_bytes;
   out["failed_blocks"] = state.failed_blocks;
   out["failed_batches"] = state.failed_batches;
-  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return JsonText(out);
 }
 
 class Service {
@@ -308,13 +309,13 @@ class Service {
   }
 
   std::string CompleteStatus(const std::string& document, const Caller& caller) const {
-    Json out = Json::parse(document);
+    Json out = ParseOrderedJson(document);
     const std::optional<MountState> mount = mount_ ? mount_->state() : std::nullopt;
     if (mount) {
       out["mount"] = mount->mountpoint;
       out["read_ahead_kb"] = mount->read_ahead_kb;
     }
-    out["decode"]["gpu"] = Json::parse(GpuStateJson(gpu_->state()));
+    out["decode"]["gpu"] = ParseOrderedJson(GpuStateJson(gpu_->state()));
     out["memory_budget_bytes"] = config_.memory_budget_bytes;
     out["pid"] = getpid();
     out["uptime_seconds"] = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - started_).count();
@@ -333,7 +334,7 @@ class Service {
     }
     out["jobs"] = std::move(jobs);
     out["clients"] = state_->counters.counts().clients;
-    return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+    return JsonText(out);
   }
 
   const Config config_;

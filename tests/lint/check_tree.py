@@ -102,6 +102,7 @@ def own_include(path, line, own, layer, layers, root):
 
 
 def library_include(path, line, system, layer, libraries):
+    """The first row that fits decides: a header with a rule of its own stands before its library."""
     for prefixes, homes, where, reason in libraries:
         if not any(system.startswith(prefix) for prefix in folders_of(prefixes)):
             continue
@@ -109,6 +110,7 @@ def library_include(path, line, system, layer, libraries):
             return [f"{path}:{line}: <{system}> is not for headers: {reason}"]
         if layer is not None and layer not in folders_of(homes):
             return [f"{path}:{line}: <{system}> belongs to {homes}: {reason}"]
+        return []
     return []
 
 

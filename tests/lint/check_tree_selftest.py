@@ -21,6 +21,7 @@ ARCHITECTURE = """# x
 | headers | home | where | reason |
 |---|---|---|---|
 | `rocksdb/` | `codec/low` | any | one user |
+| `nlohmann/names.hpp` | `codec/high` | any | quick |
 | `nlohmann/` | `cli`, `codec/high` | .cc | slow |
 """
 HEADER = "// Purpose.\n#pragma once\n"
@@ -76,6 +77,10 @@ class CheckTree(unittest.TestCase):
     def test_library_in_a_header(self):
         self.write("codec/high/bad.h", HEADER + "#include <nlohmann/json_fwd.hpp>\n")
         self.expect("not for headers", "slow")
+
+    def test_the_first_row_that_fits_decides(self):
+        self.write("codec/high/good.h", HEADER + "#include <nlohmann/names.hpp>\n")
+        self.assertEqual(check_tree.check(self.root), [])
 
     def test_folder_without_a_row(self):
         self.write("codec/new/new.cc", "\n")
