@@ -44,11 +44,19 @@ bool Mentions(const std::string& text, int error_number) {
   return text.find(std::generic_category().message(error_number)) != std::string::npos;
 }
 
+// DB::Open of 9.x puts some failures into a new status that has lost the sub-code.
+bool OutOfSpace(const rocksdb::Status& s) {
+  if (s.IsNoSpace()) return true;
+  if (!s.IsIOError()) return false;
+  const std::string text = s.ToString();
+  return Mentions(text, ENOSPC) || Mentions(text, EDQUOT);
+}
+
 Status FromRocks(const rocksdb::Status& s, std::string_view what) {
   if (s.ok()) return OkStatus();
   const std::string text = s.ToString();
   StatusCode code = StatusCode::kIo;
-  if (s.IsNoSpace() || Mentions(text, EDQUOT)) {
+  if (OutOfSpace(s)) {
     code = StatusCode::kNoSpace;
   } else if (s.IsCorruption()) {
     code = StatusCode::kCorruption;
@@ -380,6 +388,9 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
         return Unsupported(what + ": it has the family \"" + name +
                            "\", which this build does not know; use a newer modelstore");
     }
+    // Opening it to write makes those that are missing.
+    if (read_only_ && names.size() <= kFamilyCount)
+      return NotFound("no store at " + folder_->dir() + " (its creation was cut short); run push to create one");
   }
   rocksdb::LRUCacheOptions cache_options;
   cache_options.capacity = memory.block_cache;
@@ -402,7 +413,7 @@ Status RocksStore::OpenDb(const StoreOptions& options) {
   };
   RETURN_IF_ERROR(open());
   bool used_ballast = false;
-  if (s.IsNoSpace() && !read_only_ && folder_->ReleaseBallast()) {
+  if (OutOfSpace(s) && !read_only_ && folder_->ReleaseBallast()) {
     used_ballast = true;
     RETURN_IF_ERROR(open());
   }

@@ -1,5 +1,6 @@
 #include "codec/support/zstd_memory.h"
 
+#include <zstd.h>  // declares ZSTD_getErrorCode since 1.5.7, zstd_errors.h before
 #include <zstd_errors.h>
 
 #include <new>

@@ -74,6 +74,7 @@ minimal_root() {
 enter_root() {
   root=$1
   mount -t proc proc "$root/proc"
+  mount -t sysfs sysfs "$root/sys"
   mount --bind /dev "$root/dev"
   mount --bind /dev/pts "$root/dev/pts"
   mount -t tmpfs tmpfs "$root/run"
@@ -97,8 +98,9 @@ build_inside() {
   say "making the package"
   package=$root$(inside /src/scripts/package.sh | tail -1)
   [ -f "$package" ] || fail "scripts/package.sh made no package"
-  cp "$package" "$roots/"
-  package=$roots/$(basename "$package")
+  mkdir -p "$roots/$release.package"
+  cp "$package" "$roots/$release.package/"
+  package=$roots/$release.package/$(basename "$package")
   leave_root
 }
 

@@ -164,12 +164,14 @@ TEST_F(MountLifecycleTest, ReportsTheReadAheadInForce) {
   Serve();
   const auto entry = FindMount(mountpoint());
   ASSERT_TRUE(entry.ok() && entry->has_value());
-  std::ifstream file("/sys/class/bdi/" + std::to_string((*entry)->device_major) + ":" +
-                     std::to_string((*entry)->device_minor) + "/read_ahead_kb");
+  const std::string path = "/sys/class/bdi/" + std::to_string((*entry)->device_major) + ":" +
+                           std::to_string((*entry)->device_minor) + "/read_ahead_kb";
+  std::ifstream file(path);
   std::string in_force = "0";
   file >> in_force;
   EXPECT_EQ(Ask("read_ahead"), in_force);
-  if (::geteuid() == 0) {
+  // A container has a read-only sysfs or none.
+  if (::access(path.c_str(), W_OK) == 0) {
     EXPECT_EQ(in_force, "8192");
   }
 }

@@ -63,18 +63,29 @@ _Unwind_Reason_Code VisitFrame(_Unwind_Context* context, void* argument) {
 // Whether the process ends when this allocation fails, whatever modelstore does. So does a value of the JSON library,
 // in a destructor that allocates: it is that when the function of this program that is nearest on the stack, those of
 // the standard library aside, is the JSON library's. So does the C library when it notes the destructor of a
-// thread_local.
+// thread_local. The frames above the allocator's are of this file.
+struct FatalWalk {
+  bool in_caller = false;
+  bool is_fatal = false;
+};
+
 _Unwind_Reason_Code VisitForFatal(_Unwind_Context* context, void* argument) {
-  bool& is_fatal = *static_cast<bool*>(argument);
+  auto& [in_caller, is_fatal] = *static_cast<FatalWalk*>(argument);
   const auto at = static_cast<uintptr_t>(_Unwind_GetIP(context));
   Dl_info info{};
   const bool known = dladdr(reinterpret_cast<void*>(at - 1), &info) != 0 && info.dli_sname != nullptr;
   const std::string_view name = known ? info.dli_sname : "";
+  if (!in_caller) {
+    for (const std::string_view allocator :
+         {"malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign"})
+      in_caller = in_caller || name == allocator;
+    return _URC_NO_REASON;
+  }
   is_fatal = name == "__cxa_thread_atexit_impl";
   if (is_fatal) return _URC_END_OF_STACK;
   if (at < reinterpret_cast<uintptr_t>(&__executable_start) || at >= reinterpret_cast<uintptr_t>(&etext))
     return _URC_NO_REASON;
-  for (const std::string_view skipped : {"_ZSt", "_ZNSt", "_ZNKSt", "malloc", "calloc", "realloc"})
+  for (const std::string_view skipped : {"_ZSt", "_ZNSt", "_ZNKSt"})
     if (name.starts_with(skipped)) return _URC_NO_REASON;
   is_fatal = name.starts_with("_ZN8nlohmann") || name.starts_with("_ZNK8nlohmann");
   return _URC_END_OF_STACK;
@@ -82,9 +93,9 @@ _Unwind_Reason_Code VisitForFatal(_Unwind_Context* context, void* argument) {
 
 bool IsFatal() {
   const SparedMemory of_the_walk;
-  bool is_fatal = false;
-  _Unwind_Backtrace(VisitForFatal, &is_fatal);
-  return is_fatal;
+  FatalWalk walk;
+  _Unwind_Backtrace(VisitForFatal, &walk);
+  return walk.is_fatal;
 }
 
 // Whether the allocation that is asked for is to fail.

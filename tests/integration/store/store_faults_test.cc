@@ -159,6 +159,13 @@ TEST_F(StoreFaults, CreationMayFailAtEveryWrite) {
     with_hook.before_write = [&](uint64_t bytes) { return failing(bytes); };
     { const auto store = OpenRocksStore(dir(), with_hook); }
     finished = failing.calls < fail_at;
+    StoreOptions to_read = options();
+    to_read.read_only = true;
+    {
+      const auto reader = OpenRocksStore(dir(), to_read);
+      EXPECT_TRUE(reader.ok() || reader.status().code() == StatusCode::kNotFound)
+          << "write " << fail_at << ": " << reader.status().ToString();
+    }
     const auto store = Open();
     ASSERT_NE(store, nullptr) << "write " << fail_at;
     ASSERT_OK(PushModel(*store, 1, 1, kBlockBytes));
