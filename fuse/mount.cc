@@ -11,6 +11,7 @@
 #include <set>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "catalog/read/folder_times.h"
@@ -107,6 +108,7 @@ struct Mount::Impl {
     Mutex mutex;                                        // also: one ShowAll or Show at a time
     Impl* mount MS_GUARDED_BY(mutex) = nullptr;         // null: gone
     std::set<std::string> missed MS_GUARDED_BY(mutex);  // models that changed and could not be read
+    bool missed_names MS_GUARDED_BY(mutex) = false;     // memory failed before `missed` held them: all may have changed
   };
   std::shared_ptr<Listener> listener = std::make_shared<Listener>();
 
@@ -147,14 +149,18 @@ struct Mount::Impl {
       {
         const MutexLock lock(heard->mutex);
         if (!heard->mount) return;
+        const bool all = std::exchange(heard->missed_names, true);
         heard->missed.insert(names.begin(), names.end());
-        Result<TreeChanges> shown = heard->mount->Show({heard->missed.begin(), heard->missed.end()});
+        heard->missed_names = all;
+        Result<TreeChanges> shown =
+            all ? heard->mount->ShowAll() : heard->mount->Show({heard->missed.begin(), heard->missed.end()});
         if (!shown.ok()) {
           Log(LogLevel::kError,
               heard->mount->mountpoint + " still shows the models of before a change: " + shown.status().ToString());
           return;
         }
         heard->missed.clear();
+        heard->missed_names = false;
         changes = std::move(*shown);
         told = heard->mount->session;
       }

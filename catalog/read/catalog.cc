@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "catalog/schema/check.h"
+#include "codec/support/guarded.h"
+#include "codec/support/log.h"
 
 namespace modelstore {
 namespace {
@@ -82,7 +84,7 @@ struct Catalog::Impl {
   std::map<ModelId, ModelEntry> entries MS_GUARDED_BY(entries_mutex);
 
   Mutex callback_mutex;
-  std::function<void(const std::vector<std::string>&)> on_changed MS_GUARDED_BY(callback_mutex);
+  std::shared_ptr<const OnChanged> on_changed MS_GUARDED_BY(callback_mutex);  // null: nobody listens
 };
 
 Catalog::Catalog(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -204,18 +206,29 @@ Status Catalog::WriteChange(const ModelRecord* before, const ModelRecord* after,
 CollectGate& Catalog::collect_gate() { return impl_->collect_gate; }
 Mutex& Catalog::publish_mutex() { return impl_->publish_mutex; }
 
-void Catalog::SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed) {
+void Catalog::SetOnChanged(OnChanged on_changed) {
+  auto kept = on_changed ? std::make_shared<const OnChanged>(std::move(on_changed)) : nullptr;
   const MutexLock lock(impl_->callback_mutex);
-  impl_->on_changed = std::move(on_changed);
+  impl_->on_changed = std::move(kept);
 }
 
 void Catalog::NotifyChanged(const std::vector<std::string>& names) {
-  std::function<void(const std::vector<std::string>&)> on_changed;
+  // No copy of the function: that takes memory, and what was published must be heard of.
+  std::shared_ptr<const OnChanged> on_changed;
   {
     const MutexLock lock(impl_->callback_mutex);
     on_changed = impl_->on_changed;
   }
-  if (on_changed) on_changed(names);
+  if (on_changed) (*on_changed)(names);
+}
+
+ChangeNotice::~ChangeNotice() {
+  if (!published_) return;
+  const Status told = Guarded([this] {
+    catalog_.NotifyChanged(names_);
+    return OkStatus();
+  });
+  if (!told.ok()) Log(LogLevel::kError, "what lists the models was not told of a change: " + told.ToString());
 }
 
 }  // namespace modelstore

@@ -92,13 +92,31 @@ class Catalog {
 
   // Called (outside all locks) after models appeared, vanished, changed or got another name. `names`: of those models,
   // old and new.
-  void SetOnChanged(std::function<void(const std::vector<std::string>& names)> on_changed);
+  using OnChanged = std::function<void(const std::vector<std::string>& names)>;
+  void SetOnChanged(OnChanged on_changed);
   void NotifyChanged(const std::vector<std::string>& names);
 
  private:
   struct Impl;
   explicit Catalog(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
+};
+
+// Tells the catalog's listener of a change when it goes, whatever failed after the change was published. It is made
+// before that, since then nothing may fail, and outlives the locks.
+class ChangeNotice {
+ public:
+  ChangeNotice(Catalog& catalog, std::vector<std::string> names) : catalog_(catalog), names_(std::move(names)) {}
+  ~ChangeNotice();
+  ChangeNotice(const ChangeNotice&) = delete;
+  ChangeNotice& operator=(const ChangeNotice&) = delete;
+
+  void Published() { published_ = true; }
+
+ private:
+  Catalog& catalog_;
+  const std::vector<std::string> names_;
+  bool published_ = false;
 };
 
 }  // namespace modelstore

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "codec/support/files.h"
+#include "codec/support/guarded.h"
 #include "codec/support/unique_fd.h"
 #include "codec/support/user_namespace.h"
 
@@ -75,7 +76,12 @@ Result<mode_t> Umask() {
 class FolderSink final : public ExportSink {
  public:
   explicit FolderSink(std::string dir) : dir_(std::move(dir)) {}
-  ~FolderSink() override { Abandon(); }
+  ~FolderSink() override {
+    (void)Guarded([this] {
+      Abandon();
+      return OkStatus();
+    });
+  }
 
   Status Begin(const std::vector<ModelFile>& files) override {
     files_ = files;
@@ -134,8 +140,12 @@ class FolderSink final : public ExportSink {
       return StatusFromErrno(errno, "writing " + shown_);
     RETURN_IF_ERROR(SetAttributes());
     if (fsync(fd_.get()) != 0) return StatusFromErrno(errno, "syncing " + shown_);
+    finished_.reserve(files_.size());
     RETURN_IF_ERROR(GiveName(parent_.get(), temporary_, std::string(FileName(file_->path)), shown_));
+    finished_.push_back({file_, {}});
+    const bool is_known = fstat(fd_.get(), &finished_.back().st) == 0;
     fd_.Reset();
+    if (!is_known) return StatusFromErrno(errno, "reading the attributes of " + shown_);
     return SyncFolder(parent_.get(), "the folder of " + shown_);
   }
 
@@ -181,14 +191,35 @@ class FolderSink final : public ExportSink {
     return OkStatus();
   }
 
+  // An export that ends early leaves no file, so that it can be run again. What took a file's name since then stays.
   void Abandon() {
     if (fd_.ok()) unlinkat(parent_.get(), temporary_.c_str(), 0);
+    if (finished_.size() == files_.size()) return;
+    for (const Finished& finished : finished_) {
+      const Result<UniqueFd> parent = OpenParent(root_.get(), finished.file->path, dir_, /*create=*/false);
+      if (!parent.ok()) continue;
+      const std::string name(FileName(finished.file->path));
+      struct stat st;
+      if (fstatat(parent->get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && IsUnchanged(st, finished.st))
+        unlinkat(parent->get(), name.c_str(), 0);
+    }
+  }
+
+  struct Finished {
+    const ModelFile* file;
+    struct stat st;
+  };
+  // The time too: a new file may get the number of one that was removed.
+  static bool IsUnchanged(const struct stat& now, const struct stat& then) {
+    return now.st_dev == then.st_dev && now.st_ino == then.st_ino && now.st_ctim.tv_sec == then.st_ctim.tv_sec &&
+           now.st_ctim.tv_nsec == then.st_ctim.tv_nsec;
   }
 
   const std::string dir_;
   std::string temporary_;
   mode_t umask_ = 0;
   std::vector<ModelFile> files_;
+  std::vector<Finished> finished_;
   UniqueFd root_;
   const ModelFile* file_ = nullptr;  // the one being written
   std::string shown_;

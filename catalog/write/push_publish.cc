@@ -35,6 +35,7 @@ constexpr uint64_t kCollectedByRollBack = 16 << 20;
 Result<PushReport> PushJob::Run() {
   const auto start = std::chrono::steady_clock::now();
   RETURN_IF_ERROR(CheckModelName(options_.name));
+  ChangeNotice notice(catalog_, {options_.name});  // the last to go: the listener takes locks of its own
   RETURN_IF_ERROR(FindReplaced().status());
   uint64_t need_bytes = 0;
   if (options_.compact) {
@@ -73,6 +74,7 @@ Result<PushReport> PushJob::Run() {
     RollBack();
     return ExplainNoSpace(status);
   }
+  notice.Published();
   for (const PlannedFile& file : files_) {
     if (file.mends) catalog_.reader().ForgetFile(file.sha256);
   }
@@ -87,7 +89,6 @@ Result<PushReport> PushJob::Run() {
               "choice of bases may be worse than they could be; verify tells what is damaged (" + damage_.ToString() +
               ")");
   keep.Release();
-  catalog_.NotifyChanged({options_.name});
   if (const Status collected = CollectOwnBlocks(kCollectedBytes); !collected.ok())
     job_.Warn("'" + options_.name + "' is stored, but the space of what it was planned with was not given back (" +
               collected.ToString() + "); run prune to free it");

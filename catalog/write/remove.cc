@@ -42,6 +42,7 @@ void LeaveTheLog(KvStore& store, std::string_view what, JobControl& job) {
 Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_run, JobControl& job,
                             const ModelCheck& may_change, const ModelFilter& may_see) {
   RemoveReport report;
+  ChangeNotice notice(catalog, {name});
   {
     const auto check = [&]() -> Status {
       ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(name));
@@ -69,16 +70,17 @@ Result<RemoveReport> Remove(Catalog& catalog, const std::string& name, bool dry_
     RETURN_IF_ERROR(NoteInFolders(catalog.store(), name, "", &batch));
     Catalog::AddChange(&model, nullptr, &meta, &batch);
     RETURN_IF_ERROR(catalog.WriteChange(&model, nullptr, batch));
+    notice.Published();
     publish.Unlock();  // nobody waits for a client to take a warning
     LeaveTheLog(catalog.store(), "'" + name + "' is removed", job);
   }
-  catalog.NotifyChanged({name});
   return report;
 }
 
 Status Rename(Catalog& catalog, const std::string& from, const std::string& to, JobControl& job,
               const ModelCheck& may_change) {
   RETURN_IF_ERROR(CheckModelName(to));
+  ChangeNotice notice(catalog, {from, to});
   {
     MutexLock publish(catalog.publish_mutex());
     ASSIGN_OR_RETURN(const ModelRecord model, catalog.FindModel(from));
@@ -92,10 +94,10 @@ Status Rename(Catalog& catalog, const std::string& from, const std::string& to, 
     renamed.name = to;
     Catalog::AddChange(&model, &renamed, &meta, &batch);
     RETURN_IF_ERROR(catalog.WriteChange(&model, &renamed, batch));
+    notice.Published();
     publish.Unlock();
     LeaveTheLog(catalog.store(), "'" + from + "' is renamed to '" + to + "'", job);
   }
-  catalog.NotifyChanged({from, to});
   return OkStatus();
 }
 

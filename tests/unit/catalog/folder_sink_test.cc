@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <set>
+#include <string>
 
 #include "tests/unit/catalog/refused_calls.h"
 
@@ -184,6 +186,34 @@ TEST_F(FolderSinkTest, AnotherProcessOfTheSameNumberIsNotInTheWay) {
   fs::create_directories(dir_ + "/out/sub");
   std::ofstream(dir_ + "/out/sub/.modelstore-export-" + std::to_string(getpid())) << "left by one that was killed";
   EXPECT_TRUE(Write("content").ok());
+}
+
+TEST_F(FolderSinkTest, AnExportThatEndsEarlyLeavesNoFileOfItsOwn) {
+  std::vector<ModelFile> files(4);
+  for (size_t i = 0; i < files.size(); ++i) {
+    files[i].path = (i % 2 == 0 ? "sub/f" : "f") + std::to_string(i);
+    files[i].mode = 0644;
+    files[i].gid = getgid();
+  }
+  fs::create_directories(dir_ + "/out/sub");
+  std::ofstream(dir_ + "/out/sub/before") << "was there";
+  {
+    const std::unique_ptr<ExportSink> sink = NewFolderSink(dir_ + "/out");
+    ASSERT_TRUE(sink->Begin(files).ok());
+    for (size_t i = 0; i < 3; ++i) {
+      ASSERT_TRUE(sink->BeginFile(i).ok());
+      ASSERT_TRUE(sink->Write(AsBytes("content")).ok());
+      ASSERT_TRUE(sink->EndFile().ok());
+    }
+    ASSERT_TRUE(sink->BeginFile(3).ok());
+    // Somebody put a file of his own in the place of one that was written.
+    fs::remove(dir_ + "/out/f1");
+    std::ofstream(dir_ + "/out/f1") << "another";
+  }
+  std::set<std::string> left;
+  for (const auto& entry : fs::recursive_directory_iterator(dir_ + "/out"))
+    if (entry.is_regular_file()) left.insert(entry.path().lexically_relative(dir_ + "/out"));
+  EXPECT_EQ(left, (std::set<std::string>{"f1", "sub/before"}));
 }
 
 TEST_F(FolderSinkTest, ZerosBecomeHolesAndReadAsBefore) {
