@@ -132,7 +132,7 @@ std::string Printable(std::string_view text) {
       continue;
     }
     if (TerminalObeys(c.value))
-      out += Printf(c.value < 0x80 ? "\\x%02x" : "\\u%04x", c.value);
+      out += Printf(c.value < 0x80 ? "\\x%02x" : c.value <= 0xffff ? "\\u%04x" : "\\U%08x", c.value);
     else
       out += text.substr(at, c.bytes);
     at += c.bytes;

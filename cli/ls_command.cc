@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -15,9 +17,13 @@ Result<Outcome> RunLs(Session& session, const Arguments& arguments) {
   ASSIGN_OR_RETURN(std::string document, session.Call("ls", {}));
   Outcome out;
   if (session.options().quiet) {
-    // Names only, for scripts and completion.
+    // Names only, for scripts and completion: as they are, unless a terminal would obey them.
+    const bool is_terminal = isatty(STDOUT_FILENO) != 0;
     const json parsed = ParseJson(document);
-    for (const json& model : parsed.at("models")) out.text += Printable(model.at("name").get<std::string>()) + "\n";
+    for (const json& model : parsed.at("models")) {
+      const auto& name = model.at("name").get_ref<const std::string&>();
+      out.text += (is_terminal ? Printable(name) : name) + "\n";
+    }
   } else {
     out.text = RenderLs(document, arguments.Has("--tree"), session.style());
   }

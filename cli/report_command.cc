@@ -1,10 +1,13 @@
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
@@ -18,14 +21,39 @@ namespace {
 
 using nlohmann::json;
 
-// `path` is absolute. Written beside its place and renamed, so that a page that is being served is never half there.
-Status WritePage(const std::string& path, const std::string& page) {
+// Into what is there and is no file: a pipe, a terminal, /dev/null.
+Status WriteInto(const std::string& path, const std::string& page) {
+  UniqueFd fd(open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOCTTY));
+  if (!fd.ok()) return StatusFromErrno(errno, "opening " + path);
+  return WriteAll(fd.get(), AsBytes(page), path);
+}
+
+// `named` is absolute. A file is written beside its place and renamed, so that a page that is being served is never
+// half there; one that was there gives it owner and mode. Links are followed.
+Status WritePage(const std::string& named, const std::string& page) {
+  struct stat old {};
+  const bool exists = stat(named.c_str(), &old) == 0;
+  if (exists && !S_ISREG(old.st_mode)) return WriteInto(named, page);
+  std::string path = named;
+  if (exists) {
+    const std::unique_ptr<char, decltype(&std::free)> real(realpath(named.c_str(), nullptr), &std::free);
+    if (real == nullptr) return StatusFromErrno(errno, "following " + named);
+    path = real.get();
+  } else if (lstat(named.c_str(), &old) == 0) {
+    return NotFound(named + " is a link to nothing");
+  }
   const std::string folder = path.substr(0, path.rfind('/') + 1);
   ASSIGN_OR_RETURN(const std::string name, RandomName(".modelstore-report-"));
   const std::string partial = folder + name;
-  UniqueFd fd(open(partial.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  UniqueFd fd(open(partial.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, exists ? 0600 : 0666));
   if (!fd.ok()) return StatusFromErrno(errno, "creating " + path);
   Status status = WriteAll(fd.get(), AsBytes(page), path);
+  if (exists && status.ok()) {
+    // Another's file that cannot be given back to its owner is kept from everybody else.
+    const bool is_theirs = fchown(fd.get(), old.st_uid, old.st_gid) == 0;
+    const mode_t mode = is_theirs ? old.st_mode & 0777 : old.st_mode & S_IRWXU;
+    if (fchmod(fd.get(), mode) != 0) status = StatusFromErrno(errno, "setting the mode of " + path);
+  }
   // Network file systems say only now that there was no room.
   if (close(fd.Release()) != 0 && status.ok()) status = StatusFromErrno(errno, "writing " + path);
   if (status.ok() && rename(partial.c_str(), path.c_str()) != 0) status = StatusFromErrno(errno, "writing " + path);

@@ -73,6 +73,7 @@ Result<std::string> HomeExpanded(const std::string& path) {
 }
 
 Result<std::string> AbsolutePath(const std::string& path) {
+  if (path.empty()) return InvalidArgument("an empty path names nothing");
   ASSIGN_OR_RETURN(const std::string expanded, HomeExpanded(path));
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(expanded, error);

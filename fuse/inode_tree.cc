@@ -337,7 +337,7 @@ struct Nodes {
     if (there && there->is_folder()) return;
     Node& node = there ? *there : NodeFor(identity);
     // The base is named only to who may see it, and this is for everyone who sees the model.
-    const std::optional<FidelityNote> note = MakeFidelityNote(model, "`modelstore show` names it to who may see it");
+    const std::optional<FidelityNote> note = MakeFidelityNote(model, kBaseElsewhere);
     FillDirectory(node, model, WantedOf(model, note ? &*note : nullptr), "");
     if (there) return;
     Place(*folder, std::string(components.back()), node);

@@ -11,6 +11,9 @@ namespace modelstore {
 
 inline constexpr std::string_view kFidelityFile = "MODELSTORE_FIDELITY.txt";
 
+// Stands in a note for a base whose name not all who read the note may see.
+inline constexpr std::string_view kBaseElsewhere = "`modelstore show` names it to who may see it";
+
 struct FidelityNote {
   ModelFile file;
   std::string text;  // its content

@@ -1,5 +1,8 @@
 #include "catalog/write/export.h"
 
+#include <sys/stat.h>
+
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -9,15 +12,15 @@
 namespace modelstore {
 namespace {
 
-// How the note speaks of the model's base.
-std::string BaseInNote(const Catalog& catalog, const ModelRecord& model,
-                       const std::function<bool(const ModelRecord&)>& may_see) {
-  std::string base = "a model that is not shown here";
+bool AllMayRead(const ModelFile& file) { return (file.mode & S_IROTH) != 0; }
+
+// How the note speaks of the model's base. Others than the caller will read it: what not all may see is not named.
+std::string BaseInNote(const Catalog& catalog, const ModelRecord& model) {
   if (const std::optional<ModelEntry> entry = catalog.FindById(model.base)) {
-    const Result<ModelRecord> other = catalog.FindModel(entry->name);
-    if (other.ok() && other->id == model.base && (!may_see || may_see(*other))) base = other->name;
+    const Result<ModelRecord> base = catalog.FindModel(entry->name);
+    if (base.ok() && base->id == model.base && std::ranges::all_of(base->files, AllMayRead)) return base->name;
   }
-  return base;
+  return std::string(kBaseElsewhere);
 }
 
 }  // namespace
@@ -42,7 +45,7 @@ Result<ExportReport> Export(Catalog& catalog, const std::string& name,
       open.push_back(std::move(opened).value());
     }
   }
-  const std::optional<FidelityNote> note = MakeFidelityNote(model, BaseInNote(catalog, model, may_see));
+  const std::optional<FidelityNote> note = MakeFidelityNote(model, BaseInNote(catalog, model));
   std::vector<ModelFile> files = model.files;
   if (note) files.push_back(note->file);
   sink.on_warning = [&job](std::string message) { job.Warn(std::move(message)); };

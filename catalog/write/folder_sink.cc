@@ -2,12 +2,15 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <string_view>
 #include <utility>
 
@@ -27,16 +30,32 @@ bool IsZero(ByteSpan bytes) {
   return bytes.front() == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
 }
 
-// Walks from `root` to the folder of `path` without following links; creates what is missing when `create`.
-// NotFound when a part is missing.
-Result<UniqueFd> OpenParent(int root, const std::string& path, const std::string& shown, bool create) {
+// Modes of folders by their paths ("" is the topmost): who may read something below a folder may list it.
+using FolderModes = std::map<std::string, mode_t, std::less<>>;
+
+FolderModes ModesOf(const std::vector<ModelFile>& files) {
+  FolderModes modes;
+  for (const ModelFile& file : files) {
+    const mode_t readers = file.mode & (S_IRGRP | S_IROTH);
+    for (size_t end = file.path.rfind('/');; end = file.path.rfind('/', end - 1)) {
+      mode_t& mode = modes[end == std::string::npos ? "" : file.path.substr(0, end)];
+      mode |= S_IRWXU | readers | readers >> 2;
+      if (end == std::string::npos) break;
+    }
+  }
+  return modes;
+}
+
+// Walks from `root` to the folder of `path` without following links; creates what is missing, with these modes, unless
+// there are none. NotFound when a part is missing.
+Result<UniqueFd> OpenParent(int root, const std::string& path, const std::string& shown, const FolderModes* create) {
   UniqueFd at(openat(root, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!at.ok()) return StatusFromErrno(errno, "opening " + shown);
   size_t begin = 0;
   for (size_t end = path.find('/'); end != std::string::npos; begin = end + 1, end = path.find('/', begin)) {
     const std::string part = path.substr(begin, end - begin);
     const std::string part_shown = shown + "/" + path.substr(0, end);
-    if (create && mkdirat(at.get(), part.c_str(), 0777) != 0 && errno != EEXIST)
+    if (create != nullptr && mkdirat(at.get(), part.c_str(), create->at(path.substr(0, end))) != 0 && errno != EEXIST)
       return StatusFromErrno(errno, "creating the folder " + part_shown);
     UniqueFd next(openat(at.get(), part.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (!next.ok()) return StatusFromErrno(errno, "opening " + part_shown);
@@ -48,7 +67,7 @@ Result<UniqueFd> OpenParent(int root, const std::string& path, const std::string
 std::string_view FileName(std::string_view path) { return path.substr(path.rfind('/') + 1); }
 
 Status RefuseExisting(int root, const ModelFile& file, const std::string& dir) {
-  const Result<UniqueFd> parent = OpenParent(root, file.path, dir, /*create=*/false);
+  const Result<UniqueFd> parent = OpenParent(root, file.path, dir, nullptr);
   if (!parent.ok()) return parent.status().code() == StatusCode::kNotFound ? OkStatus() : parent.status();
   struct stat st;
   const std::string name(FileName(file.path));
@@ -89,7 +108,10 @@ class FolderSink final : public ExportSink {
     // Not derived from a file's name, which may be as long as names get.
     ASSIGN_OR_RETURN(temporary_, RandomName(".modelstore-export-"));
     ASSIGN_OR_RETURN(umask_, Umask());
-    RETURN_IF_ERROR(MakeFolders(dir_, 0777));
+    folder_modes_ = ModesOf(files_);
+    if (const size_t last = dir_.find_last_not_of('/'); last != std::string::npos)
+      RETURN_IF_ERROR(MakeFolders(dir_.substr(0, dir_.rfind('/', last) + 1), 0777));
+    RETURN_IF_ERROR(MakeFolders(dir_, files_.empty() ? 0777 : folder_modes_.at("")));
     root_ = UniqueFd(open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!root_.ok()) return StatusFromErrno(errno, "opening " + dir_);
     for (const ModelFile& file : files_) RETURN_IF_ERROR(RefuseExisting(root_.get(), file, dir_));
@@ -101,7 +123,7 @@ class FolderSink final : public ExportSink {
     shown_ = dir_ + "/" + file_->path;
     position_ = 0;
     ends_in_hole_ = false;
-    ASSIGN_OR_RETURN(parent_, OpenParent(root_.get(), file_->path, dir_, /*create=*/true));
+    ASSIGN_OR_RETURN(parent_, OpenParent(root_.get(), file_->path, dir_, &folder_modes_));
     fd_ =
         UniqueFd(openat(parent_.get(), temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (!fd_.ok()) return StatusFromErrno(errno, "creating " + dir_ + "/" + temporary_);
@@ -162,6 +184,8 @@ class FolderSink final : public ExportSink {
              " can be given its group: group and others get what both have in the store");
       mode = narrowed;
     }
+    // What a default list of the folder adds for users and groups by name would share the group's bits.
+    (void)!fremovexattr(fd_.get(), "system.posix_acl_access");
     // The store keeps who may read; the owner of an export may change it too.
     if (fchmod(fd_.get(), (mode | S_IWUSR) & ~umask_) != 0)
       RETURN_IF_ERROR(Tolerate(errno, "mode", "its options decide who may read what was exported", &modes_refused_));
@@ -196,7 +220,7 @@ class FolderSink final : public ExportSink {
     if (fd_.ok()) unlinkat(parent_.get(), temporary_.c_str(), 0);
     if (finished_.size() == files_.size()) return;
     for (const Finished& finished : finished_) {
-      const Result<UniqueFd> parent = OpenParent(root_.get(), finished.file->path, dir_, /*create=*/false);
+      const Result<UniqueFd> parent = OpenParent(root_.get(), finished.file->path, dir_, nullptr);
       if (!parent.ok()) continue;
       const std::string name(FileName(finished.file->path));
       struct stat st;
@@ -220,6 +244,7 @@ class FolderSink final : public ExportSink {
   mode_t umask_ = 0;
   std::vector<ModelFile> files_;
   std::vector<Finished> finished_;
+  FolderModes folder_modes_;
   UniqueFd root_;
   const ModelFile* file_ = nullptr;  // the one being written
   std::string shown_;

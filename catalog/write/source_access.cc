@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -163,8 +164,10 @@ Result<std::vector<InodeAccess>> FoldersOf(int file, const std::string& shown) {
 uint32_t EffectiveMode(const struct stat& st, const InodeAccess& file, std::span<const InodeAccess> folders) {
   constexpr uint32_t kRead = 4, kExecute = 1;
   const auto all = [&](auto has) {
-    return std::all_of(folders.begin(), folders.end(),
-                       [&](const InodeAccess& folder) { return has(folder, kExecute); });
+    return std::all_of(folders.begin(), folders.end(), [&](const InodeAccess& folder) {
+      return std::ranges::all_of(std::array{kRead, kExecute},
+                                 [&](uint32_t bit) { return (folder.through() & bit) == 0 || has(folder, bit); });
+    });
   };
   const auto group = [&](const InodeAccess& access, uint32_t bit) { return access.GroupHas(st.st_gid, bit); };
   const auto others = [&](const InodeAccess& access, uint32_t bit) { return access.OthersHave(st.st_gid, bit); };

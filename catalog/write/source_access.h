@@ -35,6 +35,10 @@ class InodeAccess {
   // permission `bit` (4 read, 1 execute or search). Users and other groups that are named with less count as both.
   bool GroupHas(gid_t group, uint32_t bit) const;
   bool OthersHave(gid_t group, uint32_t bit) const;
+  // The names in this folder become names that all see who may enter it: it lets through only whom it lets list them.
+  void MarkListed() { through_ |= 4; }
+  // The permissions that are needed to get through this folder.
+  uint32_t through() const { return through_; }
   bool IsOf(const struct stat& st) const { return st.st_dev == device_ && st.st_ino == inode_; }
 
  private:
@@ -49,6 +53,7 @@ class InodeAccess {
   dev_t device_ = 0;
   ino_t inode_ = 0;
   uint32_t others_ = 0;
+  uint32_t through_ = 1;
   uint32_t all_users_ = 0;     // what every user named has
   std::vector<Named> groups_;  // the owning one, then those named
 };

@@ -157,6 +157,7 @@ class Scanner {
     Result<InodeAccess> access = InodeAccess::Of(fd.get());
     if (!access.ok()) return access.status().WithContext(shown);
     folders_.push_back(std::move(access).value());
+    folders_.back().MarkListed();
     RETURN_IF_ERROR(AddEntries(std::move(fd), prefix, shown));
     folders_.pop_back();
     return OkStatus();
@@ -179,6 +180,7 @@ class Scanner {
   Status AddLinkedFolder(UniqueFd fd, const std::string& prefix, const std::string& shown) {
     Result<std::vector<InodeAccess>> folders = FoldersFrom(fd.get());
     if (!folders.ok()) return folders.status().WithContext(shown);
+    folders->front().MarkListed();
     const size_t depth = folders_.size();
     folders_.insert(folders_.end(), folders->begin(), folders->end());
     RETURN_IF_ERROR(AddEntries(std::move(fd), prefix, shown));

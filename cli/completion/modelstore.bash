@@ -43,6 +43,8 @@ _modelstore_offer() {
   local name
   while IFS= read -r name; do
     [[ $name == "$typed"* ]] || continue
+    # Nothing keeps bash from expanding ! inside of double quotes.
+    [[ $quote != '"' || $name != *!* ]] || continue
     name=${name:kept}
     case $quote in
       "'") name=${name//\'/"'\\''"} ;;

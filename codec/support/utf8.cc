@@ -23,8 +23,17 @@ CodePoint DecodeUtf8(std::string_view text, size_t at) {
 }
 
 bool TerminalObeys(uint32_t c) {
-  return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x200e || c == 0x200f || (c >= 0x2028 && c <= 0x202e) ||
-         (c >= 0x2066 && c <= 0x2069) || c == 0x061c || c == 0xfeff;
+  if (c >= 0x20 && c < 0x7f) return false;
+  // Controls, marks of direction, and what Unicode calls default-ignorable: two texts that differ in those alone look
+  // the same. Variation selectors stay: emoji have them.
+  struct Range {
+    uint32_t first, last;
+  };
+  static constexpr Range kRanges[] = {
+      {0x00, 0x1f},     {0x7f, 0x9f},     {0xad, 0xad},     {0x34f, 0x34f},     {0x61c, 0x61c},    {0x115f, 0x1160},
+      {0x17b4, 0x17b5}, {0x180b, 0x180f}, {0x200b, 0x200f}, {0x2028, 0x202e},   {0x2060, 0x206f},  {0x3164, 0x3164},
+      {0xfeff, 0xfeff}, {0xffa0, 0xffa0}, {0xfff0, 0xfffb}, {0x1d173, 0x1d17a}, {0xe0000, 0xe0fff}};
+  return std::ranges::any_of(kRanges, [&](const Range& range) { return c >= range.first && c <= range.last; });
 }
 
 std::string EscapeInJson(std::string_view document) {
@@ -33,8 +42,13 @@ std::string EscapeInJson(std::string_view document) {
   for (size_t at = 0; at < document.size();) {
     const CodePoint c = DecodeUtf8(document, at);
     if (c.value >= 0x7f && TerminalObeys(c.value)) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(c.value & 0xffff));
+      char code[16];
+      if (c.value <= 0xffff) {
+        std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(c.value));
+      } else {
+        const unsigned above = c.value - 0x10000;
+        std::snprintf(code, sizeof code, "\\u%04x\\u%04x", 0xd800 + (above >> 10), 0xdc00 + (above & 0x3ff));
+      }
       out += code;
     } else {
       out += document.substr(at, std::max<size_t>(c.bytes, 1));

@@ -15,8 +15,8 @@ struct CodePoint {
 };
 CodePoint DecodeUtf8(std::string_view text, size_t at);
 
-// True for what a terminal acts upon instead of showing it: control characters, and those that turn the direction of
-// text or break lines.
+// True for what a terminal acts upon or hides instead of showing it: control characters, those that turn the direction
+// of text or break lines, and those that nobody sees.
 bool TerminalObeys(uint32_t code_point);
 
 // A JSON document of the same meaning in which such code points are escaped; those of ASCII are never within its

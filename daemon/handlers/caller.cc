@@ -29,8 +29,8 @@ bool Caller::MayChange(const ModelRecord& model) const { return administrator ||
 Status Caller::CheckMayPush() const {
   if (may_push) return OkStatus();
   return PermissionDenied(
-      "only root and members of the daemon's group (modelstore, unless configured otherwise) may "
-      "change the store; as root: usermod -aG modelstore USER, then log in again");
+      "only root and members of the daemon's group (modelstore, unless its configuration names another) may change the "
+      "store; as root: usermod -aG GROUP USER, then log in again");
 }
 
 Status Caller::CheckMaySee(const ModelRecord& model) const {

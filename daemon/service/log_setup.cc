@@ -47,8 +47,8 @@ void AppendEscaped(std::string* out, std::string_view value, bool quoted) {
     const size_t bytes = std::max<size_t>(c.bytes, 1);
     if (c.bytes == 0 || TerminalObeys(c.value)) {
       const unsigned shown = c.bytes == 0 ? static_cast<unsigned char>(value[at]) : c.value;
-      char code[12];
-      std::snprintf(code, sizeof code, shown < 0x100 ? "\\x%02x" : "\\u%04x", shown);
+      char code[16];
+      std::snprintf(code, sizeof code, shown < 0x100 ? "\\x%02x" : shown <= 0xffff ? "\\u%04x" : "\\U%08x", shown);
       *out += code;
     } else {
       if (value[at] == '\\' || (quoted && value[at] == '"')) *out += '\\';

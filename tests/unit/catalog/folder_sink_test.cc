@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
@@ -186,6 +187,33 @@ TEST_F(FolderSinkTest, AnotherProcessOfTheSameNumberIsNotInTheWay) {
   fs::create_directories(dir_ + "/out/sub");
   std::ofstream(dir_ + "/out/sub/.modelstore-export-" + std::to_string(getpid())) << "left by one that was killed";
   EXPECT_TRUE(Write("content").ok());
+}
+
+TEST_F(FolderSinkTest, FoldersLetInWhoMayReadSomethingBelowThem) {
+  const mode_t umask_before = umask(022);
+  std::vector<ModelFile> files(3);
+  const std::pair<const char*, uint32_t> wanted[] = {{"closed/deep/f", 0400}, {"open/f", 0444}, {"ours/f", 0440}};
+  for (size_t i = 0; i < files.size(); ++i) {
+    files[i].path = wanted[i].first;
+    files[i].mode = wanted[i].second;
+    files[i].gid = getgid();
+  }
+  const std::unique_ptr<ExportSink> sink = NewFolderSink(dir_ + "/out");
+  ASSERT_TRUE(sink->Begin(files).ok());
+  for (size_t i = 0; i < files.size(); ++i) {
+    ASSERT_TRUE(sink->BeginFile(i).ok());
+    ASSERT_TRUE(sink->EndFile().ok());
+  }
+  umask(umask_before);
+  const auto mode = [&](const char* folder) {
+    struct stat st;
+    return stat((dir_ + "/out" + folder).c_str(), &st) == 0 ? st.st_mode & 0777 : 0;
+  };
+  EXPECT_EQ(mode(""), 0755u);
+  EXPECT_EQ(mode("/closed"), 0700u);
+  EXPECT_EQ(mode("/closed/deep"), 0700u);
+  EXPECT_EQ(mode("/ours"), 0750u);
+  EXPECT_EQ(mode("/open"), 0755u);
 }
 
 TEST_F(FolderSinkTest, AnExportThatEndsEarlyLeavesNoFileOfItsOwn) {

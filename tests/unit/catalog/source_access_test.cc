@@ -77,6 +77,19 @@ TEST(SourceAccess, AListThatIsNotUnderstoodLetsNobodyIn) {
   EXPECT_EQ(ModeOf(Inode(0644), List({})), 0400u);
 }
 
+// Names in it that cannot be guessed are what such a folder protects.
+TEST(SourceAccess, AFolderWhoseNamesAreShownKeepsOutWhoMayNotListIt) {
+  const auto mode = [](mode_t file, mode_t folder) {
+    InodeAccess listed = Folder(folder, kLab);
+    listed.MarkListed();
+    return ModeOf(Inode(file), {}, {listed, Folder(0711, kStaff)});
+  };
+  EXPECT_EQ(mode(0644, 0711), 0400u);
+  EXPECT_EQ(mode(0644, 0751), 0440u);
+  EXPECT_EQ(mode(0644, 0755), 0444u);
+  EXPECT_EQ(mode(0644, 0744), 0400u);
+}
+
 TEST(SourceAccess, AFolderKeepsOutWhoMayNotSearchIt) {
   const auto mode = [](mode_t file, std::vector<InodeAccess> folders) { return ModeOf(Inode(file), {}, folders); };
   EXPECT_EQ(mode(0644, {Folder(0755, 0), Folder(0700, kLab), Folder(0755, kLab)}), 0400u);

@@ -70,6 +70,13 @@ TEST(Printable, EscapesWhatATerminalObeys) {
   EXPECT_EQ(Printable("left\xe2\x80\xaeright"), "left\\u202eright");  // bidirectional override
 }
 
+TEST(Printable, EscapesWhatNobodySees) {
+  EXPECT_EQ(Printable("base1\xe2\x80\x8b"), "base1\\u200b");                     // zero width space
+  EXPECT_EQ(Printable("ba\xc2\xadse1"), "ba\\u00adse1");                         // soft hyphen
+  EXPECT_EQ(Printable("base1\xf3\xa0\x81\x81"), "base1\\U000e0041");             // tag
+  EXPECT_EQ(Printable("\xe2\x9d\xa4\xef\xb8\x8f"), "\xe2\x9d\xa4\xef\xb8\x8f");  // an emoji's variation selector
+}
+
 TEST(Printable, EscapesInvalidUtf8) {
   EXPECT_EQ(Printable("\xff"), "\\xff");
   EXPECT_EQ(Printable("\xc3"), "\\xc3");                             // cut off

@@ -20,6 +20,7 @@ TEST(Utf8, EscapesInJsonWhatATerminalObeysAndNothingElse) {
                          "c\x7f\""),
             "\"a\\u202eb\\u009bc\\u007f\"");
   EXPECT_EQ(EscapeInJson("\xef\xbb\xbf"), "\\ufeff");
+  EXPECT_EQ(EscapeInJson("\xf3\xa0\x81\x81"), "\\udb40\\udc41");  // a tag, which nobody sees
 }
 
 }  // namespace
