@@ -3,7 +3,8 @@
 #include <deque>
 #include <optional>
 
-#include "catalog/read/read_parts.h"
+#include "codec/decode/block_decoder.h"
+#include "codec/decode/compact_decoder.h"
 
 namespace modelstore {
 namespace {
@@ -21,14 +22,13 @@ Result<bool> BatchReader::Add(const TensorRef& tensor, uint32_t index) {
   } else if (encoding == Encoding::kSelf || encoding == Encoding::kDelta) {
     ASSIGN_OR_RETURN(block, AddCoded(*tensor, index));
   }
-  if (block) blocks_.push_back({tensor, index, *block});
+  if (block) added_.push_back({tensor, index, *block});
   return block.has_value();
 }
 
 Result<std::optional<BatchBuilder::Block>> BatchReader::AddCoded(const OpenTensor& tensor, uint32_t index) {
   const Frame& frame = tensor.frame;
-  ASSIGN_OR_RETURN(const StoredValue stored,
-                   store_.Get(Family::kBlocks, BlockKey(tensor.record.push, tensor.record.first_block + index)));
+  ASSIGN_OR_RETURN(const StoredValue stored, blocks_.LoadStored(tensor, index));
   ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
   if (coded.size() >= BlockBytes(frame, index)) return std::optional<BatchBuilder::Block>();
   std::optional<Predicted> predicted = Predicted{};
@@ -42,43 +42,32 @@ Result<std::optional<BatchBuilder::Block>> BatchReader::AddCoded(const OpenTenso
 
 Result<std::optional<BatchReader::Predicted>> BatchReader::Predict(const std::vector<ViewSegment>& view, DType dtype,
                                                                    uint64_t begin, uint64_t elems) {
-  const size_t width = DTypeBytes(dtype);
+  const std::optional<Predicted> none;
+  ASSIGN_OR_RETURN(const std::optional<ViewReader::BlockPart> part, views_.InOneBlock(view, dtype, begin, elems));
+  if (!part) return none;
+  const OpenTensor& base = *part->base;
+  const Frame& frame = base.frame;
+  const uint32_t index = part->index;
   Predicted predicted;
-  uint64_t at = 0;
-  for (const ViewSegment& segment : view) {
-    const uint64_t segment_begin = std::exchange(at, at + segment.elems);
-    if (begin >= at) continue;
-    if (segment.kind != ViewSegment::Kind::kIdentity || begin + elems > at) break;
-    ASSIGN_OR_RETURN(const TensorRef base, tensors_.GetReferenced(segment.base));
-    const Frame& frame = base->frame;
-    const uint64_t base_begin = segment.base_offset_elems + (begin - segment_begin);
-    const auto index = static_cast<uint32_t>(base_begin / frame.block_elems);
-    if (frame.dtype != dtype || base_begin + elems > frame.elems ||
-        (base_begin + elems - 1) / frame.block_elems != index)
-      break;
-    const uint64_t offset = (base_begin - frame.BlockBegin(index)) * width;
-    std::optional<BatchBuilder::Block> block;
-    if (const auto known = bases_.find({base->id, index}); known != bases_.end()) {
-      block = known->second;
-    } else if (BlockPtr held = cache_.Find(GeometryOf(*base).Id(index), BlockCache::Use::kPredict)) {
-      if (held->bytes().size() != BlockBytes(frame, index)) break;
-      predicted.prediction.bytes = held->bytes().subspan(offset, elems * width);
-      predicted.holder = std::move(held);
-      return std::optional(std::move(predicted));
-    } else if (frame.encoding == Encoding::kSelf) {
-      ASSIGN_OR_RETURN(const StoredValue stored,
-                       store_.Get(Family::kBlocks, BlockKey(base->record.push, base->record.first_block + index)));
-      ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
-      if (coded.size() >= BlockBytes(frame, index)) break;
-      ASSIGN_OR_RETURN(block, builder_.AddBlock(frame, index, coded, {}, /*is_wanted=*/false));
-      if (block) bases_.emplace(std::pair(base->id, index), *block);
-    }
-    if (!block) break;
-    predicted.prediction.block = block;
-    predicted.prediction.offset_bytes = offset;
+  std::optional<BatchBuilder::Block> block;
+  if (const auto known = bases_.find({base.id, index}); known != bases_.end()) {
+    block = known->second;
+  } else if (BlockPtr held = cache_.Find(GeometryOf(base).Id(index), BlockCache::Use::kPredict)) {
+    if (held->bytes().size() != BlockBytes(frame, index)) return none;
+    predicted.prediction.bytes = held->bytes().subspan(part->offset_bytes, elems * DTypeBytes(dtype));
+    predicted.holder = std::move(held);
     return std::optional(std::move(predicted));
+  } else if (frame.encoding == Encoding::kSelf) {
+    ASSIGN_OR_RETURN(const StoredValue stored, blocks_.LoadStored(base, index));
+    ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(stored.bytes()));
+    if (coded.size() >= BlockBytes(frame, index)) return none;
+    ASSIGN_OR_RETURN(block, builder_.AddBlock(frame, index, coded, {}, /*is_wanted=*/false));
+    if (block) bases_.emplace(std::pair(base.id, index), *block);
   }
-  return std::optional<Predicted>();
+  if (!block) return none;
+  predicted.prediction.block = block;
+  predicted.prediction.offset_bytes = part->offset_bytes;
+  return std::optional(std::move(predicted));
 }
 
 Result<std::optional<BatchBuilder::Block>> BatchReader::AddCompact(const OpenTensor& tensor, uint32_t index) {
@@ -96,7 +85,7 @@ Result<std::optional<BatchBuilder::Block>> BatchReader::AddCompact(const OpenTen
                         ByteSpan* out) -> Status {
     Bytes& bytes = inputs.emplace_back(range.count * DTypeBytes(dtype));
     *out = bytes;
-    return bytes.empty() ? OkStatus() : assemble_(view, dtype, range.begin, bytes);
+    return bytes.empty() ? OkStatus() : blocks_.Assemble(view, dtype, range.begin, bytes, /*wait=*/false);
   };
   for (const CompactPiece& part : parts) {
     BatchBuilder::Piece& made = pieces.emplace_back(BatchBuilder::Piece{part, {}});

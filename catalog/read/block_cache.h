@@ -31,22 +31,12 @@
 #include <vector>
 
 #include "catalog/read/block_memory.h"
-#include "catalog/schema/records.h"
+#include "catalog/read/tensor_geometry.h"
 #include "codec/support/bytes.h"
 #include "codec/support/mutex.h"
 #include "codec/support/status.h"
 
 namespace modelstore {
-
-// A block of a tensor. The tensor is part of the name, not only where its record says that the block is stored: blocks
-// then wait only for blocks of a smaller depth, even when damaged records of two tensors name the same stored block.
-// The push is never reused, so a cached block can never be mistaken for one of a later record.
-struct BlockId {
-  TensorId tensor;
-  PushId push = 0;
-  uint32_t index = 0;  // within the tensor
-  bool operator==(const BlockId&) const = default;
-};
 
 struct Ledger {
   // `spare`: bytes of free slots that are kept, which the capacity does not cover.

@@ -6,18 +6,23 @@
 // against one hard budget; records of open files, parsed tensors that callers hold and the decoders' tables (128 KiB a
 // thread) do not. Opened files and tensors are immutable snapshots: they stay readable while the object lives, whatever
 // is removed from the catalog, until prune collects; prune asks PinnedTensors() what must stay.
+//
+// The engine is the door to its parts, which its callers do not see: FileTable and TensorTable (what is open),
+// PartReader (a range as parts of blocks), BlockSource (one block: cache, single flight, decode) over ViewReader (what
+// predicts a block), and Prefetcher. Exceptions end here: whatever returns a Status or a Result works in Guarded.
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "catalog/read/batch_decoder.h"
+#include "catalog/read/block_ref.h"
+#include "catalog/read/open_file.h"
+#include "catalog/read/open_tensor.h"
 #include "catalog/read/worker_pool.h"
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
-#include "codec/decode/frame.h"
 #include "codec/support/mutex.h"
 
 namespace modelstore {
@@ -27,51 +32,6 @@ struct ReadOptions {
   uint64_t prefetch_bytes = 8ull << 20;       // ahead of a sequential reader; 0: none
 };
 inline constexpr uint64_t kMinReadBudgetBytes = 16ull << 20;
-
-// A parsed tensor record. Immutable.
-struct OpenTensor {
-  TensorId id;
-  TensorRecord record;
-  Frame frame;
-  // The most bytes that decoding one of its blocks holds at once, with all that its bases need. 0: not known yet.
-  uint64_t peak_bytes = 0;
-};
-using TensorRef = std::shared_ptr<const OpenTensor>;
-
-// A decoded block or a part of one, alive as long as someone holds it. It counts against the engine's budget all that
-// time: a thread that holds one may not ask the engine for another, nor wait for anything else. (The engine asserts
-// it.)
-class BlockRef {
- public:
-  BlockRef() = default;
-  BlockRef(ByteSpan bytes, std::shared_ptr<const void> owner) : bytes_(bytes), owner_(std::move(owner)) { Count(1); }
-  BlockRef(const BlockRef& other) : bytes_(other.bytes_), owner_(other.owner_) { Count(1); }
-  BlockRef(BlockRef&& other) noexcept
-      : bytes_(std::exchange(other.bytes_, {})), owner_(std::exchange(other.owner_, nullptr)) {}
-  BlockRef& operator=(BlockRef other) noexcept {
-    std::swap(bytes_, other.bytes_);
-    std::swap(owner_, other.owner_);
-    return *this;
-  }
-  ~BlockRef() { Count(-1); }
-  ByteSpan bytes() const { return bytes_; }
-
-  // How many objects of this thread hold a block.
-  static int HeldHere() { return held_here_; }
-
- private:
-  void Count(int n) const {
-    if (owner_ != nullptr) held_here_ += n;
-  }
-
-  static inline thread_local int held_here_ = 0;
-  ByteSpan bytes_;
-  std::shared_ptr<const void> owner_;
-};
-
-// A file ready for reading: its extents with their offsets. Holds what the sequential-access detector knows.
-class OpenFile;
-using FileRef = std::shared_ptr<OpenFile>;
 
 struct ReadStats {
   uint64_t cache_bytes = 0, cache_capacity_bytes = 0, peak_bytes = 0;
@@ -138,21 +98,6 @@ class ReadEngine {
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
-};
-
-class OpenFile {
- public:
-  uint64_t bytes() const;
-  const FileRecord& record() const;
-
- private:
-  friend class ReadEngine;
-  struct Impl;
-  explicit OpenFile(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
-
- public:
-  ~OpenFile();
 };
 
 }  // namespace modelstore

@@ -1,6 +1,7 @@
 #include "catalog/read/tensor_table.h"
 
 #include <algorithm>
+#include <string>
 
 #include "catalog/read/block_memory.h"
 #include "codec/decode/block_decoder.h"
@@ -56,8 +57,6 @@ Status TooDeep(const TensorId& id, uint8_t depth, uint8_t max_depth) {
 }
 
 }  // namespace
-
-std::string TensorName(const TensorId& id) { return "tensor " + ToHex(AsBytes(TensorKey(id))); }
 
 Result<TensorRecord> LoadTensorRecord(const KvReader& store, const TensorId& id) {
   auto value = store.Get(Family::kTensors, TensorKey(id));
@@ -256,7 +255,7 @@ Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
         CheckSegments(record, record.residual, "view of residual", compact.residual_tokens, DType::kU16, true, &bases));
     RETURN_IF_ERROR(CheckSegments(record, record.scales, "view of scales", compact.scales, DType::kBF16, true, &bases));
     // Held while each of them is decoded: the block, its prediction (or the base's block that it is a part of), and the
-    // inputs of one piece (ReadEngine::Impl::RebuildNow).
+    // inputs of one piece (BlockSource::Rebuild).
     uint64_t held_prediction = prediction_bytes, peak_bytes = 0;
     for (const auto& [id, base] : bases) {
       held_prediction = std::max(held_prediction, base.block_bytes);

@@ -5,12 +5,11 @@
 
 #include <list>
 #include <map>
-#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
-#include "catalog/read/read_engine.h"
+#include "catalog/read/open_tensor.h"
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
 #include "codec/support/mutex.h"
@@ -20,8 +19,6 @@ namespace modelstore {
 // Longest chain of bases that is read.
 inline constexpr uint8_t kMaxDepth = 8;
 
-// "tensor <key in hexadecimal>", for messages.
-std::string TensorName(const TensorId& id);
 // Errors: NotFound, Corruption, Unsupported, Io.
 Result<TensorRecord> LoadTensorRecord(const KvReader& store, const TensorId& id);
 
