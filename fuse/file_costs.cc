@@ -58,13 +58,9 @@ Result<uint64_t> FileCosts::Compute(const Sha256Digest& sha256) const {
   RETURN_IF_ERROR(ForRecords(used_bytes, [&](const TensorId&, uint64_t used, const TensorRecord& tensor, size_t bytes) {
     const double share = used >= tensor.bytes ? 1 : static_cast<double>(used) / static_cast<double>(tensor.bytes);
     total += static_cast<uint64_t>(share * static_cast<double>(tensor.is_computed() ? bytes : tensor.coded_bytes));
-    // A projected tensor's weight is another model's, as a delta's base is; its axes are its own.
     const auto add = [&](const TensorId& part) { part_shares[part] = std::max(part_shares[part], share); };
-    if (!tensor.is_projected()) {
-      ForEachPart(tensor, add);
-    } else {
-      for (const ViewSegment& segment : tensor.residual) add(segment.base);
-    }
+    for (const TensorInput& input : tensor.inputs)
+      if (IsOwnInput(input.role)) ForEachSeen(input.view, add);
   }));
   RETURN_IF_ERROR(ForRecords(part_shares, [&](const TensorId& id, double share, const TensorRecord& part, size_t) {
     if (!used_bytes.contains(id)) total += static_cast<uint64_t>(share * static_cast<double>(part.coded_bytes));

@@ -33,15 +33,15 @@ Result<std::optional<BatchBuilder::Block>> BatchReader::AddCoded(const OpenTenso
   if (coded.size() >= BlockBytes(frame, index)) return std::optional<BatchBuilder::Block>();
   std::optional<Predicted> predicted = Predicted{};
   if (frame.encoding == Encoding::kDelta) {
-    ASSIGN_OR_RETURN(predicted,
-                     Predict(tensor.record.view, frame.coded_dtype, frame.BlockBegin(index), frame.BlockElems(index)));
+    ASSIGN_OR_RETURN(predicted, Predict(tensor.record.ViewOf(InputRole::kBase), frame.coded_dtype,
+                                        frame.BlockBegin(index), frame.BlockElems(index)));
   }
   if (!predicted) return std::optional<BatchBuilder::Block>();
   return builder_.AddBlock(frame, index, coded, predicted->prediction, /*is_wanted=*/true);
 }
 
-Result<std::optional<BatchReader::Predicted>> BatchReader::Predict(const std::vector<ViewSegment>& view, DType dtype,
-                                                                   uint64_t begin, uint64_t elems) {
+Result<std::optional<BatchReader::Predicted>> BatchReader::Predict(const View& view, DType dtype, uint64_t begin,
+                                                                   uint64_t elems) {
   const std::optional<Predicted> none;
   ASSIGN_OR_RETURN(const std::optional<ViewReader::BlockPart> part, views_.InOneBlock(view, dtype, begin, elems));
   if (!part) return none;
@@ -81,32 +81,31 @@ Result<std::optional<BatchBuilder::Block>> BatchReader::AddCompact(const OpenTen
   std::vector<BatchBuilder::Piece> pieces;
   std::deque<Predicted> predictions;
   std::deque<Bytes> inputs;
-  const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, CompactPiece::Range range,
-                        ByteSpan* out) -> Status {
+  const auto read = [&](const View& view, DType dtype, CompactPiece::Range range, ByteSpan* out) -> Status {
     Bytes& bytes = inputs.emplace_back(range.count * DTypeBytes(dtype));
     *out = bytes;
     return bytes.empty() ? OkStatus() : blocks_.Assemble(view, dtype, range.begin, bytes, /*wait=*/false);
   };
   for (const CompactPiece& part : parts) {
     BatchBuilder::Piece& made = pieces.emplace_back(BatchBuilder::Piece{part, {}});
-    ASSIGN_OR_RETURN(std::optional<Predicted> predicted,
-                     Predict(record.view, tensor.frame.dtype, part.segment->first_elem + part.begin, part.elems));
+    ASSIGN_OR_RETURN(std::optional<Predicted> predicted, Predict(record.ViewOf(InputRole::kBase), tensor.frame.dtype,
+                                                                 part.segment->first_elem + part.begin, part.elems));
     if (!predicted) return none;
     made.prediction = predicted->prediction;
     predictions.push_back(*std::move(predicted));
     if (part.residual.count != 0) {
       // Most of what a compact tensor takes: on the device, too.
-      ASSIGN_OR_RETURN(std::optional<Predicted> tokens,
-                       Predict(record.residual, DType::kU16, part.residual.begin, part.residual.count));
+      ASSIGN_OR_RETURN(std::optional<Predicted> tokens, Predict(record.ViewOf(InputRole::kResidual), DType::kU16,
+                                                                part.residual.begin, part.residual.count));
       if (!tokens) return none;
       made.residual = tokens->prediction;
       if (!made.residual.block) made.inputs.residual = made.residual.bytes;
       predictions.push_back(*std::move(tokens));
     }
-    RETURN_IF_ERROR(read(record.factors, DType::kU16, part.right, &made.inputs.right));
-    RETURN_IF_ERROR(read(record.factors, DType::kU16, part.left, &made.inputs.left));
-    RETURN_IF_ERROR(read(record.scales, DType::kBF16, part.scales, &made.inputs.scales));
-    RETURN_IF_ERROR(read(record.scales, DType::kBF16, part.steps, &made.inputs.steps));
+    RETURN_IF_ERROR(read(record.ViewOf(InputRole::kFactors), DType::kU16, part.right, &made.inputs.right));
+    RETURN_IF_ERROR(read(record.ViewOf(InputRole::kFactors), DType::kU16, part.left, &made.inputs.left));
+    RETURN_IF_ERROR(read(record.ViewOf(InputRole::kScales), DType::kBF16, part.scales, &made.inputs.scales));
+    RETURN_IF_ERROR(read(record.ViewOf(InputRole::kScales), DType::kBF16, part.steps, &made.inputs.steps));
   }
   return builder_.AddCompact(tensor.frame, index, pieces);
 }

@@ -45,8 +45,7 @@ class BatchReader {
   Result<std::optional<BatchBuilder::Block>> AddCompact(const OpenTensor& tensor, uint32_t index);
   // Elements of a view when one block of the base has all of them: a cached block, or a self-coded one that the device
   // decodes, too. Else nothing.
-  Result<std::optional<Predicted>> Predict(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin,
-                                           uint64_t elems);
+  Result<std::optional<Predicted>> Predict(const View& view, DType dtype, uint64_t begin, uint64_t elems);
 
   BlockCache& cache_;
   const ViewReader& views_;

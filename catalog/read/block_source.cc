@@ -9,8 +9,7 @@
 
 #include "catalog/read/block_ref.h"
 #include "codec/decode/block_decoder.h"
-#include "codec/decode/compact_decoder.h"
-#include "codec/decode/projected_decoder.h"
+#include "codec/decode/encodings.h"
 #include "codec/support/guarded.h"
 
 namespace modelstore {
@@ -46,8 +45,7 @@ Result<BlockPtr> BlockSource::GetFresh(const OpenTensor& tensor, uint32_t index)
   return block;
 }
 
-Status BlockSource::Assemble(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out,
-                             bool wait) {
+Status BlockSource::Assemble(const View& view, DType dtype, uint64_t begin, MutableByteSpan out, bool wait) {
   return views_.Assemble(view, dtype, begin, out, [&](const OpenTensor& base, uint32_t index) -> Result<BlockPtr> {
     ASSIGN_OR_RETURN(BlockPtr block, Get(base, index, Use::kPredict, wait));
     if (block == nullptr) return ResourceExhausted("no memory is free for reading now");
@@ -138,10 +136,8 @@ Result<BlockPtr> BlockSource::Decode(const Reservation& held, const OpenTensor& 
 }
 
 Result<BlockPtr> BlockSource::DecodeByRecord(const Reservation& held, const OpenTensor& tensor, uint32_t index) {
-  const Frame& frame = tensor.frame;
-  if (frame.encoding == Encoding::kCompact) return Rebuild(held, tensor, index);
-  if (frame.encoding == Encoding::kProjected) return Project(held, tensor, index);
-  return DecodeStored(held, tensor, index);
+  const bool is_computed = RowOf(tensor.frame.encoding).rebuild != nullptr;
+  return is_computed ? Compute(held, tensor, index) : DecodeStored(held, tensor, index);
 }
 
 Result<BlockPtr> BlockSource::DecodeStored(const Reservation& held, const OpenTensor& tensor, uint32_t index) {
@@ -155,8 +151,8 @@ Result<BlockPtr> BlockSource::DecodeStored(const Reservation& held, const OpenTe
   }
   ViewReader::Elements prediction;
   if (frame.encoding == Encoding::kDelta && coded.size() != out_bytes) {
-    ASSIGN_OR_RETURN(prediction, views_.Read(tensor.record.view, frame.coded_dtype, frame.BlockBegin(index),
-                                             frame.BlockElems(index), BasesWithin(held)));
+    ASSIGN_OR_RETURN(prediction, views_.Read(tensor.record.ViewOf(InputRole::kBase), frame.coded_dtype,
+                                             frame.BlockBegin(index), frame.BlockElems(index), BasesWithin(held)));
   }
   BlockPtr block = Block::Create(cache_.ledger(), out_bytes);
   if (block == nullptr) return OutOfMemory();
@@ -164,78 +160,34 @@ Result<BlockPtr> BlockSource::DecodeStored(const Reservation& held, const OpenTe
   return block;
 }
 
-// Piece by piece. What a piece needs of the other tensors is copied: their blocks are in the cache, because the pieces
-// of several blocks are in one of theirs.
-Result<BlockPtr> BlockSource::Rebuild(const Reservation& held, const OpenTensor& tensor, uint32_t index) {
-  const Frame& frame = tensor.frame;
-  const TensorRecord& record = tensor.record;
-  const size_t width = DTypeBytes(frame.dtype);
-  const auto bases = BasesWithin(held);
-  BlockPtr block = Block::Create(cache_.ledger(), BlockBytes(frame, index));
-  if (block == nullptr) return OutOfMemory();
-  CompactScratch scratch;
-  std::unique_ptr<std::byte[]> buffer;
-  uint64_t buffer_bytes = 0;
-  for (const CompactPiece& piece : CompactPieces(frame, index)) {
-    ASSIGN_OR_RETURN(
-        const ViewReader::Elements prediction,
-        views_.Read(record.view, frame.coded_dtype, piece.segment->first_elem + piece.begin, piece.elems, bases));
-    struct Input {
-      const std::vector<ViewSegment>& view;
-      DType dtype;
-      CompactPiece::Range range;
-      ByteSpan CompactInputs::*span;
-    };
-    const Input inputs[] = {{record.factors, DType::kU16, piece.right, &CompactInputs::right},
-                            {record.factors, DType::kU16, piece.left, &CompactInputs::left},
-                            {record.residual, DType::kU16, piece.residual, &CompactInputs::residual},
-                            {record.scales, DType::kBF16, piece.scales, &CompactInputs::scales},
-                            {record.scales, DType::kBF16, piece.steps, &CompactInputs::steps}};
-    uint64_t bytes = 0;
-    for (const Input& input : inputs) bytes += input.range.count * DTypeBytes(input.dtype);
-    if (bytes > buffer_bytes) {
-      buffer = nullptr;  // before the larger one is made: the reservation is not for both
-      buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
-      buffer_bytes = bytes;
-    }
-    MutableByteSpan rest(buffer.get(), bytes);
-    CompactInputs spans;
-    for (const Input& input : inputs) {
-      const MutableByteSpan part = rest.first(input.range.count * DTypeBytes(input.dtype));
-      rest = rest.subspan(part.size());
-      RETURN_IF_ERROR(views_.Assemble(input.view, input.dtype, input.range.begin, part, bases));
-      spans.*input.span = part;
-    }
-    RETURN_IF_ERROR(RebuildPiece(frame, piece, spans, prediction.bytes, scratch,
-                                 block->mutable_bytes().subspan(piece.block_begin * width, piece.elems * width)));
-  }
-  return block;
-}
+// What a block of a tensor is computed from, while the memory for that is held.
+class BlockSource::Inputs final : public InputReader {
+ public:
+  Inputs(BlockSource& blocks, const Reservation& held, const TensorRecord& record)
+      : blocks_(blocks), held_(held), record_(record) {}
 
-// One panel of the axes' rows after the other, so that what is held does not grow with their number.
-Result<BlockPtr> BlockSource::Project(const Reservation& held, const OpenTensor& tensor, uint32_t index) {
-  const Frame& frame = tensor.frame;
-  const TensorRecord& record = tensor.record;
-  const Projection& p = *frame.projection;
-  BlockPtr block = Block::Create(cache_.ledger(), BlockBytes(frame, index));
-  if (block == nullptr) return OutOfMemory();
-  const auto read = [&](const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, uint64_t elems, Bytes* out) {
-    out->resize(elems * DTypeBytes(dtype));
-    return views_.Assemble(view, dtype, begin, *out, BasesWithin(held));
-  };
-  Bytes bytes;
-  std::vector<float> norm(p.has_norm ? p.depth : 0);
-  RETURN_IF_ERROR(read(record.scales, frame.dtype, 0, norm.size(), &bytes));
-  ConvertElements(frame.dtype, DType::kF32, bytes, std::as_writable_bytes(std::span(norm)));
-  const ProjectedRows rows = RowsOfBlock(frame, index);
-  RETURN_IF_ERROR(read(record.factors, frame.dtype, rows.first * p.depth, rows.count * p.depth, &bytes));
-  RowProjector projector(frame.dtype, bytes, norm, p.depth, p.columns);
-  for (uint64_t d = 0; d < p.depth; d += kAxesPanelRows) {
-    const uint64_t count = std::min(kAxesPanelRows, p.depth - d);
-    RETURN_IF_ERROR(read(record.residual, kAxesDType, d * p.columns, count * p.columns, &bytes));
-    projector.Add(bytes);
+  Status Read(InputRole role, DType dtype, uint64_t begin, MutableByteSpan out) override {
+    return blocks_.views_.Assemble(record_.ViewOf(role), dtype, begin, out, blocks_.BasesWithin(held_));
   }
-  projector.Finish(rows.skip_elems, block->mutable_bytes());
+  Result<ByteSpan> Borrow(InputRole role, DType dtype, uint64_t begin, uint64_t elems) override {
+    borrowed_ = {};
+    ASSIGN_OR_RETURN(borrowed_,
+                     blocks_.views_.Read(record_.ViewOf(role), dtype, begin, elems, blocks_.BasesWithin(held_)));
+    return borrowed_.bytes;
+  }
+
+ private:
+  BlockSource& blocks_;
+  const Reservation& held_;
+  const TensorRecord& record_;
+  ViewReader::Elements borrowed_;
+};
+
+Result<BlockPtr> BlockSource::Compute(const Reservation& held, const OpenTensor& tensor, uint32_t index) {
+  BlockPtr block = Block::Create(cache_.ledger(), BlockBytes(tensor.frame, index));
+  if (block == nullptr) return OutOfMemory();
+  Inputs inputs(*this, held, tensor.record);
+  RETURN_IF_ERROR(RowOf(tensor.frame.encoding).rebuild(tensor.frame, index, inputs, block->mutable_bytes()));
   return block;
 }
 

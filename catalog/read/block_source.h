@@ -39,8 +39,7 @@ class BlockSource {
   Result<BlockPtr> GetFresh(const OpenTensor& tensor, uint32_t index);
   // Elements [begin, ...) of a view converted to `dtype`, as many as `out` has room for. wait = false:
   // ResourceExhausted when memory would have to be waited for. Errors: as Get.
-  Status Assemble(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out,
-                  bool wait = true);
+  Status Assemble(const View& view, DType dtype, uint64_t begin, MutableByteSpan out, bool wait = true);
 
   // Decodes the block into the cache; does nothing when the memory for reading ahead is taken. Errors: as Get.
   Status Prefetch(const OpenTensor& tensor, uint32_t index);
@@ -71,12 +70,11 @@ class BlockSource {
   // Decodes, and where that fails once more by the record that the tensor has now, if that is another one. Whoever
   // waits for the block hears the failure, so nothing is thrown; messages name the block.
   Result<BlockPtr> Decode(const Reservation& held, const OpenTensor& tensor, uint32_t index) noexcept;
+  class Inputs;
   Result<BlockPtr> DecodeByRecord(const Reservation& held, const OpenTensor& tensor, uint32_t index);
   Result<BlockPtr> DecodeStored(const Reservation& held, const OpenTensor& tensor, uint32_t index);
-  // A block of a compact tensor (docs/format.md, "Compact tensors").
-  Result<BlockPtr> Rebuild(const Reservation& held, const OpenTensor& tensor, uint32_t index);
-  // A block of a projected tensor (docs/format.md, "Projected tensors").
-  Result<BlockPtr> Project(const Reservation& held, const OpenTensor& tensor, uint32_t index);
+  // A block of a tensor that has none: what its encoding makes of the tensor's inputs.
+  Result<BlockPtr> Compute(const Reservation& held, const OpenTensor& tensor, uint32_t index);
   void CountDecoded(uint64_t bytes);
 
   const KvReader& store_;

@@ -5,8 +5,6 @@
 
 #include "catalog/read/block_memory.h"
 #include "codec/decode/block_decoder.h"
-#include "codec/decode/compact_decoder.h"
-#include "codec/decode/projected_decoder.h"
 
 namespace modelstore {
 namespace {
@@ -24,7 +22,8 @@ uint64_t CostBytes(const OpenTensor& tensor) {
       compact += sizeof(segment) + (segment.row_mask.size() + segment.rows_before.size()) * sizeof(uint64_t);
   }
   const TensorRecord& record = tensor.record;
-  const uint64_t segments = record.view.size() + record.factors.size() + record.residual.size() + record.scales.size();
+  uint64_t segments = 0;
+  for (const TensorInput& input : record.inputs) segments += input.view.size();
   return sizeof(OpenTensor) + 128 + record.shape.size() * sizeof(uint64_t) + record.frame.size() +
          segments * sizeof(ViewSegment) + symbols * sizeof(RansSymbol) + tables + compact;
 }
@@ -43,7 +42,7 @@ Status CheckFrame(const OpenTensor& tensor) {
   if (frame.elems * DTypeBytes(frame.dtype) != record.bytes)
     return Corruption("its frame holds " + Number(frame.elems) + " elements, its record says " + Number(record.bytes) +
                       " bytes");
-  const uint32_t stored_blocks = IsComputed(frame.encoding) ? 0 : frame.BlockCount();
+  const uint32_t stored_blocks = FactsOf(frame.encoding).has_blocks ? frame.BlockCount() : 0;
   if (stored_blocks != record.block_count)
     return Corruption("its frame has " + Number(stored_blocks) + " blocks, its record says " +
                       Number(record.block_count));
@@ -178,9 +177,11 @@ Result<TensorRef> TensorTable::Renew(const TensorId& id, PushId old, uint8_t max
   return Load(id, max_depth);
 }
 
-Status TensorTable::CheckSegments(const TensorRecord& record, const std::vector<ViewSegment>& view,
-                                  std::string_view what, uint64_t elems, DType dtype, bool of_that_dtype,
-                                  Bases* bases) {
+Status TensorTable::CheckInput(const TensorRecord& record, const InputNeed& need, Bases* bases) {
+  const View& view = record.ViewOf(need.role);
+  const std::string_view what = InputName(need.role);
+  const uint64_t elems = need.elems;
+  const DType dtype = need.dtype;
   uint64_t covered = 0;
   for (size_t i = 0; i < view.size(); ++i) {
     const ViewSegment& segment = view[i];
@@ -194,7 +195,8 @@ Status TensorTable::CheckSegments(const TensorRecord& record, const std::vector<
       auto found = GetReferenced(segment.base, static_cast<uint8_t>(record.depth - 1));
       if (!found.ok()) return found.status().WithContext(name);
       const Frame& frame = (*found)->frame;
-      if (frame.encoding == Encoding::kCompact) return Corruption(name + ": a compact tensor is nobody's base");
+      if (!FactsOf(frame.encoding).may_be_base)
+        return Corruption(name + ": a " + std::string(FactsOf(frame.encoding).name) + " tensor is nobody's base");
       it = bases
                ->emplace(segment.base, Base{.elems = frame.elems,
                                             .block_bytes = BlockHeldBytes(frame, frame.dtype),
@@ -205,68 +207,34 @@ Status TensorTable::CheckSegments(const TensorRecord& record, const std::vector<
     const Base& base = it->second;
     if (segment.base_offset_elems > base.elems || segment.elems > base.elems - segment.base_offset_elems)
       return Corruption(name + ": reaches past its base's " + Number(base.elems) + " elements");
-    if (of_that_dtype ? base.dtype != dtype : !CanPredict(base.dtype, dtype))
+    if (need.is_converted ? !CanPredict(base.dtype, dtype) : base.dtype != dtype)
       return Corruption(name + ": elements of " + std::string(DTypeName(base.dtype)) + " cannot " +
-                        (of_that_dtype ? "be " : "predict ") + std::string(DTypeName(dtype)));
+                        (need.is_converted ? "predict " : "be ") + std::string(DTypeName(dtype)));
   }
   if (covered != elems)
     return Corruption("its " + std::string(what) + " covers " + Number(covered) + " of " + Number(elems) + " elements");
   return OkStatus();
 }
 
-Result<uint64_t> TensorTable::CheckProjected(const OpenTensor& tensor) {
-  const TensorRecord& record = tensor.record;
-  const Frame& frame = tensor.frame;
-  const Projection& p = *frame.projection;
-  if (!record.view.empty()) return Corruption("it has a view of a base, but is projected");
-  Bases bases;
-  RETURN_IF_ERROR(CheckSegments(record, record.factors, "view of the weight", frame.elems / p.columns * p.depth,
-                                frame.dtype, true, &bases));
-  RETURN_IF_ERROR(
-      CheckSegments(record, record.residual, "view of the axes", p.columns * p.depth, kAxesDType, true, &bases));
-  RETURN_IF_ERROR(
-      CheckSegments(record, record.scales, "view of the norm", p.has_norm ? p.depth : 0, frame.dtype, true, &bases));
-  uint64_t peak_bytes = 0;
-  for (const auto& [id, base] : bases) peak_bytes = std::max(peak_bytes, base.peak_bytes + base.block_bytes);
-  return BlockHeldBytes(frame, frame.dtype) + ProjectedBytes(frame) + peak_bytes;
-}
-
 Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
   const TensorRecord& record = tensor.record;
   const Frame& frame = tensor.frame;
-  const uint64_t out_bytes = BlockHeldBytes(frame, frame.dtype);
-  const uint64_t coded_bytes = out_bytes + kBlockHeaderBytes;
-  const bool is_compact = frame.encoding == Encoding::kCompact;
-  if (frame.encoding == Encoding::kProjected) return CheckProjected(tensor);
-  if (frame.encoding != Encoding::kDelta && !is_compact) {
-    if (!record.view.empty()) return Corruption("it has a view of a base, but is not a delta");
-    if (record.depth != 0) return Corruption("it has depth " + Number(record.depth) + ", but is not a delta");
-    return coded_bytes + out_bytes;
+  const EncodingRow& row = RowOf(frame.encoding);
+  const std::vector<InputNeed> needs = row.inputs(frame);
+  for (const TensorInput& input : record.inputs) {
+    if (!input.view.empty() && std::ranges::find(needs, input.role, &InputNeed::role) == needs.end())
+      return Corruption("it has a " + std::string(InputName(input.role)) + ", but is " +
+                        std::string(FactsOf(frame.encoding).name));
   }
+  if (needs.empty() && record.depth != 0)
+    return Corruption("it has depth " + Number(record.depth) + ", but is not made from others");
   Bases bases;
-  RETURN_IF_ERROR(
-      CheckSegments(record, record.view, "view", frame.elems, frame.coded_dtype, /*of_that_dtype=*/false, &bases));
-  const uint64_t prediction_bytes = BlockHeldBytes(frame, frame.coded_dtype);
-  if (is_compact) {
-    const CompactFrame& compact = *frame.compact;
-    RETURN_IF_ERROR(
-        CheckSegments(record, record.factors, "view of factors", compact.factor_tokens, DType::kU16, true, &bases));
-    RETURN_IF_ERROR(
-        CheckSegments(record, record.residual, "view of residual", compact.residual_tokens, DType::kU16, true, &bases));
-    RETURN_IF_ERROR(CheckSegments(record, record.scales, "view of scales", compact.scales, DType::kBF16, true, &bases));
-    // Held while each of them is decoded: the block, its prediction (or the base's block that it is a part of), and the
-    // inputs of one piece (BlockSource::Rebuild).
-    uint64_t held_prediction = prediction_bytes, peak_bytes = 0;
-    for (const auto& [id, base] : bases) {
-      held_prediction = std::max(held_prediction, base.block_bytes);
-      peak_bytes = std::max(peak_bytes, base.peak_bytes);
-    }
-    return out_bytes + held_prediction + MaxPieceBytes(frame) + peak_bytes;
-  }
-  uint64_t rest_bytes = prediction_bytes + out_bytes;
-  for (const auto& [id, base] : bases)
-    rest_bytes = std::max({rest_bytes, prediction_bytes + base.peak_bytes, base.block_bytes + out_bytes});
-  return coded_bytes + rest_bytes;
+  for (const InputNeed& need : needs) RETURN_IF_ERROR(CheckInput(record, need, &bases));
+  std::vector<SeenNeed> seen;
+  for (const auto& [id, base] : bases) seen.push_back({.block = base.block_bytes, .peak = base.peak_bytes});
+  const BlockNeed own = {.block = BlockHeldBytes(frame, frame.dtype),
+                         .prediction = BlockHeldBytes(frame, frame.coded_dtype)};
+  return row.peak_bytes(frame, own, seen);
 }
 
 uint64_t TensorTable::peak_bytes() const {

@@ -12,6 +12,7 @@
 #include "catalog/read/open_tensor.h"
 #include "catalog/schema/records.h"
 #include "catalog/store/kv_store.h"
+#include "codec/decode/encodings.h"
 #include "codec/support/mutex.h"
 
 namespace modelstore {
@@ -73,12 +74,9 @@ class TensorTable {
   };
   // Of all that one tensor names, each looked up once however often a view names it.
   using Bases = std::map<TensorId, Base>;
-  // Checks that `view` tiles `elems` elements with (parts of) existing tensors, none of them compact, that can predict
-  // `dtype` (of_that_dtype: have it).
-  Status CheckSegments(const TensorRecord& record, const std::vector<ViewSegment>& view, std::string_view name,
-                       uint64_t elems, DType dtype, bool of_that_dtype, Bases* bases);
-  // CheckView of a projected tensor.
-  Result<uint64_t> CheckProjected(const OpenTensor& tensor);
+  // Checks that the record's view of that role tiles what is needed with (parts of) existing tensors that may be
+  // others' base.
+  Status CheckInput(const TensorRecord& record, const InputNeed& need, Bases* bases);
 
   const KvReader& store_;
   const uint64_t capacity_bytes_;

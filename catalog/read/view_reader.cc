@@ -2,8 +2,8 @@
 
 namespace modelstore {
 
-Result<std::optional<ViewReader::BlockPart>> ViewReader::InOneBlock(const std::vector<ViewSegment>& view, DType dtype,
-                                                                    uint64_t begin, uint64_t elems) const {
+Result<std::optional<ViewReader::BlockPart>> ViewReader::InOneBlock(const View& view, DType dtype, uint64_t begin,
+                                                                    uint64_t elems) const {
   std::optional<BlockPart> part;
   uint64_t at = 0;
   auto segment = view.begin();

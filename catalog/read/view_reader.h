@@ -40,13 +40,12 @@ class ViewReader {
   };
   // Where elements [begin, begin + elems) of the view are, when one block of one base has all of them and in `dtype`,
   // so that they can be used where they lie; nothing when it is not that simple. Errors: as TensorTable::GetReferenced.
-  Result<std::optional<BlockPart>> InOneBlock(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin,
-                                              uint64_t elems) const;
+  Result<std::optional<BlockPart>> InOneBlock(const View& view, DType dtype, uint64_t begin, uint64_t elems) const;
 
   // Converts elements [begin, ...) of the view to `dtype`, as many as `out` has room for; elements without a base are
   // zero. Errors: Corruption where the view and a base do not fit, else those of get_block.
   template <typename GetBlockFn>
-  Status Assemble(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out,
+  Status Assemble(const View& view, DType dtype, uint64_t begin, MutableByteSpan out,
                   const GetBlockFn& get_block) const;
 
   // Elements of a view and what holds them: a block of the base, or a buffer.
@@ -57,7 +56,7 @@ class ViewReader {
   };
   // Elements [begin, begin + elems) of the view in `dtype`: without a copy when InOneBlock finds them, else assembled.
   template <typename GetBlockFn>
-  Result<Elements> Read(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, uint64_t elems,
+  Result<Elements> Read(const View& view, DType dtype, uint64_t begin, uint64_t elems,
                         const GetBlockFn& get_block) const;
 
  private:
@@ -70,7 +69,7 @@ class ViewReader {
 };
 
 template <typename GetBlockFn>
-Status ViewReader::Assemble(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin, MutableByteSpan out,
+Status ViewReader::Assemble(const View& view, DType dtype, uint64_t begin, MutableByteSpan out,
                             const GetBlockFn& get_block) const {
   const size_t width = DTypeBytes(dtype);
   uint64_t at = 0;
@@ -117,8 +116,8 @@ Status ViewReader::AssembleFrom(const TensorId& base_id, DType dtype, uint64_t b
 }
 
 template <typename GetBlockFn>
-Result<ViewReader::Elements> ViewReader::Read(const std::vector<ViewSegment>& view, DType dtype, uint64_t begin,
-                                              uint64_t elems, const GetBlockFn& get_block) const {
+Result<ViewReader::Elements> ViewReader::Read(const View& view, DType dtype, uint64_t begin, uint64_t elems,
+                                              const GetBlockFn& get_block) const {
   const size_t bytes = elems * DTypeBytes(dtype);
   Elements read;
   ASSIGN_OR_RETURN(const std::optional<BlockPart> in_place, InOneBlock(view, dtype, begin, elems));

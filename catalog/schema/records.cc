@@ -12,7 +12,6 @@ namespace {
 
 constexpr uint8_t kRecordVersion = 1;  // first byte of every record
 constexpr uint8_t kPackedVersion = 2;  // of tensors and files: the body is packed
-constexpr std::byte kCompactEncoding{4}, kProjectedEncoding{5};
 // Of a packed record: what is packed well may say millions of them in some kilobytes.
 constexpr uint64_t kMaxPackedItems = 1 << 20;
 constexpr size_t kMaxFeatures = 256;
@@ -184,7 +183,7 @@ Bytes Packed(ByteSpan body) {
   return out.Release();
 }
 
-void PutView(ByteWriter& out, const std::vector<ViewSegment>& view) {
+void PutView(ByteWriter& out, const View& view) {
   out.Varint(view.size());
   for (const ViewSegment& segment : view) {
     out.U8(static_cast<uint8_t>(segment.kind));
@@ -195,7 +194,7 @@ void PutView(ByteWriter& out, const std::vector<ViewSegment>& view) {
   }
 }
 
-Status TakeView(ByteReader& in, bool is_packed, std::vector<ViewSegment>* view, uint64_t* elems) {
+Status TakeView(ByteReader& in, bool is_packed, View* view, uint64_t* elems) {
   const uint64_t segments = in.Varint();
   if (!Fits(in, segments, 2) || (is_packed && segments > kMaxPackedItems))
     return Malformed("tensor", std::to_string(segments) + " view segments do not fit");
@@ -208,6 +207,12 @@ Status TakeView(ByteReader& in, bool is_packed, std::vector<ViewSegment>* view, 
     *elems += segment.elems;
   }
   return OkStatus();
+}
+
+// Of a computed tensor: what its record has a view of behind that of its base.
+std::span<const InputRole> PartRoles(const EncodingFacts& encoding) {
+  const bool has_base = !encoding.roles.empty() && encoding.roles.front() == InputRole::kBase;
+  return encoding.roles.subspan(has_base ? 1 : 0);
 }
 
 Result<TensorRecord> ParseTensorBody(ByteReader& in, bool is_packed) {
@@ -228,15 +233,15 @@ Result<TensorRecord> ParseTensorBody(ByteReader& in, bool is_packed) {
   record.depth = in.U8();
   const ByteSpan frame = in.LengthPrefixed();
   record.frame.assign(frame.begin(), frame.end());
-  uint64_t view_elems = 0, part_elems = 0;
-  RETURN_IF_ERROR(TakeView(in, is_packed, &record.view, &view_elems));
-  if (is_packed) {
-    for (auto* part : {&record.factors, &record.residual, &record.scales})
-      RETURN_IF_ERROR(TakeView(in, is_packed, part, &part_elems));
-  }
-  RETURN_IF_ERROR(CheckEnd(in, kWhat));
   if (record.is_computed() != is_packed)
     return Malformed(kWhat, is_packed ? "version 2, but not computed" : "computed, but not of version 2");
+  uint64_t view_elems = 0, part_elems = 0;
+  RETURN_IF_ERROR(TakeView(in, is_packed, &record.MutableViewOf(InputRole::kBase), &view_elems));
+  if (is_packed) {
+    for (const InputRole role : PartRoles(record.encoding()))
+      RETURN_IF_ERROR(TakeView(in, is_packed, &record.MutableViewOf(role), &part_elems));
+  }
+  RETURN_IF_ERROR(CheckEnd(in, kWhat));
   if (is_packed && (record.first_block != 0 || record.block_count != 0 || record.coded_bytes != 0))
     return Malformed(kWhat, "computed, but has blocks");
   // An opaque type's shape is text of its container; only its bytes are known here.
@@ -244,7 +249,7 @@ Result<TensorRecord> ParseTensorBody(ByteReader& in, bool is_packed) {
   if (record.dtype != DType::kOpaque &&
       (!ShapeBytes(record.dtype, record.shape, &shape_bytes) || shape_bytes != record.bytes))
     return Malformed(kWhat, "its shape does not make " + std::to_string(record.bytes) + " bytes");
-  if (!record.view.empty() && view_elems != record.bytes / DTypeBytes(record.dtype))
+  if (!record.ViewOf(InputRole::kBase).empty() && view_elems != record.bytes / DTypeBytes(record.dtype))
     return Malformed(kWhat, "its view covers " + std::to_string(view_elems) + " elements of " +
                                 std::to_string(record.bytes / DTypeBytes(record.dtype)));
   return record;
@@ -265,9 +270,23 @@ auto ParsePackable(ByteSpan bytes, std::string_view what, const ParseBodyFn& par
 
 }  // namespace
 
-bool TensorRecord::is_compact() const { return !frame.empty() && frame[0] == kCompactEncoding; }
+const EncodingFacts& TensorRecord::encoding() const {
+  static constexpr EncodingFacts kUnknown{Encoding::kRaw, "unknown", StorageLevel::kRaw, true, false, {}};
+  if (frame.empty()) return FactsOf(Encoding::kRaw);
+  const EncodingFacts* const facts = FindEncoding(std::to_integer<uint8_t>(frame[0]));
+  return facts != nullptr ? *facts : kUnknown;
+}
 
-bool TensorRecord::is_projected() const { return !frame.empty() && frame[0] == kProjectedEncoding; }
+const View& TensorRecord::ViewOf(InputRole role) const {
+  static const View kNone;
+  const auto found = std::ranges::find(inputs, role, &TensorInput::role);
+  return found == inputs.end() ? kNone : found->view;
+}
+
+View& TensorRecord::MutableViewOf(InputRole role) {
+  const auto found = std::ranges::find(inputs, role, &TensorInput::role);
+  return found == inputs.end() ? inputs.emplace_back(role).view : found->view;
+}
 
 Bytes Serialize(const TensorRecord& record) {
   const bool is_packed = record.is_computed();
@@ -282,9 +301,9 @@ Bytes Serialize(const TensorRecord& record) {
   out.Varint(record.block_count);
   out.U8(record.depth);
   out.LengthPrefixed(record.frame);
-  PutView(out, record.view);
+  PutView(out, record.ViewOf(InputRole::kBase));
   if (!is_packed) return out.Release();
-  for (const auto* part : {&record.factors, &record.residual, &record.scales}) PutView(out, *part);
+  for (const InputRole role : PartRoles(record.encoding())) PutView(out, record.ViewOf(role));
   return Packed(out.view());
 }
 
@@ -706,10 +725,11 @@ uint64_t ShortTensorId(const TensorId& id) { return id.hash.low ^ id.ordinal * 0
 uint64_t TensorCost(const TensorRecord& record, size_t record_bytes) {
   constexpr uint64_t kBlockKeyBytes = 12;
   uint64_t cost = kTensorKeyBytes + record_bytes + record.coded_bytes + kBlockKeyBytes * record.block_count;
-  if (record.is_compact()) return cost;
-  for (auto segment = record.view.begin(); segment != record.view.end(); ++segment) {
+  if (!record.encoding().may_be_base) return cost;
+  const View& view = record.ViewOf(InputRole::kBase);
+  for (auto segment = view.begin(); segment != view.end(); ++segment) {
     if (segment->kind != ViewSegment::Kind::kIdentity) continue;
-    const bool is_new = std::none_of(record.view.begin(), segment, [&](const ViewSegment& earlier) {
+    const bool is_new = std::none_of(view.begin(), segment, [&](const ViewSegment& earlier) {
       return earlier.kind == ViewSegment::Kind::kIdentity && earlier.base == segment->base;
     });
     if (is_new) cost += 2 * kTensorKeyBytes;

@@ -16,6 +16,7 @@
 #include "codec/support/hash.h"
 #include "codec/support/status.h"
 #include "codec/tensor/dtype.h"
+#include "codec/tensor/encoding.h"
 
 namespace modelstore {
 
@@ -34,7 +35,7 @@ struct TensorId {
   auto operator<=>(const TensorId&) const = default;
 };
 
-// How a run of consecutive elements of a delta sees its base. A view is a list of segments that tile the tensor.
+// How a run of consecutive elements sees another tensor.
 struct ViewSegment {
   enum class Kind : uint8_t {
     kIdentity = 0,  // element i of the segment is predicted by element base_offset_elems + i of `base`, converted to
@@ -46,6 +47,15 @@ struct ViewSegment {
   uint64_t base_offset_elems = 0;
 };
 
+// Segments that tile what is seen.
+using View = std::vector<ViewSegment>;
+
+// What a tensor is made from, besides its blocks: (parts of) other tensors.
+struct TensorInput {
+  InputRole role = InputRole::kBase;
+  View view;
+};
+
 // families: tensors, key TensorKey(id)
 struct TensorRecord {
   DType dtype = DType::kOpaque;
@@ -55,36 +65,40 @@ struct TensorRecord {
   PushId push = 0;
   uint32_t first_block = 0;
   uint32_t block_count = 0;
-  uint8_t depth = 0;              // 0: no base; 1: its base has depth 0; …
-  Bytes frame;                    // codec/decode/frame.h
-  std::vector<ViewSegment> view;  // empty unless the frame is a delta or compact
-  // Of a compact tensor (docs/format.md, "Compact tensors"): which U16 tensors its factors' and residual's tokens are,
-  // and which BF16 tensor its scales. Of a projected one: the weight, the axes (F16), the norm's weights. Empty in
-  // others.
-  std::vector<ViewSegment> factors, residual, scales;
+  uint8_t depth = 0;                // 0: no base; 1: its base has depth 0; …
+  Bytes frame;                      // codec/decode/frame.h
+  std::vector<TensorInput> inputs;  // each role once
 
-  // Decided by the frame's first byte, its encoding.
-  bool is_compact() const;
-  bool is_projected() const;
-  bool is_computed() const { return is_compact() || is_projected(); }  // from others: it has no blocks
+  // Of the frame's first byte. One that this version does not know counts as blocks that nobody is stored against.
+  const EncodingFacts& encoding() const;
+  bool is_computed() const { return !encoding().has_blocks; }
+  // Empty when it has no such input.
+  const View& ViewOf(InputRole role) const;
+  // To be filled or changed.
+  View& MutableViewOf(InputRole role);
 };
+
+// Calls visit(id) for each tensor that `view` sees, as often as it names it.
+template <typename VisitFn>
+void ForEachSeen(const View& view, const VisitFn& visit) {
+  for (const ViewSegment& segment : view)
+    if (segment.kind == ViewSegment::Kind::kIdentity) visit(segment.base);
+}
 
 // Calls visit(id) for each tensor that predicts `record`, as often as its view names it.
 template <typename VisitFn>
 void ForEachBase(const TensorRecord& record, const VisitFn& visit) {
-  for (const ViewSegment& segment : record.view)
-    if (segment.kind == ViewSegment::Kind::kIdentity) visit(segment.base);
+  ForEachSeen(record.ViewOf(InputRole::kBase), visit);
 }
 
-// … for each tensor that a compact `record` consists of besides.
+// Calls visit(id) for each tensor that `record` is made from besides its base.
 template <typename VisitFn>
 void ForEachPart(const TensorRecord& record, const VisitFn& visit) {
-  for (const auto* view : {&record.factors, &record.residual, &record.scales})
-    for (const ViewSegment& segment : *view)
-      if (segment.kind == ViewSegment::Kind::kIdentity) visit(segment.base);
+  for (const TensorInput& input : record.inputs)
+    if (input.role != InputRole::kBase) ForEachSeen(input.view, visit);
 }
 
-// … for each tensor that must exist as long as `record` does: both.
+// Calls visit(id) for each tensor that must exist as long as `record` does: its bases and its parts.
 template <typename VisitFn>
 void ForEachReference(const TensorRecord& record, const VisitFn& visit) {
   ForEachBase(record, visit);

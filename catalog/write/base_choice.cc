@@ -208,14 +208,15 @@ Status BaseChooser::AddCandidate(const SourceExtent& extent, const TensorId& id,
   if (IsLost(opened.status())) return OkStatus();
   RETURN_IF_ERROR(opened.status());
   TensorRef base = *std::move(opened);
-  if (base->record.is_compact()) return OkStatus();  // nobody's base
-  if (base->record.depth > 0 && !base->record.is_projected()) {
+  if (!base->record.encoding().may_be_base) return OkStatus();
+  if (base->record.depth > 0 && !base->record.is_computed()) {
     // One hop only: what the nearest is stored against is nearly as near. A copy: `base` is what holds the view.
-    const ViewSegment first = base->record.view.empty() ? ViewSegment{} : base->record.view[0];
+    const View& view = base->record.ViewOf(InputRole::kBase);
+    const ViewSegment first = view.empty() ? ViewSegment{} : view[0];
     if (first.elems == 0 || first.kind != ViewSegment::Kind::kIdentity || first.base_offset_elems != 0)
       return OkStatus();
     ASSIGN_OR_RETURN(base, catalog_.reader().OpenTensorById(first.base));
-    if (base->record.depth > 0 && !base->record.is_projected()) return OkStatus();
+    if (base->record.depth > 0 && !base->record.is_computed()) return OkStatus();
   }
   if (base->record.depth >= kMaxDepth) return OkStatus();
   const TensorRecord& record = base->record;

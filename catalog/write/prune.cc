@@ -84,8 +84,8 @@ Status SweepTensors(const StoreWalk& walk, const StoreWalk::Reachable& live, Swe
     sweeper.Free(tensor.cost);
     if (tensor.has_sketch) sweeper.batch().Delete(Family::kSketches, key);
     for (const uint32_t base : tensor.bases) {
-      // Compact tensors have no edges.
-      if (base != StoreWalk::kMissing && !IsComputed(tensor.encoding))
+      // Those that are nobody's base have no edges.
+      if (base != StoreWalk::kMissing && FactsOf(tensor.encoding).may_be_base)
         sweeper.batch().Delete(Family::kEdges, EdgeKey(walk.tensors()[base].id, tensor.id));
     }
     if (tensor.block_count > 0) {

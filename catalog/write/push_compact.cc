@@ -310,7 +310,8 @@ Status PushJob::MakeCompact(bool nothing) {
     for (const size_t i : group.members) {
       PlannedExtent& extent = *item_extents_[i];
       extent.part_offset = elems * DTypeBytes(dtype);
-      record.view.push_back({ViewSegment::Kind::kIdentity, items_[i].elems(), items_[i].base, 0});
+      record.MutableViewOf(InputRole::kBase)
+          .push_back({ViewSegment::Kind::kIdentity, items_[i].elems(), items_[i].base, 0});
       ASSIGN_OR_RETURN(const TensorRef base, catalog_.reader().OpenTensorById(items_[i].base));
       record.depth = std::max<uint8_t>(record.depth, base->record.depth + 1);
       elems += items_[i].elems();
@@ -334,9 +335,9 @@ Status PushJob::MakeCompact(bool nothing) {
     record.shape = {elems};
     record.bytes = elems * DTypeBytes(dtype);
     record.frame = SerializeFrame(frame);
-    record.factors = std::move(parts.factors);
-    record.residual = std::move(parts.residual);
-    record.scales = std::move(parts.scales);
+    record.MutableViewOf(InputRole::kFactors) = std::move(parts.factors);
+    record.MutableViewOf(InputRole::kResidual) = std::move(parts.residual);
+    record.MutableViewOf(InputRole::kScales) = std::move(parts.scales);
 
     NewTensor made;
     made.id = {HashBytes(record.frame), 0};

@@ -294,7 +294,7 @@ Result<bool> PushJob::EqualsTensor(const TensorData& data, const TensorRef& tens
   const SourceExtent& source = data.extent();
   if (record.dtype != source.dtype || record.shape != source.shape || record.bytes != source.bytes) return false;
   // Only the push that makes a compact tensor again takes it: an exact file must not depend on one.
-  if (record.is_compact()) return false;
+  if (!record.encoding().may_be_base) return false;
   std::atomic<bool> equal{true};
   const auto compare = [&](size_t block) -> Status {
     if (!equal) return OkStatus();
@@ -358,7 +358,7 @@ Status PushJob::StoreNew(const TensorData& data, PlannedExtent& extent, const st
     }
     if (!record.ok()) return record.status();
     made.record = *std::move(record);
-    for (const ViewSegment& segment : made.record.view) {
+    for (const ViewSegment& segment : made.record.ViewOf(InputRole::kBase)) {
       if (segment.kind == ViewSegment::Kind::kIdentity)
         bases_->Vote(segment.base, segment.elems * DTypeBytes(source.dtype));
     }
@@ -384,16 +384,16 @@ Result<TensorRecord> PushJob::Project(const PlannedExtent& extent) {
   frame.block_elems = kBlockBytes / DTypeBytes(source.dtype);
   frame.projection = {projection.axes->columns, projection.axes->rows, projection.norm.has_value()};
   record.frame = SerializeFrame(frame);
-  const auto add = [&](const TensorId& id, uint64_t elems, std::vector<ViewSegment>* view) -> Status {
+  const auto add = [&](const TensorId& id, uint64_t elems, InputRole role) -> Status {
     ASSIGN_OR_RETURN(const TensorRef tensor, catalog_.reader().OpenTensorById(id));
     record.depth = std::max<uint8_t>(record.depth, tensor->record.depth + 1);
-    view->push_back({ViewSegment::Kind::kIdentity, elems, id, 0});
+    record.MutableViewOf(role).push_back({ViewSegment::Kind::kIdentity, elems, id, 0});
     return OkStatus();
   };
   const uint64_t depth = projection.axes->rows, rows = frame.elems / projection.axes->columns;
-  RETURN_IF_ERROR(add(projection.weight, rows * depth, &record.factors));
-  RETURN_IF_ERROR(add(axes_.at(projection.axes.get()), depth * projection.axes->columns, &record.residual));
-  if (projection.norm) RETURN_IF_ERROR(add(*projection.norm, depth, &record.scales));
+  RETURN_IF_ERROR(add(projection.weight, rows * depth, InputRole::kWeight));
+  RETURN_IF_ERROR(add(axes_.at(projection.axes.get()), depth * projection.axes->columns, InputRole::kAxes));
+  if (projection.norm) RETURN_IF_ERROR(add(*projection.norm, depth, InputRole::kNorm));
   return record;
 }
 
@@ -417,7 +417,7 @@ Status PushJob::StoreAxes() {
 }
 
 void PushJob::CountBases(const TensorRecord& record) {
-  for (const ViewSegment& segment : record.view) {
+  for (const ViewSegment& segment : record.ViewOf(InputRole::kBase)) {
     if (segment.kind == ViewSegment::Kind::kIdentity)
       bases_->CountBase(segment.base, segment.elems * DTypeBytes(record.dtype));
   }

@@ -41,7 +41,7 @@ Status PushJob::MaterialiseBases() {
   uint64_t bytes = 0;
   for (const TensorId& id : bases) {
     ASSIGN_OR_RETURN(TensorRef tensor, catalog_.reader().OpenTensorById(id));
-    if (!tensor->record.is_projected()) continue;
+    if (!tensor->record.is_computed()) continue;
     const uint64_t blocks = BlocksFor(tensor->record.bytes);
     if (next_block_ + blocks > UINT32_MAX) return OkStatus();  // they stay as they are
     bytes += tensor->record.bytes;
@@ -98,7 +98,7 @@ Status PushJob::AddMaterialised(WriteBatch* batch) {
     const Result<StoredValue> stored = catalog_.store().Get(Family::kTensors, key);
     const Result<TensorRecord> current = stored.ok() ? ParseTensorRecord(stored->bytes()) : stored.status();
     // Another push was faster, or what needed it turned out to be stored already.
-    tensor.needed = current.ok() && current->is_projected() && bases.contains(tensor.id);
+    tensor.needed = current.ok() && current->is_computed() && bases.contains(tensor.id);
     if (tensor.needed) {
       batch->Put(Family::kTensors, key, Serialize(tensor.record));
       materialised.insert(tensor.id);

@@ -326,9 +326,9 @@ Status PushJob::AddTensors(WriteBatch* batch) {
       continue;
     }
     const Bytes value = Serialize(record);
-    if (record.is_compact() && !ParseTensorRecord(value).ok()) return TooManyTensors();
+    if (record.is_computed() && !ParseTensorRecord(value).ok()) return TooManyTensors();
     batch->Put(Family::kTensors, TensorKey(tensor.id), value);
-    if (record.is_compact()) continue;
+    if (!record.encoding().may_be_base) continue;
     ForEachBase(record, [&](const TensorId& base) { batch->Put(Family::kEdges, EdgeKey(base, tensor.id), {}); });
   }
   for (const PlannedFile& file : files_) {
@@ -585,7 +585,8 @@ void PushJob::CountLevels(PushReport* report) const {
       } else if (extent.stored || extent.repeats != nullptr) {
         levels.identical_tensor += extent.source.bytes;
       } else {
-        LevelOf(levels, EncodingOf(extent.made->record), !extent.source.name.empty()) += extent.source.bytes;
+        LevelOf(levels, static_cast<uint8_t>(extent.made->record.encoding().encoding), !extent.source.name.empty()) +=
+            extent.source.bytes;
       }
     }
   }

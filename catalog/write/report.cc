@@ -126,7 +126,7 @@ class UsageCounter {
       if (!is_first) {
         levels.identical_tensor += held.bytes;
       } else {
-        LevelOf(levels, static_cast<Encoding>(held.encoding), held.is_named) += held.bytes;
+        LevelOf(levels, held.encoding, held.is_named) += held.bytes;
       }
     }
   }
@@ -202,10 +202,17 @@ struct StoredTensor {
   TensorRecord record;
   uint64_t cost = 0;
   std::shared_ptr<const CompactFrame> frame;  // of a compact one only
-  // Of what it consists of, as far as its model has that for it.
-  uint64_t factors_cost = 0, residual_cost = 0, scales_cost = 0;
+  std::map<InputRole, uint64_t> own_costs;    // of its inputs that are stored for its sake
 
-  uint64_t TotalCost() const { return cost + factors_cost + residual_cost + scales_cost; }
+  uint64_t TotalCost() const {
+    uint64_t total = cost;
+    for (const auto& [role, own] : own_costs) total += own;
+    return total;
+  }
+  uint64_t CostOf(InputRole role) const {
+    const auto found = own_costs.find(role);
+    return found == own_costs.end() ? 0 : found->second;
+  }
 };
 
 // Adds what the tensors of `view` cost to `cost`, of those that `counted` does not hold yet.
@@ -226,15 +233,14 @@ Result<StoredTensor> LoadTensor(const KvReader& store, const TensorId& id, std::
   ASSIGN_OR_RETURN(tensor.record, ParseTensorRecord(stored.bytes()));
   tensor.cost = TensorCost(tensor.record, stored.bytes().size());
   counted->insert(id);
-  // Its weight is another model's, as a delta's base is; its axes are its own.
-  if (tensor.record.is_projected())
-    RETURN_IF_ERROR(CountParts(store, tensor.record.residual, counted, &tensor.residual_cost));
-  if (!tensor.record.is_compact()) return tensor;
-  ASSIGN_OR_RETURN(const Frame frame, ParseFrame(tensor.record.frame));
-  tensor.frame = frame.compact;
-  RETURN_IF_ERROR(CountParts(store, tensor.record.factors, counted, &tensor.factors_cost));
-  RETURN_IF_ERROR(CountParts(store, tensor.record.residual, counted, &tensor.residual_cost));
-  RETURN_IF_ERROR(CountParts(store, tensor.record.scales, counted, &tensor.scales_cost));
+  for (const TensorInput& input : tensor.record.inputs) {
+    if (!IsOwnInput(input.role)) continue;
+    RETURN_IF_ERROR(CountParts(store, input.view, counted, &tensor.own_costs[input.role]));
+  }
+  if (tensor.record.encoding().encoding == Encoding::kCompact) {
+    ASSIGN_OR_RETURN(const Frame frame, ParseFrame(tensor.record.frame));
+    tensor.frame = frame.compact;
+  }
   return tensor;
 }
 
@@ -264,17 +270,19 @@ void DescribeSegment(const StoredTensor& tensor, const CompactSegment& segment, 
     return Share(cost, (next == nullptr ? whole : next_begin) - begin, whole);
   };
   const CompactSegment& end = next == nullptr ? segment : *next;
-  detail->stored_bytes = static_cast<uint64_t>(std::llround(
-      Share(tensor.cost, 1, frame.segments.size()) +
-      share(tensor.factors_cost, segment.first_factor_token, end.first_factor_token, frame.factor_tokens) +
-      share(tensor.residual_cost, segment.first_residual_token, end.first_residual_token, frame.residual_tokens) +
-      share(tensor.scales_cost, segment.first_scale, end.first_scale, frame.scales)));
+  detail->stored_bytes = static_cast<uint64_t>(
+      std::llround(Share(tensor.cost, 1, frame.segments.size()) +
+                   share(tensor.CostOf(InputRole::kFactors), segment.first_factor_token, end.first_factor_token,
+                         frame.factor_tokens) +
+                   share(tensor.CostOf(InputRole::kResidual), segment.first_residual_token, end.first_residual_token,
+                         frame.residual_tokens) +
+                   share(tensor.CostOf(InputRole::kScales), segment.first_scale, end.first_scale, frame.scales)));
 }
 
 // The base of element `elem`, or null.
 const ViewSegment* BaseOf(const TensorRecord& tensor, uint64_t elem) {
-  if (tensor.is_projected()) return tensor.factors.empty() ? nullptr : &tensor.factors.front();
-  for (const ViewSegment& segment : tensor.view) {
+  if (const View& weight = tensor.ViewOf(InputRole::kWeight); !weight.empty()) return &weight.front();
+  for (const ViewSegment& segment : tensor.ViewOf(InputRole::kBase)) {
     if (elem < segment.elems) return segment.kind == ViewSegment::Kind::kIdentity ? &segment : nullptr;
     elem -= segment.elems;
   }
@@ -314,7 +322,7 @@ Result<FileUsage> DescribeFile(const KvReader& store, const ModelFile& file, std
     TensorUsage& detail = usage.tensors.emplace_back();
     detail.name = extent.name;
     detail.dtype = DTypeName(tensor->record.dtype);
-    detail.encoding = EncodingName(EncodingOf(tensor->record));
+    detail.encoding = tensor->record.encoding().name;
     detail.logical_bytes = extent.bytes;
     const CompactSegment* segment = tensor->frame == nullptr ? nullptr : SegmentAt(*tensor->frame, first_elem);
     if (segment != nullptr) {

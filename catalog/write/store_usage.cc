@@ -52,7 +52,7 @@ class TensorFacts {
     ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value));
     Facts& facts = known_[id].emplace();
     facts.cost_bytes = TensorCost(record, value.size());
-    facts.encoding = static_cast<uint8_t>(EncodingOf(record));
+    facts.encoding = static_cast<uint8_t>(record.encoding().encoding);
     ForEachBase(record, [&](const TensorId& base) { facts.bases.push_back(base); });
     ForEachPart(record, [&](const TensorId& part) { facts.parts.push_back(part); });
     return OkStatus();

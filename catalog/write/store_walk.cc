@@ -38,7 +38,7 @@ Status StoreWalk::LoadTensors(const KvReader& store, const JobControl* job) {
     ASSIGN_OR_RETURN(tensor.id, ParseTensorKey(key));
     ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value));
     const uint32_t index = static_cast<uint32_t>(tensors_.size());
-    tensor.encoding = EncodingOf(record);
+    tensor.encoding = record.encoding().encoding;
     tensor.bytes = record.bytes;
     tensor.coded_bytes = record.coded_bytes;
     tensor.push = record.push;

@@ -130,7 +130,7 @@ Result<TensorRecord> TensorWriter::Store(const TensorData& data, const BaseChoic
     record.first_block = first_block;
     record.block_count = frame.BlockCount();
     if (frame.encoding == Encoding::kDelta) {
-      record.view = view;
+      record.MutableViewOf(InputRole::kBase) = view;
       record.depth = 1;
       for (const ViewSegment& segment : view) {
         if (segment.kind != ViewSegment::Kind::kIdentity) continue;
@@ -186,7 +186,7 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
   const uint32_t width = DTypeBytes(frame.dtype);
   const uint32_t blocks = frame.BlockCount();
   TensorRef computed;
-  if (IsComputed(frame.encoding)) {
+  if (!FactsOf(frame.encoding).has_blocks) {
     ASSIGN_OR_RETURN(computed, catalog_.reader().OpenUnpublished(TensorId{}, record));
   } else if (frame.encoding == Encoding::kDelta) {
     RETURN_IF_ERROR(catalog_.reader().OpenUnpublished(TensorId{}, record).status());  // as readers will
@@ -216,7 +216,7 @@ Result<Hash128> TensorWriter::HashStored(const TensorRecord& record) {
       ASSIGN_OR_RETURN(const ByteSpan coded, OpenBlock(value.bytes()));
       if (frame.encoding == Encoding::kDelta) {
         RETURN_IF_ERROR(catalog_.reader().ReadPrediction(
-            record.view, frame.coded_dtype, frame.BlockBegin(i),
+            record.ViewOf(InputRole::kBase), frame.coded_dtype, frame.BlockBegin(i),
             prediction->Resize(uint64_t{frame.BlockElems(i)} * DTypeBytes(frame.coded_dtype))));
       }
       return DecodeBlock(frame, i, coded, prediction->span(), out);

@@ -139,7 +139,7 @@ class Verification {
       tensors.insert(*id);
       if (!listed_.contains(*id)) AddOther(*id, record.ok() ? record->bytes : 0);
       if (!record.ok()) return OkStatus();
-      if (!record->is_compact()) ForEachBase(*record, [&](const TensorId& base) { edges.emplace(base, *id); });
+      if (record->encoding().may_be_base) ForEachBase(*record, [&](const TensorId& base) { edges.emplace(base, *id); });
       return OkStatus();
     }));
     RETURN_IF_ERROR(store.ScanKeys(Family::kEdges, "", [&](std::string_view key) -> Status {

@@ -15,28 +15,13 @@
 #include "codec/support/bytes.h"
 #include "codec/support/status.h"
 #include "codec/tensor/dtype.h"
+#include "codec/tensor/encoding.h"
 
 namespace modelstore {
-
-enum class Encoding : uint8_t {
-  kRaw = 0,
-  kZstd = 1,   // each block a zstd frame
-  kSelf = 2,   // entropy-coded by itself
-  kDelta = 3,  // entropy-coded difference to a prediction made from the base
-  // Rebuilt from the base and from other tensors: a block has no bytes of its own, compact_decoder.h makes it.
-  kCompact = 4,
-  // Computed from a stored weight and axes: projected_decoder.h.
-  kProjected = 5,
-};
 
 inline constexpr uint32_t kBlockBytes = 256 * 1024;  // of a block in the tensor's dtype, as written by this build
 inline constexpr uint32_t kMaxBlockElems = 1u << 20;
 inline constexpr uint64_t kMaxAxesElems = uint64_t{1} << 26;  // of a projection's axes
-
-// Its blocks have no bytes of their own.
-constexpr bool IsComputed(Encoding encoding) {
-  return encoding == Encoding::kCompact || encoding == Encoding::kProjected;
-}
 
 // The dtypes that a projection may have.
 constexpr bool IsProjectable(DType dtype) {

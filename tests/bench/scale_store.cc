@@ -120,7 +120,7 @@ class Copier {
     record.push = push_;
     Reshape(&record.shape);
     const TensorId copy = CopyOf(id, owner);
-    for (ViewSegment& segment : record.view) {
+    for (ViewSegment& segment : record.MutableViewOf(InputRole::kBase)) {
       if (segment.kind != ViewSegment::Kind::kIdentity) continue;
       segment.base = CopyOf(segment.base, base);
       batch->Put(Family::kEdges, EdgeKey(segment.base, copy), {});

@@ -268,7 +268,7 @@ TEST_F(SliceTest, ABaseIsMaterialised) {
   const std::vector<TestTensor> tensors = TensorsOf("variant");
   const std::string reader = InLayer(1, "mlp.up_proj");
   const TensorRef computed = *catalog().reader().OpenTensorById(IdOf("variant", reader));
-  const TensorRef axes = *catalog().reader().OpenTensorById(computed->record.residual.front().base);
+  const TensorRef axes = *catalog().reader().OpenTensorById(computed->record.ViewOf(InputRole::kAxes).front().base);
 
   PushOptions compact;
   compact.compact.emplace();
@@ -325,7 +325,7 @@ TEST_F(SliceTest, WhoKnowsABaseAsItWasReadsWhatIsStoredAgainstIt) {
   ASSERT_OK(open.status());
   Bytes out(before.size());
   ASSERT_OK(reader.Read(*open, 0, out).status());
-  ASSERT_TRUE((*reader.OpenTensorById(IdOf("variant", name)))->record.is_projected());
+  ASSERT_TRUE((*reader.OpenTensorById(IdOf("variant", name)))->record.is_computed());
   MustPush(WriteModel("tuned", tuned));
   ASSERT_EQ(TensorOf("variant", name).encoding, "self");
 
@@ -388,7 +388,7 @@ TEST_F(SliceTest, HostileRecordsAreCorruption) {
   const TensorId id = IdOf("variant", InLayer(1, "mlp.up_proj"));
   const std::string key = TensorKey(id);
   const TensorRecord good = *ParseTensorRecord(catalog().store().Get(Family::kTensors, key)->bytes());
-  ASSERT_TRUE(good.is_projected());
+  ASSERT_TRUE(good.is_computed());
   ASSERT_EQ(good.depth, 1);
   const auto code_of = [&](const std::function<void(TensorRecord&)>& change) {
     TensorRecord record = good;
@@ -402,18 +402,23 @@ TEST_F(SliceTest, HostileRecordsAreCorruption) {
     return opened.ok() ? catalog().reader().Read(*opened, 0, out).status().code() : opened.status().code();
   };
   EXPECT_EQ(code_of([](TensorRecord&) {}), StatusCode::kOk);
-  EXPECT_EQ(code_of([](TensorRecord& r) { r.scales.clear(); }), StatusCode::kCorruption);
-  EXPECT_EQ(code_of([](TensorRecord& r) { r.residual = r.factors; }), StatusCode::kCorruption);
-  EXPECT_EQ(code_of([](TensorRecord& r) { r.factors.front().elems -= kHidden; }), StatusCode::kCorruption);
-  EXPECT_EQ(code_of([](TensorRecord& r) { r.factors.front().base_offset_elems = 1; }), StatusCode::kCorruption);
-  EXPECT_EQ(code_of([&](TensorRecord& r) { r.factors.front().base = id; }), StatusCode::kCorruption);  // itself
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.MutableViewOf(InputRole::kNorm).clear(); }), StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.MutableViewOf(InputRole::kAxes) = r.ViewOf(InputRole::kWeight); }),
+            StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.MutableViewOf(InputRole::kWeight).front().elems -= kHidden; }),
+            StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.MutableViewOf(InputRole::kWeight).front().base_offset_elems = 1; }),
+            StatusCode::kCorruption);
+  EXPECT_EQ(code_of([&](TensorRecord& r) { r.MutableViewOf(InputRole::kWeight).front().base = id; }),
+            StatusCode::kCorruption);  // itself
   EXPECT_EQ(code_of([](TensorRecord& r) { r.depth = 0; }), StatusCode::kCorruption);
-  EXPECT_EQ(code_of([](TensorRecord& r) { r.view = r.factors; }), StatusCode::kCorruption);
+  EXPECT_EQ(code_of([](TensorRecord& r) { r.MutableViewOf(InputRole::kBase) = r.ViewOf(InputRole::kWeight); }),
+            StatusCode::kCorruption);
   // Other weights than the file's hash was made of.
   Frame frame = *ParseFrame(good.frame);
   frame.projection->has_norm = false;
   EXPECT_EQ(code_of([&](TensorRecord& r) {
-              r.scales.clear();
+              r.MutableViewOf(InputRole::kNorm).clear();
               r.frame = SerializeFrame(frame);
             }),
             StatusCode::kOk);  // well formed: verify tells

@@ -102,7 +102,7 @@ class CompactStoreTest : public ModelTest {
       append(segment.rows * segment.rank, 9, kFactorTokenLevels, &factors);
       if (segment.has_residual) append(segment.elems(), 1, kResidualTokenLevels, &residual);
       for (uint32_t i = 0; i < segment.rank + segment.groups(); ++i) scales.push_back(0x3800);
-      record.view.push_back({.elems = segment.elems(), .base = from->tensor});
+      record.MutableViewOf(InputRole::kBase).push_back({.elems = segment.elems(), .base = from->tensor});
       extent.kind = Extent::Kind::kTensorPart;
       extent.offset_bytes = 2 * elems;
       elems += segment.elems();
@@ -123,9 +123,12 @@ class CompactStoreTest : public ModelTest {
     record.depth = 1;
     record.frame = SerializeFrame(frame);
     uint32_t next_block = 0;
-    record.factors = {{.elems = factors.size(), .base = PutPart(push, DType::kU16, factors, &next_block)}};
-    record.residual = {{.elems = residual.size(), .base = PutPart(push, DType::kU16, residual, &next_block)}};
-    record.scales = {{.elems = scales.size(), .base = PutPart(push, DType::kBF16, scales, &next_block)}};
+    record.MutableViewOf(InputRole::kFactors) = {
+        {.elems = factors.size(), .base = PutPart(push, DType::kU16, factors, &next_block)}};
+    record.MutableViewOf(InputRole::kResidual) = {
+        {.elems = residual.size(), .base = PutPart(push, DType::kU16, residual, &next_block)}};
+    record.MutableViewOf(InputRole::kScales) = {
+        {.elems = scales.size(), .base = PutPart(push, DType::kBF16, scales, &next_block)}};
 
     // Its content is what it is rebuilt to.
     Bytes content(record.bytes);

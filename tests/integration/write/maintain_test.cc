@@ -508,7 +508,7 @@ TEST_F(MaintainTest, PruneDeletesDependentsBeforeTheirBases) {
     ASSIGN_OR_RETURN(const TensorId id, ParseTensorKey(key));
     ASSIGN_OR_RETURN(const TensorRecord record, ParseTensorRecord(value));
     left.insert(id);
-    for (const ViewSegment& segment : record.view) {
+    for (const ViewSegment& segment : record.ViewOf(InputRole::kBase)) {
       if (segment.kind == ViewSegment::Kind::kIdentity) bases.push_back(segment.base);
     }
     return OkStatus();

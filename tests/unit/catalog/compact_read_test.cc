@@ -123,9 +123,9 @@ class CompactReadTest : public testing::Test {
       const auto whole = [](const TensorId& id, size_t count) {
         return count == 0 ? std::vector<ViewSegment>() : std::vector<ViewSegment>{{.elems = count, .base = id}};
       };
-      record->factors = whole(added.factors, factors.size());
-      record->residual = whole(added.residual, residual.size());
-      record->scales = whole(added.scales, scales.size());
+      record->MutableViewOf(InputRole::kFactors) = whole(added.factors, factors.size());
+      record->MutableViewOf(InputRole::kResidual) = whole(added.residual, residual.size());
+      record->MutableViewOf(InputRole::kScales) = whole(added.scales, scales.size());
     });
     return added;
   }
@@ -186,7 +186,8 @@ TEST_F(CompactReadTest, PartsMayBeSplitOverTensors) {
   const TensorId first = builder_.AddRaw(DType::kU16, Bytes(tokens.begin(), tokens.begin() + cut), 300);
   const TensorId second = builder_.AddRaw(DType::kU16, Bytes(tokens.begin() + cut, tokens.end()), 5000);
   Rewrite(compact.id, [&](TensorRecord& r) {
-    r.residual = {{.elems = cut / 2, .base = first}, {.elems = (tokens.size() - cut) / 2, .base = second}};
+    r.MutableViewOf(InputRole::kResidual) = {{.elems = cut / 2, .base = first},
+                                             {.elems = (tokens.size() - cut) / 2, .base = second}};
   });
   ExpectReads(compact.id);
 }
@@ -316,24 +317,33 @@ TEST_F(CompactReadTest, RecordsThatContradictTheirFrameAreRefused) {
     Rewrite(compact.id, [](TensorRecord&) {});
     EXPECT_TRUE(engine().OpenTensorById(compact.id).ok());
   };
-  expect_refused("no view", [](TensorRecord& r) { r.view.clear(); });
-  expect_refused("view past its base", [](TensorRecord& r) { r.view[0].base_offset_elems = 1; });
-  expect_refused("integers predict no floats", [&](TensorRecord& r) { r.view[0].base = ints; });
-  expect_refused("a compact base", [&](TensorRecord& r) { r.view[0].base = other.id, r.depth = 3; });
-  expect_refused("its own base", [&](TensorRecord& r) { r.view[0].base = compact.id; });
-  expect_refused("no factors", [](TensorRecord& r) { r.factors.clear(); });
-  expect_refused("factors too short", [](TensorRecord& r) { r.factors[0].elems -= 1; });
-  expect_refused("factors too long", [](TensorRecord& r) { r.factors.push_back(r.factors[0]); });
-  expect_refused("factors that are no tokens", [&](TensorRecord& r) { r.factors[0].base = ints; });
-  expect_refused("residual missing", [](TensorRecord& r) { r.residual[0].base.ordinal = 9; });
-  expect_refused("residual too short", [](TensorRecord& r) { r.residual[0].elems -= 1; });
-  expect_refused("scales of tokens", [&](TensorRecord& r) { r.scales[0].base = r.factors[0].base; });
+  expect_refused("no view", [](TensorRecord& r) { r.MutableViewOf(InputRole::kBase).clear(); });
+  expect_refused("view past its base",
+                 [](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base_offset_elems = 1; });
+  expect_refused("integers predict no floats",
+                 [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base = ints; });
+  expect_refused("a compact base",
+                 [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base = other.id, r.depth = 3; });
+  expect_refused("its own base", [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base = compact.id; });
+  expect_refused("no factors", [](TensorRecord& r) { r.MutableViewOf(InputRole::kFactors).clear(); });
+  expect_refused("factors too short", [](TensorRecord& r) { r.MutableViewOf(InputRole::kFactors)[0].elems -= 1; });
+  expect_refused("factors too long", [](TensorRecord& r) {
+    r.MutableViewOf(InputRole::kFactors).push_back(r.MutableViewOf(InputRole::kFactors)[0]);
+  });
+  expect_refused("factors that are no tokens",
+                 [&](TensorRecord& r) { r.MutableViewOf(InputRole::kFactors)[0].base = ints; });
+  expect_refused("residual missing",
+                 [](TensorRecord& r) { r.MutableViewOf(InputRole::kResidual)[0].base.ordinal = 9; });
+  expect_refused("residual too short", [](TensorRecord& r) { r.MutableViewOf(InputRole::kResidual)[0].elems -= 1; });
+  expect_refused("scales of tokens", [&](TensorRecord& r) {
+    r.MutableViewOf(InputRole::kScales)[0].base = r.MutableViewOf(InputRole::kFactors)[0].base;
+  });
   expect_refused("depth 0", [](TensorRecord& r) { r.depth = 0; });
   expect_refused("too deep", [](TensorRecord& r) { r.depth = 200; });
 
   // And nothing is a delta against it.
   const TensorId delta = builder_.AddDelta(base, 5);
-  Rewrite(delta, [&](TensorRecord& r) { r.view[0].base = compact.id, r.depth = 3; });
+  Rewrite(delta, [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base = compact.id, r.depth = 3; });
   EXPECT_EQ(engine().OpenTensorById(delta).status().code(), StatusCode::kCorruption);
 }
 

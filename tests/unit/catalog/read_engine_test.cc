@@ -326,9 +326,10 @@ TEST_F(ReadEngineTest, ReadingAChainOfSplitViewsIsNotExponential) {
   for (int depth = 1; depth <= 8; ++depth) {
     const TensorId base = std::exchange(id, builder_.AddDelta(id, depth));
     Rewrite(id, [&](TensorRecord& r) {
-      r.view.clear();
+      r.MutableViewOf(InputRole::kBase).clear();
       for (uint64_t i = 0; i < kSegments; ++i)
-        r.view.push_back({.elems = kElems / kSegments, .base = base, .base_offset_elems = i * (kElems / kSegments)});
+        r.MutableViewOf(InputRole::kBase)
+            .push_back({.elems = kElems / kSegments, .base = base, .base_offset_elems = i * (kElems / kSegments)});
     });
   }
   ExpectReads(id);
@@ -466,24 +467,28 @@ TEST_F(ReadEngineTest, RecordsThatContradictEachOtherAreRefused) {
     engine().DropCaches();
     EXPECT_TRUE(engine().OpenTensorById(id).ok());
   };
-  expect_refused(delta, "base shorter", [](TensorRecord& r) { r.view[0].base_offset_elems = 1; });
-  expect_refused(delta, "view shorter", [](TensorRecord& r) { r.view[0].elems -= 1; });
-  expect_refused(delta, "view longer", [](TensorRecord& r) { r.view[0].elems += 1; });
-  expect_refused(delta, "no view", [](TensorRecord& r) { r.view.clear(); });
+  expect_refused(delta, "base shorter",
+                 [](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base_offset_elems = 1; });
+  expect_refused(delta, "view shorter", [](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].elems -= 1; });
+  expect_refused(delta, "view longer", [](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].elems += 1; });
+  expect_refused(delta, "no view", [](TensorRecord& r) { r.MutableViewOf(InputRole::kBase).clear(); });
   expect_refused(delta, "depth 0 with a base", [](TensorRecord& r) { r.depth = 0; });
-  expect_refused(delta, "its own base", [&](TensorRecord& r) { r.view[0].base = delta; });
-  expect_refused(delta, "integers predict no floats", [&](TensorRecord& r) { r.view[0].base = ints; });
-  expect_refused(delta, "base missing", [&](TensorRecord& r) { r.view[0].base.ordinal = 9; });
+  expect_refused(delta, "its own base", [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base = delta; });
+  expect_refused(delta, "integers predict no floats",
+                 [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base = ints; });
+  expect_refused(delta, "base missing",
+                 [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base.ordinal = 9; });
   expect_refused(delta, "too deep", [](TensorRecord& r) { r.depth = 200; });
   expect_refused(base, "depth without a base", [](TensorRecord& r) { r.depth = 1; });
   expect_refused(base, "another dtype", [](TensorRecord& r) { r.dtype = DType::kF16; });
   expect_refused(base, "another size", [](TensorRecord& r) { r.bytes += 2, r.shape = {r.bytes / 2}; });
   expect_refused(base, "a block too many", [](TensorRecord& r) { r.block_count += 1; });
-  expect_refused(base, "a view without a delta", [&](TensorRecord& r) { r.view = {{.elems = 100'000, .base = ints}}; });
+  expect_refused(base, "a view without a delta",
+                 [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase) = {{.elems = 100'000, .base = ints}}; });
 
   // A cycle: each names the other.
   const TensorId other = builder_.AddDelta(delta, 3);
-  Rewrite(delta, [&](TensorRecord& r) { r.view[0].base = other, r.depth = 3; });
+  Rewrite(delta, [&](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].base = other, r.depth = 3; });
   engine().DropCaches();
   EXPECT_EQ(engine().OpenTensorById(other).status().code(), StatusCode::kCorruption);
 }

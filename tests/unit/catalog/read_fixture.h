@@ -240,7 +240,7 @@ class StoreBuilder {
     record.block_count = static_cast<uint32_t>(coded.size());
     record.depth = depth;
     record.frame = SerializeFrame(frame);
-    record.view = std::move(view);
+    record.MutableViewOf(InputRole::kBase) = std::move(view);
     WriteBatch batch;
     for (const Bytes& block : coded) {
       const Bytes sealed = SealBlock(block);

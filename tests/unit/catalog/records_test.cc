@@ -41,7 +41,8 @@ TensorRecord SampleTensor() {
   r.block_count = 1;
   r.depth = 1;
   r.frame = MakeBytes({0xaa, 0xbb, 0xcc});
-  r.view = {{ViewSegment::Kind::kIdentity, 20, kBase, 40}, {ViewSegment::Kind::kNone, 4, {}, 0}};
+  r.MutableViewOf(InputRole::kBase) = {{ViewSegment::Kind::kIdentity, 20, kBase, 40},
+                                       {ViewSegment::Kind::kNone, 4, {}, 0}};
   return r;
 }
 
@@ -62,9 +63,9 @@ TensorRecord SampleCompactTensor() {
   r.coded_bytes = r.first_block = r.block_count = 0;
   r.depth = 2;
   r.frame = MakeBytes({4, 0xaa, 0xbb});
-  r.factors = {{ViewSegment::Kind::kIdentity, 5, kBase, 1}};
-  r.residual = {{ViewSegment::Kind::kIdentity, 6, {{3, 4}, 0}, 0}};
-  r.scales = {{ViewSegment::Kind::kIdentity, 2, {{5, 6}, 1}, 0}};
+  r.MutableViewOf(InputRole::kFactors) = {{ViewSegment::Kind::kIdentity, 5, kBase, 1}};
+  r.MutableViewOf(InputRole::kResidual) = {{ViewSegment::Kind::kIdentity, 6, {{3, 4}, 0}, 0}};
+  r.MutableViewOf(InputRole::kScales) = {{ViewSegment::Kind::kIdentity, 2, {{5, 6}, 1}, 0}};
   return r;
 }
 
@@ -185,13 +186,13 @@ TEST(Records, TensorRoundTripKeepsEveryField) {
   EXPECT_EQ(out->block_count, in.block_count);
   EXPECT_EQ(out->depth, in.depth);
   EXPECT_EQ(out->frame, in.frame);
-  ASSERT_EQ(out->view.size(), 2u);
-  EXPECT_EQ(out->view[0].kind, ViewSegment::Kind::kIdentity);
-  EXPECT_EQ(out->view[0].elems, 20u);
-  EXPECT_EQ(out->view[0].base, kBase);
-  EXPECT_EQ(out->view[0].base_offset_elems, 40u);
-  EXPECT_EQ(out->view[1].kind, ViewSegment::Kind::kNone);
-  EXPECT_EQ(out->view[1].elems, 4u);
+  ASSERT_EQ(out->ViewOf(InputRole::kBase).size(), 2u);
+  EXPECT_EQ(out->ViewOf(InputRole::kBase)[0].kind, ViewSegment::Kind::kIdentity);
+  EXPECT_EQ(out->ViewOf(InputRole::kBase)[0].elems, 20u);
+  EXPECT_EQ(out->ViewOf(InputRole::kBase)[0].base, kBase);
+  EXPECT_EQ(out->ViewOf(InputRole::kBase)[0].base_offset_elems, 40u);
+  EXPECT_EQ(out->ViewOf(InputRole::kBase)[1].kind, ViewSegment::Kind::kNone);
+  EXPECT_EQ(out->ViewOf(InputRole::kBase)[1].elems, 4u);
 }
 
 TEST(Records, FileRoundTripKeepsEveryField) {
@@ -287,7 +288,8 @@ TEST(Records, CostOfATensorIsWhatItsRecordsTake) {
   // Its record, one block, one edge; too small for a sketch.
   EXPECT_EQ(TensorCost(record, value.size()), 18 + value.size() + 19 + 12 + EdgeKey(kBase, kId).size());
   // The same base twice is one edge.
-  record.view.insert(record.view.begin(), record.view[0]);
+  record.MutableViewOf(InputRole::kBase)
+      .insert(record.MutableViewOf(InputRole::kBase).begin(), record.MutableViewOf(InputRole::kBase)[0]);
   EXPECT_EQ(TensorCost(record, value.size()), 18 + value.size() + 19 + 12 + 36);
   SketchRecord sketch;
   sketch.dtype = record.dtype;
@@ -295,7 +297,7 @@ TEST(Records, CostOfATensorIsWhatItsRecordsTake) {
   sketch.values.resize(kSketchValues);
   record.shape = sketch.shape;
   record.bytes = 160'000;
-  record.view.clear();
+  record.MutableViewOf(InputRole::kBase).clear();
   EXPECT_EQ(TensorCost(record, 7), 18 + 7 + 19 + 12 + 18 + Serialize(sketch).size());
 }
 
@@ -369,8 +371,8 @@ TEST(Records, CompactTensorRoundTripKeepsItsViews) {
   const TensorRecord in = SampleCompactTensor();
   const auto out = ParseTensorRecord(Serialize(in));
   ASSERT_TRUE(out.ok()) << out.status().ToString();
-  EXPECT_TRUE(out->is_compact());
-  EXPECT_FALSE(SampleTensor().is_compact());
+  EXPECT_EQ(out->encoding().encoding, Encoding::kCompact);
+  EXPECT_NE(SampleTensor().encoding().encoding, Encoding::kCompact);
   EXPECT_EQ(out->frame, in.frame);
   EXPECT_EQ(out->depth, 2);
   std::vector<TensorId> bases, parts, references;
@@ -380,8 +382,8 @@ TEST(Records, CompactTensorRoundTripKeepsItsViews) {
   EXPECT_EQ(bases, (std::vector<TensorId>{kBase}));
   EXPECT_EQ(parts, (std::vector<TensorId>{kBase, {{3, 4}, 0}, {{5, 6}, 1}}));
   EXPECT_EQ(references.size(), 4u);
-  EXPECT_EQ(out->factors[0].elems, 5u);
-  EXPECT_EQ(out->factors[0].base_offset_elems, 1u);
+  EXPECT_EQ(out->ViewOf(InputRole::kFactors)[0].elems, 5u);
+  EXPECT_EQ(out->ViewOf(InputRole::kFactors)[0].base_offset_elems, 1u);
   // No edges, no sketch, no blocks.
   EXPECT_EQ(TensorCost(*out, 100), 18u + 100);
 }
@@ -463,9 +465,9 @@ TEST(Records, PackedBodiesAreBoundedBeforeTheyAreUnpacked) {
 // 3 million segments of one kind are packed into some hundred bytes.
 TEST(Records, PackedRecordsHaveABoundedCountOfItems) {
   TensorRecord tensor = SampleCompactTensor();
-  tensor.residual.assign((1 << 20) + 1, {ViewSegment::Kind::kNone, 1, {}, 0});
+  tensor.MutableViewOf(InputRole::kResidual).assign((1 << 20) + 1, {ViewSegment::Kind::kNone, 1, {}, 0});
   EXPECT_EQ(ParseTensorRecord(Serialize(tensor)).status().code(), StatusCode::kCorruption);
-  tensor.residual.pop_back();
+  tensor.MutableViewOf(InputRole::kResidual).pop_back();
   EXPECT_TRUE(ParseTensorRecord(Serialize(tensor)).ok()) << ParseTensorRecord(Serialize(tensor)).status().ToString();
   FileRecord file = SampleFileWithParts();
   file.extents.resize((1 << 20) + 1, Extent{Extent::Kind::kLiteral, 0, {}, 0, {}, ""});
@@ -567,18 +569,22 @@ TEST(Records, ContradictionsAreCorruption) {
   };
   EXPECT_EQ(tensor_code([](TensorRecord& r) { r.bytes = 50; }), StatusCode::kCorruption);
   EXPECT_EQ(tensor_code([](TensorRecord& r) { r.shape = {1ull << 63, 2}; }), StatusCode::kCorruption);
-  EXPECT_EQ(tensor_code([](TensorRecord& r) { r.view[1].elems = 5; }), StatusCode::kCorruption);
-  EXPECT_EQ(tensor_code([](TensorRecord& r) { r.view[0].elems = std::numeric_limits<uint64_t>::max(); }),
+  EXPECT_EQ(tensor_code([](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[1].elems = 5; }),
             StatusCode::kCorruption);
   EXPECT_EQ(tensor_code([](TensorRecord& r) {
-              r.view.push_back({ViewSegment::Kind::kNone, 0, {}, 0});
+              r.MutableViewOf(InputRole::kBase)[0].elems = std::numeric_limits<uint64_t>::max();
+            }),
+            StatusCode::kCorruption);
+  EXPECT_EQ(tensor_code([](TensorRecord& r) {
+              r.MutableViewOf(InputRole::kBase).push_back({ViewSegment::Kind::kNone, 0, {}, 0});
             }),
             StatusCode::kCorruption);
   EXPECT_EQ(tensor_code([](TensorRecord& r) { r.first_block = std::numeric_limits<uint32_t>::max(); }),
             StatusCode::kCorruption);
   EXPECT_EQ(tensor_code([](TensorRecord& r) { r.shape.assign(kMaxRank + 1, 1); }), StatusCode::kCorruption);
   EXPECT_EQ(tensor_code([](TensorRecord& r) { r.dtype = static_cast<DType>(kDTypeCount); }), StatusCode::kUnsupported);
-  EXPECT_EQ(tensor_code([](TensorRecord& r) { r.view[0].kind = static_cast<ViewSegment::Kind>(2); }),
+  EXPECT_EQ(tensor_code(
+                [](TensorRecord& r) { r.MutableViewOf(InputRole::kBase)[0].kind = static_cast<ViewSegment::Kind>(2); }),
             StatusCode::kUnsupported);
 
   FileRecord file = SampleFile();

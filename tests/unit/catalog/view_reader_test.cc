@@ -49,9 +49,9 @@ class ViewReaderTest : public testing::Test {
   StoreBuilder builder_;
   const TensorId first_ = builder_.AddRaw(DType::kBF16, StoreBuilder::Weights(3'000, 1), kBlockElems);
   const TensorId second_ = builder_.AddRaw(DType::kBF16, StoreBuilder::Weights(1'500, 2), kBlockElems);
-  const std::vector<ViewSegment> view_ = {Identity(first_, 500, 2'500),
-                                          {.kind = ViewSegment::Kind::kNone, .elems = 100, .base = {}},
-                                          Identity(second_, 0, 1'000)};
+  const View view_ = {Identity(first_, 500, 2'500),
+                      {.kind = ViewSegment::Kind::kNone, .elems = 100, .base = {}},
+                      Identity(second_, 0, 1'000)};
   TensorTable tensors_{builder_.store, 1 << 20};
   ViewReader views_{tensors_};
   const std::shared_ptr<Ledger> ledger_ = std::make_shared<Ledger>(1 << 20);

@@ -1,0 +1,20 @@
+// The rows of encodings.cc, each defined by the file of its encoding (layer: codec/decode; private).
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "codec/decode/encodings.h"
+
+namespace modelstore {
+
+extern const EncodingRow kRawRow, kZstdRow, kSelfRow, kDeltaRow, kCompactRow, kProjectedRow;
+
+// A stored block's checksum.
+inline constexpr uint64_t kStoredBlockExtraBytes = 8;
+
+inline Status BadBlock(uint32_t index, std::string_view what) {
+  return Corruption("block " + std::to_string(index) + ": " + std::string(what));
+}
+
+}  // namespace modelstore
