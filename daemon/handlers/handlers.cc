@@ -27,12 +27,12 @@ std::span<const Handler> Handlers() {
       {.name = "ls", .limit = RequestLimit::kDocument, .is_quick = true, .run = HandleLs},
       {.name = "show", .limit = RequestLimit::kDocument, .is_quick = true, .run = HandleShow},
       {.name = "report", .limit = RequestLimit::kDocument, .run = HandleReport},
-      {.name = "rename", .writes = true, .run = HandleRename},
-      {.name = "rm", .writes = true, .run = HandleRm},
-      {.name = "prune", .writes = true, .run = HandlePrune},
+      {.name = "rename", .writes = true, .limit = RequestLimit::kNone, .run = HandleRename},
+      {.name = "rm", .writes = true, .limit = RequestLimit::kNone, .run = HandleRm},
+      {.name = "prune", .writes = true, .limit = RequestLimit::kNone, .run = HandlePrune},
       {.name = "verify", .limit = RequestLimit::kWholeModels, .run = HandleVerify},
       {.name = "export", .limit = RequestLimit::kWholeModels, .run = HandleExport},
-      {.name = "status", .is_quick = true, .run = HandleStatus},
+      {.name = "status", .limit = RequestLimit::kNone, .is_quick = true, .run = HandleStatus},
   }};
   return kHandlers;
 }

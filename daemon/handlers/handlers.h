@@ -36,7 +36,7 @@ struct Request {
 
 // How many of a kind of request a daemon works on at once; the others wait their turn.
 enum class RequestLimit {
-  kNone,
+  kNone,         // it takes little, or is kept from running twice by the catalog's own locks
   kPush,         // it takes a share of the memory for pushes
   kWholeModels,  // it reads models from front to back
   kDocument,     // it builds a document about all models
@@ -45,11 +45,23 @@ enum class RequestLimit {
 // Which opened files may come with a request.
 enum class RequestFiles { kNone, kMoments, kTreeAndMoments };
 
+// A field that every row of the table says: a row without the field does not compile.
+template <typename T>
+class Chosen {
+ public:
+  constexpr Chosen(T value) : value_(value) {}
+  constexpr operator T() const { return value_; }
+
+ private:
+  T value_;
+};
+
+// Everything that tells requests apart for whoever serves them: nobody compares names.
 struct Handler {
   std::string_view name;       // "push", "ls", …
   bool creates_store = false;  // may create a store that does not exist
   bool writes = false;         // needs the store read-write
-  RequestLimit limit = RequestLimit::kNone;
+  Chosen<RequestLimit> limit;
   RequestFiles files = RequestFiles::kNone;
   // Answered at once by a daemon that is well, even a busy one: a client need not wait long.
   bool is_quick = false;

@@ -41,5 +41,28 @@ TEST(Handlers, AreFoundByName) {
   for (const char* name : {"ls", "show", "report", "verify", "export"}) EXPECT_FALSE(FindHandler(name)->writes) << name;
 }
 
+template <typename Row>
+concept NeedsNoLimit = requires {
+  Row{.name = "heavy", .writes = true, .files = RequestFiles::kNone, .run = nullptr};
+};
+template <typename Row>
+concept TakesALimit = requires {
+  Row{.name = "heavy", .writes = true, .limit = RequestLimit::kWholeModels, .files = RequestFiles::kNone, .run = nullptr};
+};
+
+TEST(Handlers, ARowWithoutItsLimitDoesNotCompile) {
+  static_assert(TakesALimit<Handler>);
+  static_assert(!NeedsNoLimit<Handler>);
+}
+
+TEST(Handlers, WhatReadsOrStoresWholeModelsIsLimited) {
+  for (const char* name : {"push", "compact", "derive"})
+    EXPECT_EQ(FindHandler(name)->limit, RequestLimit::kPush) << name;
+  for (const char* name : {"verify", "export"})
+    EXPECT_EQ(FindHandler(name)->limit, RequestLimit::kWholeModels) << name;
+  for (const char* name : {"ls", "show", "report"})
+    EXPECT_EQ(FindHandler(name)->limit, RequestLimit::kDocument) << name;
+}
+
 }  // namespace
 }  // namespace modelstore
