@@ -271,7 +271,7 @@ auto ParsePackable(ByteSpan bytes, std::string_view what, const ParseBodyFn& par
 }  // namespace
 
 const EncodingFacts& TensorRecord::encoding() const {
-  static constexpr EncodingFacts kUnknown{Encoding::kRaw, "unknown", StorageLevel::kRaw, true, false, {}};
+  static constexpr EncodingFacts kUnknown{Encoding::kRaw, "unknown", StorageLevel::kRaw, true, true, {}};
   if (frame.empty()) return FactsOf(Encoding::kRaw);
   const EncodingFacts* const facts = FindEncoding(std::to_integer<uint8_t>(frame[0]));
   return facts != nullptr ? *facts : kUnknown;

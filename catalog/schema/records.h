@@ -69,7 +69,7 @@ struct TensorRecord {
   Bytes frame;                      // codec/decode/frame.h
   std::vector<TensorInput> inputs;  // each role once
 
-  // Of the frame's first byte. One that this version does not know counts as blocks that nobody is stored against.
+  // Of the frame's first byte. One that this version does not know counts as any with blocks.
   const EncodingFacts& encoding() const;
   bool is_computed() const { return !encoding().has_blocks; }
   // Empty when it has no such input.
