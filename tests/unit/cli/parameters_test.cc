@@ -47,7 +47,11 @@ concept NeedsNoLimit = requires {
 };
 template <typename Row>
 concept TakesALimit = requires {
-  Row{.name = "heavy", .writes = true, .limit = RequestLimit::kWholeModels, .files = RequestFiles::kNone, .run = nullptr};
+  Row{.name = "heavy",
+      .writes = true,
+      .limit = RequestLimit::kWholeModels,
+      .files = RequestFiles::kNone,
+      .run = nullptr};
 };
 
 TEST(Handlers, ARowWithoutItsLimitDoesNotCompile) {
@@ -58,8 +62,7 @@ TEST(Handlers, ARowWithoutItsLimitDoesNotCompile) {
 TEST(Handlers, WhatReadsOrStoresWholeModelsIsLimited) {
   for (const char* name : {"push", "compact", "derive"})
     EXPECT_EQ(FindHandler(name)->limit, RequestLimit::kPush) << name;
-  for (const char* name : {"verify", "export"})
-    EXPECT_EQ(FindHandler(name)->limit, RequestLimit::kWholeModels) << name;
+  for (const char* name : {"verify", "export"}) EXPECT_EQ(FindHandler(name)->limit, RequestLimit::kWholeModels) << name;
   for (const char* name : {"ls", "show", "report"})
     EXPECT_EQ(FindHandler(name)->limit, RequestLimit::kDocument) << name;
 }

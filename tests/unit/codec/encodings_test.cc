@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <memory>
+#include <vector>
 
 namespace modelstore {
 namespace {
@@ -40,7 +42,7 @@ TEST(Encodings, EachHasTwoRowsThatAgree) {
 
 TEST(Encodings, TheMemoryThatABlockTakesCountsWhatItIsMadeFrom) {
   const BlockNeed own = {.block = 1000, .prediction = 500};
-  const SeenNeed seen[] = {{.block = 700, .peak = 3000}, {.block = 4000, .peak = 100}};
+  const std::array seen = {SeenNeed{.block = 700, .peak = 3000}, SeenNeed{.block = 4000, .peak = 100}};
   for (uint8_t number = 0; const EncodingFacts* const facts = FindEncoding(number); ++number) {
     SCOPED_TRACE(facts->name);
     const Frame frame = FrameOf(facts->encoding);
