@@ -7,7 +7,7 @@ set(MODELSTORE_STD_HEADERS
     <functional> <limits> <map> <memory> <mutex> <numeric> <optional> <random> <set> <shared_mutex> <span> <string>
     <string_view> <thread> <unordered_map> <unordered_set> <utility> <variant> <vector>)
 
-# A target that only holds a precompiled header: ms_precompiled(pch_json HEADERS <nlohmann/json.hpp> DEPS nlohmann_json::nlohmann_json)
+# A target that only holds a precompiled header: ms_precompiled(pch_cold HEADERS <nlohmann/json.hpp> DEPS nlohmann_json::nlohmann_json)
 function(ms_precompiled name)
   cmake_parse_arguments(ARG "" "" "HEADERS;DEPS" ${ARGN})
   if(NOT MODELSTORE_PCH)
@@ -20,16 +20,17 @@ function(ms_precompiled name)
   target_precompile_headers(${name} PRIVATE ${MODELSTORE_STD_HEADERS} ${ARG_HEADERS})
 endfunction()
 
-# Gives a target the precompiled header that fits what it links.
-function(ms_use_precompiled name)
+# Gives a target the precompiled header that fits what it links and how it is optimized: from gcc 13 on -O1 and -O3 differ
+# in target options, and a header precompiled with others is not used. `cold`: ms_library's COLD.
+function(ms_use_precompiled name cold)
   if(NOT MODELSTORE_PCH)
     return()
   endif()
   get_target_property(linked ${name} LINK_LIBRARIES)
   if("GTest::gtest" IN_LIST linked)
     target_precompile_headers(${name} REUSE_FROM pch_test)
-  elseif("nlohmann_json::nlohmann_json" IN_LIST linked)
-    target_precompile_headers(${name} REUSE_FROM pch_json)
+  elseif(cold)
+    target_precompile_headers(${name} REUSE_FROM pch_cold)
   else()
     target_precompile_headers(${name} REUSE_FROM pch_std)
   endif()
