@@ -7,9 +7,11 @@ set(MODELSTORE_STD_HEADERS
     <functional> <limits> <map> <memory> <mutex> <numeric> <optional> <random> <set> <shared_mutex> <span> <string>
     <string_view> <thread> <unordered_map> <unordered_set> <utility> <variant> <vector>)
 
-# A target that only holds a precompiled header: ms_precompiled(pch_cold HEADERS <nlohmann/json.hpp> DEPS nlohmann_json::nlohmann_json)
+# A target that only holds a precompiled header: ms_precompiled(pch_cold COLD HEADERS <nlohmann/json.hpp> DEPS nlohmann_json::nlohmann_json)
+# COLD: for targets that are optimized as ms_library's COLD ones are; from gcc 13 on -O1 and -O3 differ in target options,
+# and a header precompiled with others is not used.
 function(ms_precompiled name)
-  cmake_parse_arguments(ARG "" "" "HEADERS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "COLD" "" "HEADERS;DEPS" ${ARGN})
   if(NOT MODELSTORE_PCH)
     return()
   endif()
@@ -18,10 +20,12 @@ function(ms_precompiled name)
   add_library(${name} OBJECT ${source})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS})
   target_precompile_headers(${name} PRIVATE ${MODELSTORE_STD_HEADERS} ${ARG_HEADERS})
+  if(ARG_COLD)
+    target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+  endif()
 endfunction()
 
-# Gives a target the precompiled header that fits what it links and how it is optimized: from gcc 13 on -O1 and -O3 differ
-# in target options, and a header precompiled with others is not used. `cold`: ms_library's COLD.
+# Gives a target the precompiled header that fits what it links and how it is optimized. `cold`: ms_library's COLD.
 function(ms_use_precompiled name cold)
   if(NOT MODELSTORE_PCH)
     return()

@@ -232,7 +232,9 @@ Result<uint64_t> TensorTable::CheckView(const OpenTensor& tensor) {
   for (const InputNeed& need : needs) RETURN_IF_ERROR(CheckInput(record, need, &bases));
   std::vector<SeenNeed> seen;
   for (const auto& [id, base] : bases) seen.push_back({.block = base.block_bytes, .peak = base.peak_bytes});
-  const BlockNeed own = {.block = BlockHeldBytes(frame, frame.dtype),
+  const uint64_t block_bytes = BlockHeldBytes(frame, frame.dtype);
+  const BlockNeed own = {.block = block_bytes,
+                         .stored = block_bytes + kBlockHeaderBytes,
                          .prediction = BlockHeldBytes(frame, frame.coded_dtype)};
   return row.peak_bytes(frame, own, seen);
 }

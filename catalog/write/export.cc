@@ -12,7 +12,10 @@
 namespace modelstore {
 namespace {
 
-bool AllMayRead(const ModelFile& file) { return (file.mode & S_IROTH) != 0; }
+bool AllMayRead(const ModelFile& file) {
+  constexpr uint32_t kAll = S_IRGRP | S_IROTH;
+  return (file.mode & kAll) == kAll;
+}
 
 // How the note speaks of the model's base. Others than the caller will read it: what not all may see is not named.
 std::string BaseInNote(const Catalog& catalog, const ModelRecord& model) {
@@ -27,7 +30,7 @@ std::string BaseInNote(const Catalog& catalog, const ModelRecord& model) {
 
 Result<ExportReport> Export(Catalog& catalog, const std::string& name,
                             const std::function<Status(const ModelRecord&, const ModelFile&)>& may_read,
-                            ExportSink& sink, JobControl& job, const std::function<bool(const ModelRecord&)>& may_see) {
+                            ExportSink& sink, JobControl& job) {
   // Files that are open stay readable whatever is removed and pruned: a sink may take as long as it likes, and nothing
   // waits for it.
   std::vector<FileRef> open;

@@ -45,12 +45,10 @@ struct ExportReport {
   uint64_t files = 0, bytes = 0;
 };
 // Beside the files of a compact model it writes what they are (fidelity_note.h).
-// `may_read` (may be null) is asked for each file before the first is decoded, `may_see` (may be null) before a base is
-// named.
+// `may_read` (may be null) is asked for each file before the first is decoded.
 // Errors: NotFound, Corruption, Io, Cancelled, what `may_read` and the sink answer.
 Result<ExportReport> Export(Catalog& catalog, const std::string& name,
                             const std::function<Status(const ModelRecord&, const ModelFile&)>& may_read,
-                            ExportSink& sink, JobControl& job,
-                            const std::function<bool(const ModelRecord&)>& may_see = nullptr);
+                            ExportSink& sink, JobControl& job);
 
 }  // namespace modelstore

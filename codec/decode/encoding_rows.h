@@ -10,8 +10,9 @@ namespace modelstore {
 
 extern const EncodingRow kRawRow, kZstdRow, kSelfRow, kDeltaRow, kCompactRow, kProjectedRow;
 
-// A stored block's checksum.
-inline constexpr uint64_t kStoredBlockExtraBytes = 8;
+// Of an encoding whose blocks decode alone.
+std::vector<InputNeed> NoInputs(const Frame& frame);
+uint64_t CodedAndDecodedBytes(const Frame& frame, const BlockNeed& own, std::span<const SeenNeed> seen);
 
 inline Status BadBlock(uint32_t index, std::string_view what) {
   return Corruption("block " + std::to_string(index) + ": " + std::string(what));

@@ -32,9 +32,10 @@ class InputReader {
   virtual Result<ByteSpan> Borrow(InputRole role, DType dtype, uint64_t begin, uint64_t elems) = 0;
 };
 
-// Memory in bytes. Of a tensor: its largest block as it is held in memory, decoded, and in its coded dtype.
+// Memory in bytes. Of a tensor: its largest block as it is held in memory, decoded, as it is stored at most, and in its
+// coded dtype.
 struct BlockNeed {
-  uint64_t block = 0, prediction = 0;
+  uint64_t block = 0, stored = 0, prediction = 0;
 };
 // Of a tensor that inputs are views of: its largest block, and what decoding one takes.
 struct SeenNeed {

@@ -151,14 +151,8 @@ Status DecodeEntropyCoded(const Frame& frame, uint32_t index, ByteSpan coded, By
   return OkStatus();
 }
 
-std::vector<InputNeed> SelfInputs(const Frame&) { return {}; }
-
 std::vector<InputNeed> DeltaInputs(const Frame& frame) {
   return {{.role = InputRole::kBase, .elems = frame.elems, .dtype = frame.coded_dtype, .is_converted = true}};
-}
-
-uint64_t SelfPeakBytes(const Frame&, const BlockNeed& own, std::span<const SeenNeed>) {
-  return own.block + kStoredBlockExtraBytes + own.block;
 }
 
 // The coded block is held while the bases' blocks are decoded, one after the other, into the prediction; a base's block
@@ -166,7 +160,7 @@ uint64_t SelfPeakBytes(const Frame&, const BlockNeed& own, std::span<const SeenN
 uint64_t DeltaPeakBytes(const Frame&, const BlockNeed& own, std::span<const SeenNeed> seen) {
   uint64_t rest = own.prediction + own.block;
   for (const SeenNeed& base : seen) rest = std::max({rest, own.prediction + base.peak, base.block + own.block});
-  return own.block + kStoredBlockExtraBytes + rest;
+  return own.stored + rest;
 }
 
 }  // namespace
@@ -210,8 +204,8 @@ const EncodingRow kSelfRow = {.encoding = Encoding::kSelf,
                               .serialize = SerializeModel,
                               .decode = DecodeEntropyCoded,
                               .rebuild = nullptr,
-                              .inputs = SelfInputs,
-                              .peak_bytes = SelfPeakBytes};
+                              .inputs = NoInputs,
+                              .peak_bytes = CodedAndDecodedBytes};
 
 const EncodingRow kDeltaRow = {.encoding = Encoding::kDelta,
                                .parse = ParseEntropyCoded,

@@ -29,13 +29,13 @@ Status DecodeZstd(const Frame&, uint32_t index, ByteSpan coded, ByteSpan, Mutabl
   return OkStatus();
 }
 
+}  // namespace
+
 std::vector<InputNeed> NoInputs(const Frame&) { return {}; }
 
-uint64_t CodedAndDecoded(const Frame&, const BlockNeed& own, std::span<const SeenNeed>) {
-  return own.block + kStoredBlockExtraBytes + own.block;
+uint64_t CodedAndDecodedBytes(const Frame&, const BlockNeed& own, std::span<const SeenNeed>) {
+  return own.stored + own.block;
 }
-
-}  // namespace
 
 const EncodingRow kRawRow = {.encoding = Encoding::kRaw,
                              .parse = ParseNothing,
@@ -43,7 +43,7 @@ const EncodingRow kRawRow = {.encoding = Encoding::kRaw,
                              .decode = DecodeRaw,
                              .rebuild = nullptr,
                              .inputs = NoInputs,
-                             .peak_bytes = CodedAndDecoded};
+                             .peak_bytes = CodedAndDecodedBytes};
 
 const EncodingRow kZstdRow = {.encoding = Encoding::kZstd,
                               .parse = ParseNothing,
@@ -51,6 +51,6 @@ const EncodingRow kZstdRow = {.encoding = Encoding::kZstd,
                               .decode = DecodeZstd,
                               .rebuild = nullptr,
                               .inputs = NoInputs,
-                              .peak_bytes = CodedAndDecoded};
+                              .peak_bytes = CodedAndDecodedBytes};
 
 }  // namespace modelstore

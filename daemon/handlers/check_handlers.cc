@@ -73,8 +73,7 @@ Result<std::string> HandleExport(Catalog& catalog, const Request& request) {
     return PermissionDenied("'" + name + "' has files that you may not read: what you may, the mount shows");
   };
   ASSIGN_OR_RETURN(const ExportReport report,
-                   Export(catalog, name, may_read, folder ? *folder : *request.sink, *request.job,
-                          [&](const ModelRecord& model) { return request.caller->MaySee(model); }));
+                   Export(catalog, name, may_read, folder ? *folder : *request.sink, *request.job));
   return JsonText(Json({{"name", name}, {"dir", dir}, {"files", report.files}, {"bytes", report.bytes}}));
 }
 

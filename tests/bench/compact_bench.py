@@ -21,14 +21,13 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from other_python import start_again_or_skip  # noqa: E402
+
 try:
     import numpy as np
 except ImportError as missing:
-    python = os.environ.pop("MODELSTORE_PYTHON", None)
-    if python:  # popped: it is asked once
-        os.execve(python, [python, *sys.argv], os.environ)
-    print(f"skipped: {missing} (MODELSTORE_PYTHON names a python with numpy)")
-    sys.exit(77)
+    start_again_or_skip(missing, "numpy")
 
 import llama_forward
 import processes

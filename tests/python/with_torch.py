@@ -1,8 +1,11 @@
 """Import this first in a test that needs torch and transformers: where they are missing it starts the test again with the
 interpreter that MODELSTORE_PYTHON names, or ends it as skipped (77), saying why.
 """
-import os
+import pathlib
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from other_python import start_again_or_skip  # noqa: E402
 
 try:
     import numpy  # noqa: F401
@@ -10,8 +13,4 @@ try:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 except ImportError as missing:
-    python = os.environ.pop("MODELSTORE_PYTHON", None)
-    if python:  # popped: it is asked once
-        os.execve(python, [python, *sys.argv], os.environ)
-    print(f"skipped: {missing} (MODELSTORE_PYTHON names a python with torch, transformers and safetensors)")
-    sys.exit(77)
+    start_again_or_skip(missing, "torch, transformers and safetensors")

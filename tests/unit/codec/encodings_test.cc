@@ -41,7 +41,7 @@ TEST(Encodings, EachHasTwoRowsThatAgree) {
 }
 
 TEST(Encodings, TheMemoryThatABlockTakesCountsWhatItIsMadeFrom) {
-  const BlockNeed own = {.block = 1000, .prediction = 500};
+  const BlockNeed own = {.block = 1000, .stored = 1008, .prediction = 500};
   const std::array seen = {SeenNeed{.block = 700, .peak = 3000}, SeenNeed{.block = 4000, .peak = 100}};
   for (uint8_t number = 0; const EncodingFacts* const facts = FindEncoding(number); ++number) {
     SCOPED_TRACE(facts->name);
